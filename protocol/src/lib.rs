@@ -7,9 +7,12 @@
     allow(
         clippy::indexing_slicing,
         clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
         reason = "a test may panic"
     )
 )]
 
+pub mod digest;
 pub mod geometry;
+pub mod range_set;
 pub mod zero_map;
