@@ -131,6 +131,33 @@ pub struct DigestTree {
     last_zero: Digest,
 }
 
+/// A complete, aligned subtree of a volume's digest tree: what it spans, and its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subtree {
+    /// The first chunk, a multiple of `2^level`.
+    pub start: ChunkIndex,
+    /// The subtree spans `2^level` chunk indices, cut to the volume's end.
+    pub level: u32,
+    /// Its root.
+    pub digest: Digest,
+}
+
+impl Subtree {
+    /// The chunks that the subtree spans.
+    #[must_use]
+    pub fn chunks(&self, geometry: &Geometry) -> ChunkRange {
+        let end = self
+            .start
+            .0
+            .saturating_add(span(self.level))
+            .min(geometry.chunk_count());
+        ChunkRange {
+            start: self.start,
+            end: ChunkIndex(end),
+        }
+    }
+}
+
 /// The root of a complete subtree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Node {
@@ -198,6 +225,37 @@ impl DigestTree {
             );
         }
         Ok(())
+    }
+
+    /// Adds a complete subtree that another tree of the same volume gave out.
+    ///
+    /// # Errors
+    /// When it is no subtree of this volume, or some of its chunks are known already; the tree is
+    /// then unchanged.
+    pub fn insert_subtree(&mut self, subtree: Subtree) -> Result<(), ChunkRefused> {
+        let chunks = subtree.chunks(&self.geometry);
+        let aligned = subtree.start.0.checked_rem(span(subtree.level)) == Some(0);
+        if !aligned || subtree.level > height(self.geometry.chunk_count()) {
+            return Err(ChunkRefused::Outside(chunks));
+        }
+        self.check_new(chunks)?;
+        self.fold(
+            subtree.start.0,
+            Node {
+                level: subtree.level,
+                digest: subtree.digest,
+            },
+        );
+        Ok(())
+    }
+
+    /// What is known, as the fewest complete subtrees, in volume order.
+    pub fn subtrees(&self) -> impl Iterator<Item = Subtree> + '_ {
+        self.nodes.iter().map(|(start, node)| Subtree {
+            start: ChunkIndex(*start),
+            level: node.level,
+            digest: node.digest,
+        })
     }
 
     /// Whether the digest of the chunk at `index` is known.
@@ -349,6 +407,29 @@ mod tests {
             prop_assert_eq!(tree.node_count(), 1);
         }
 
+        /// What one tree gives out, another takes, and goes on from there.
+        #[test]
+        fn subtrees_carry_what_is_known(count in 1u64..80, known in prop::collection::hash_set(0u64..80, 0..80)) {
+            let geometry = geometry(count * CHUNK);
+            let mut first = DigestTree::new(geometry);
+            for index in known.iter().filter(|index| **index < count) {
+                first.insert(ChunkIndex(*index), leaf(*index)).unwrap();
+            }
+            let mut second = DigestTree::new(geometry);
+            for subtree in first.subtrees() {
+                second.insert_subtree(subtree).unwrap();
+                prop_assert!(second.insert_subtree(subtree).is_err(), "twice");
+            }
+            for index in (0..count).map(ChunkIndex) {
+                prop_assert_eq!(first.contains(index), second.contains(index));
+                if !second.contains(index) {
+                    second.insert(index, leaf(index.0)).unwrap();
+                }
+            }
+            let leaves: Vec<_> = (0..count).map(leaf).collect();
+            prop_assert_eq!(second.volume_digest(), Some(model(&geometry, &leaves)));
+        }
+
         /// A range of zeros equals its zero chunks one by one, the short last chunk included.
         #[test]
         fn zero_ranges_equal_zero_chunks(count in 1u64..200, cut in 0u64..CHUNK, a in 0u64..200, b in 0u64..200) {
@@ -394,6 +475,28 @@ mod tests {
             );
         }
         assert_eq!(tree.node_count(), 1, "a refused chunk leaves no trace");
+    }
+
+    #[test]
+    fn a_subtree_of_another_shape_is_refused() {
+        let mut tree = DigestTree::new(geometry(10 * CHUNK));
+        for (start, level) in [
+            (1, 1),
+            (8, 5),
+            (10, 0),
+            (0, 5),
+            (0, 64),
+            (0, u32::MAX),
+            (16, 4),
+        ] {
+            let subtree = Subtree {
+                start: ChunkIndex(start),
+                level,
+                digest: leaf(0),
+            };
+            assert!(tree.insert_subtree(subtree).is_err(), "{subtree:?}");
+        }
+        assert_eq!(tree.node_count(), 0);
     }
 
     #[test]

@@ -51,6 +51,13 @@ impl ChunkSet {
             .is_some_and(|(_, end)| index.0 < *end)
     }
 
+    /// Whether any of `chunks` is in the set.
+    #[must_use]
+    pub fn intersects(&self, chunks: ChunkRange) -> bool {
+        let before_end = self.ranges.range(..chunks.end.0).next_back();
+        chunks.start < chunks.end && before_end.is_some_and(|(_, end)| chunks.start.0 < *end)
+    }
+
     /// How many chunks are in the set.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -134,6 +141,10 @@ mod tests {
             }
             for (index, is_in) in bitmap.iter().enumerate() {
                 prop_assert_eq!(set.contains(ChunkIndex(index as u64)), *is_in);
+            }
+            for (start, end) in [(0, 96), (3, 3), (10, 20), (63, 64), (5, 6)] {
+                let any = bitmap[start..end].contains(&true);
+                prop_assert_eq!(set.intersects(range(start as u64, end as u64)), any);
             }
             prop_assert_eq!(set.count(), bitmap.iter().filter(|is_in| **is_in).count() as u64);
             let first_gap = bitmap.iter().position(|is_in| !is_in).unwrap() as u64;
