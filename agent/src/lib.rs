@@ -1,1 +1,22 @@
-//! Placeholder.
+//! What both agents share, so that knowing one is knowing both: progress and its clocks, the admin
+//! port, telemetry, and the way an agent ends.
+//!
+//! Nothing here knows a volume or a socket of a session.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod cpu;
+pub mod metrics;
+pub mod options;
+pub mod outcome;
+pub mod progress;
+pub mod run;
+pub mod shutdown;
+pub mod telemetry;
+
+/// Name and version of an agent as told to its peer and written into the receipt.
+#[must_use]
+pub fn agent_name(program: &str) -> String {
+    format!("{program}/{}", env!("CARGO_PKG_VERSION"))
+}
