@@ -1,12 +1,15 @@
 //! What both agents share, so that knowing one is knowing both: progress and its clocks, the admin
 //! port, telemetry, and the way an agent ends.
 //!
-//! Nothing here knows a volume or a socket of a session.
+//! Storage and transport meet here only in one place: [`failure`] turns the errors of both into what
+//! a user is told.
 
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod control;
 pub mod cpu;
+pub mod failure;
 pub mod metrics;
 pub mod options;
 pub mod outcome;

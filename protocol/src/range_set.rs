@@ -58,6 +58,25 @@ impl ChunkSet {
         chunks.start < chunks.end && before_end.is_some_and(|(_, end)| chunks.start.0 < *end)
     }
 
+    /// The end of the range that holds the chunk at `index`; `None` when it is not in the set.
+    #[must_use]
+    pub fn range_end(&self, index: ChunkIndex) -> Option<ChunkIndex> {
+        let (_, end) = self.ranges.range(..=index.0).next_back()?;
+        (index.0 < *end).then_some(ChunkIndex(*end))
+    }
+
+    /// The first chunk at or behind `index` that is in the set.
+    #[must_use]
+    pub fn next_from(&self, index: ChunkIndex) -> Option<ChunkIndex> {
+        if self.contains(index) {
+            return Some(index);
+        }
+        self.ranges
+            .range(index.0..)
+            .next()
+            .map(|(start, _)| ChunkIndex(*start))
+    }
+
     /// How many chunks are in the set.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -140,7 +159,12 @@ mod tests {
                 bitmap[start as usize..(start + len) as usize].fill(true);
             }
             for (index, is_in) in bitmap.iter().enumerate() {
-                prop_assert_eq!(set.contains(ChunkIndex(index as u64)), *is_in);
+                let at = ChunkIndex(index as u64);
+                prop_assert_eq!(set.contains(at), *is_in);
+                let next = bitmap[index..].iter().position(|is_in| *is_in);
+                prop_assert_eq!(set.next_from(at), next.map(|gap| ChunkIndex((index + gap) as u64)));
+                let end = bitmap[index..].iter().position(|is_in| !is_in).unwrap_or(0);
+                prop_assert_eq!(set.range_end(at), is_in.then_some(ChunkIndex((index + end) as u64)));
             }
             for (start, end) in [(0, 96), (3, 3), (10, 20), (63, 64), (5, 6)] {
                 let any = bitmap[start..end].contains(&true);
