@@ -145,6 +145,13 @@ pub(crate) enum Room {
 fn open_device(path: &Path) -> Result<Found, StorageError> {
     let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
     let main = open_existing(path, flags)?;
+    let metadata = main
+        .metadata()
+        .map_err(StorageError::io(Operation::Inspect, path))?;
+    // Such a device opens for writing like any other; only the writes are refused.
+    if sysfs::is_read_only(metadata.rdev()) {
+        return Err(read_only(path, Errno::ROFS.into()));
+    }
     let capacity = current_size(&main).map_err(StorageError::io(Operation::Inspect, path))?;
     Ok(Found::Device { main, capacity })
 }
@@ -161,22 +168,14 @@ fn open_existing(path: &Path, flags: OFlags) -> Result<File, StorageError> {
         by,
     };
     let opened = retry_interrupted(|| Ok(rustix::fs::open(path, flags, Mode::empty())?));
-    opened.map(File::from).map_err(|error| {
-        match Errno::from_io_error(&error) {
+    opened
+        .map(File::from)
+        .map_err(|error| match Errno::from_io_error(&error) {
             Some(Errno::BUSY) => in_use(InUseBy::Holder),
             Some(Errno::TXTBSY) => in_use(InUseBy::Running),
             Some(Errno::ROFS) => read_only(path, error),
-            // A device that is set read-only answers as if the permission were missing.
-            Some(Errno::ACCESS | Errno::PERM) if is_read_only_device(path) => {
-                read_only(path, error)
-            }
             _ => StorageError::io(Operation::Open, path)(error),
-        }
-    })
-}
-
-fn is_read_only_device(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| sysfs::is_read_only(metadata.rdev()))
+        })
 }
 
 /// Checks that a file can be created at `path`.
