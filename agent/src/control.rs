@@ -56,7 +56,10 @@ impl Control {
     /// When the peer has stopped reading, or is gone.
     pub fn send(&self, message: Message) -> Result<(), Failure> {
         self.outbox.try_send(message).map_err(|_full| {
-            Failure::new(FailureCode::Disconnected, "the peer no longer reads its messages")
+            Failure::new(
+                FailureCode::Disconnected,
+                "the peer no longer reads its messages",
+            )
         })
     }
 
@@ -70,7 +73,12 @@ impl Control {
 
     /// Sends what waits, closes this end, and waits for a moment until the peer has closed its own.
     pub async fn close(self) {
-        let Self { outbox, mut inbox, mut writer, reader } = self;
+        let Self {
+            outbox,
+            mut inbox,
+            mut writer,
+            reader,
+        } = self;
         drop(outbox);
         let goodbye = async {
             let _written = (&mut writer).await;
@@ -84,7 +92,10 @@ impl Control {
     }
 }
 
-async fn write_messages<S: AsyncWrite>(mut stream: WriteHalf<S>, mut queue: mpsc::Receiver<Message>) {
+async fn write_messages<S: AsyncWrite>(
+    mut stream: WriteHalf<S>,
+    mut queue: mpsc::Receiver<Message>,
+) {
     while let Some(message) = queue.recv().await {
         let frame = match ControlFrame::encode(&message) {
             Ok(frame) => frame,
@@ -142,13 +153,18 @@ pub async fn read_exact(
 ) -> Result<(), Failure> {
     match stream.read_exact(bytes).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(failure::of_transport(&TransportError::from_io("reading from the peer", error))),
+        Err(error) => Err(failure::of_transport(&TransportError::from_io(
+            "reading from the peer",
+            error,
+        ))),
     }
 }
 
 /// The connection ended where a message should have come.
 fn ended() -> Failure {
-    failure::of_transport(&TransportError::Closed { operation: "waiting for a message" })
+    failure::of_transport(&TransportError::Closed {
+        operation: "waiting for a message",
+    })
 }
 
 #[cfg(test)]
@@ -158,7 +174,10 @@ mod tests {
     #[tokio::test]
     async fn what_was_said_arrives_before_the_end() {
         let (left, right) = tokio::io::duplex(64);
-        let (left, mut right) = (Control::start(left, End::Target), Control::start(right, End::Source));
+        let (left, mut right) = (
+            Control::start(left, End::Target),
+            Control::start(right, End::Source),
+        );
         for _ in 0..QUEUE_LEN {
             left.send(Message::Ping).unwrap();
         }
@@ -178,7 +197,10 @@ mod tests {
             let (mut left, right) = tokio::io::duplex(64);
             let mut control = Control::start(right, End::Source);
             left.write_all(garbage).await.unwrap();
-            assert_eq!(control.receive().await.unwrap_err().code, FailureCode::Protocol);
+            assert_eq!(
+                control.receive().await.unwrap_err().code,
+                FailureCode::Protocol
+            );
         }
     }
 

@@ -204,7 +204,7 @@ mod tests {
     fn every_metric_is_rendered() {
         let progress = Arc::new(Progress::new(End::Source, Uuid::nil()));
         progress.set_volume(4096, 0);
-        progress.data_bytes.add(17);
+        progress.set_moved(17, 0);
         let metrics = Metrics::new(progress, CpuMeter::default());
         metrics.count_rejection("expired");
         metrics.count_failure(&Failure::new(FailureCode::Silent, ""));

@@ -76,10 +76,8 @@ pub struct Progress {
     logical_bytes: AtomicU64,
     durable_bytes: AtomicU64,
     resumed_bytes: AtomicU64,
-    /// Bytes in blocks that hold data, read or written.
-    pub data_bytes: Counter,
-    /// Bytes that are zero and didn't travel.
-    pub zero_bytes: Counter,
+    data_bytes: AtomicU64,
+    zero_bytes: AtomicU64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
@@ -176,8 +174,8 @@ impl Progress {
             logical_bytes: AtomicU64::new(0),
             durable_bytes: AtomicU64::new(0),
             resumed_bytes: AtomicU64::new(0),
-            data_bytes: Counter::default(),
-            zero_bytes: Counter::default(),
+            data_bytes: AtomicU64::new(0),
+            zero_bytes: AtomicU64::new(0),
             wire_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
@@ -207,12 +205,24 @@ impl Progress {
     pub fn set_volume(&self, logical_bytes: u64, resumed_bytes: u64) {
         self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
         self.resumed_bytes.store(resumed_bytes, Ordering::Relaxed);
-        self.set_durable(resumed_bytes);
+        self.durable_bytes.store(resumed_bytes, Ordering::Relaxed);
+        self.sample(resumed_bytes);
+    }
+
+    /// So many bytes of data and of zeros were read or written.
+    pub fn set_moved(&self, data_bytes: u64, zero_bytes: u64) {
+        self.data_bytes.store(data_bytes, Ordering::Relaxed);
+        self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
     }
 
     /// So much is durable at the target.
     pub fn set_durable(&self, durable_bytes: u64) {
-        self.durable_bytes.store(durable_bytes, Ordering::Relaxed);
+        if self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes {
+            self.sample(durable_bytes);
+        }
+    }
+
+    fn sample(&self, durable_bytes: u64) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.push_back((Instant::now(), durable_bytes));
         // The oldest sample that is kept lies just outside the window.
@@ -239,8 +249,8 @@ impl Progress {
             logical_bytes,
             durable_bytes,
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
-            data_bytes: self.data_bytes.sum(),
-            zero_bytes: self.zero_bytes.sum(),
+            data_bytes: self.data_bytes.load(Ordering::Relaxed),
+            zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,

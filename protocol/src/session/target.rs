@@ -209,19 +209,21 @@ impl TargetSession {
     }
 
     /// The volume is ready: greets the source. `ledger` is what is known of an earlier session.
-    pub fn handle_prepared(&mut self, now: Instant, token: SessionToken, ledger: Ledger) {
+    /// Gives the number of data connections that the source may open.
+    pub fn handle_prepared(&mut self, now: Instant, token: SessionToken, ledger: Ledger) -> u16 {
         let Some(hello) = self
             .hello
             .as_ref()
             .filter(|_| self.stage == Stage::Handshake)
         else {
-            return;
+            return 0;
         };
+        let streams = hello.streams.min(self.limits.streams_max);
         let welcome = Welcome {
             epoch: self.epoch,
             token: TokenText::new(token),
             chunk_size: ledger.geometry().chunk_size(),
-            streams: hello.streams.min(self.limits.streams_max),
+            streams,
             durable: ledger.durable().collect(),
             features: FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
@@ -231,6 +233,7 @@ impl TargetSession {
         self.stage = Stage::Transfer;
         self.messages.push_back(Message::Welcome(welcome));
         self.told_at = now;
+        streams
     }
 
     /// A chunk whose digest was checked was written.
