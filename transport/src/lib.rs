@@ -1,7 +1,7 @@
 //! Identity, mutual TLS 1.3 and the connections between the two ends of a clone.
 //!
 //! The participants: a target that listens, a source that dials it to clone, observers that dial it
-//! to read progress. Each has credentials that [`mint`] made for this clone alone, and a connection
+//! to read progress. Each has credentials that [`mint()`] made for this clone alone, and a connection
 //! exists only after both ends have proven their [`PeerName`]s. Host names and addresses prove nothing.
 //!
 //! What holds here:

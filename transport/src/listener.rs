@@ -165,7 +165,7 @@ impl Desk {
                     }
                 }
                 accepted = port.accept() => match accepted {
-                    Ok((stream, address)) => self.receive(stream, address, &mut handshakes),
+                    Ok((stream, address)) => self.receive(stream, canonical(address), &mut handshakes),
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
                         warn!(%error, "cannot accept connections, will try again");
@@ -211,6 +211,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionReset | Interrupted
     )
+}
+
+/// An IPv4 peer of a port on `[::]` under the address by which everybody knows it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Who is told of a peer that didn't make it in.

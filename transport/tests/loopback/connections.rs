@@ -47,7 +47,8 @@ async fn ipv6_works_and_a_name_is_resolved() {
         let dialer = Dialer::new(&target, clone.good(Role::Source));
         let (dialed, accepted) = tokio::join!(dialer.dial(), listener.accept());
         assert_eq!(dialed.unwrap().peer_name().role, Role::Target, "{target}");
-        accepted.unwrap();
+        let accepted_from = accepted.unwrap().peer_address;
+        assert!(accepted_from.ip().is_loopback(), "{accepted_from}");
     }
 }
 
