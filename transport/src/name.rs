@@ -161,7 +161,7 @@ mod tests {
 
         #[test]
         fn what_is_read_is_written_back_to_the_letter(
-            uri in "(spiffe://volferry.io/clone/)?[0-9a-fA-F-]{30,40}/(source|target|observer|.{0,8})",
+            uri in "spiffe://volferry.io/clone/[0-9a-fA-F-]{30,40}/(source|target|observer)",
         ) {
             if let Ok(name) = uri.parse::<PeerName>() {
                 prop_assert_eq!(name.to_string(), uri);

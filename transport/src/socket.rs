@@ -16,10 +16,12 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How many it asks; a dead peer is thus noticed after 30 s of silence.
 const KEEPALIVE_PROBES: u32 = 3;
 /// How long sent bytes may stay unacknowledged (RFC 5482). The same 30 s: it is the other way to
-/// notice a dead peer, while there is something to send, and would otherwise be a quarter of an hour.
+/// notice a dead peer, while there is something to send, and would otherwise be a quarter of an
+/// hour.
 ///
-/// It has a price. Since Linux 5.11 it also ends a connection whose peer is well but keeps its window
-/// shut, so an end that reads nothing for this long, as its disk hangs, loses its connections.
+/// It has a price. Since Linux 5.11 it also ends a connection whose peer is well but keeps its
+/// window shut, so an end that reads nothing for this long, as its disk hangs, loses its
+/// connections.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connections that the kernel completes before we accept them; more are dropped and dialed again.

@@ -175,8 +175,8 @@ fn has_aes() -> bool {
     return false;
 }
 
-// The version is spelled out because cargo unites features: another crate in the same build can turn
-// rustls' TLS 1.2 on, and its "safe defaults" would then include it.
+// The version is spelled out because cargo unites features: another crate in the same build can
+// turn rustls' TLS 1.2 on, and its "safe defaults" would then include it.
 
 fn client_config(
     credentials: &Credentials,

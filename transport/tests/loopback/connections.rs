@@ -1,4 +1,5 @@
-//! Connections that come about: what they keep, and what replacing credentials does to the next one.
+//! Connections that come about: what they keep, and what replacing credentials does to the next
+//! one.
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -62,8 +63,8 @@ async fn an_address_that_is_none_is_told_so() {
     assert!(matches!(error, TransportError::Resolve { .. }), "{error:?}");
 }
 
-/// Nothing that was written before an orderly end is lost, however long the reader takes; and an end
-/// that is not orderly never looks like one.
+/// Nothing that was written before an orderly end is lost, however long the reader takes; and an
+/// end that is not orderly never looks like one.
 #[tokio::test]
 async fn an_end_loses_nothing_and_a_cut_is_no_end() {
     let sent: Vec<u8> = (0..=250).cycle().take(8 << 20).collect();
@@ -166,7 +167,8 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
     assert_eq!(text, "still");
 }
 
-/// A certificate whose key comes a moment later is waited for; one whose key never comes is an error.
+/// A certificate whose key comes a moment later is waited for; one whose key never comes is an
+/// error.
 #[tokio::test]
 async fn credentials_that_do_not_fit_yet_are_looked_at_again() {
     let clone = Clone::new();
