@@ -273,6 +273,18 @@ fn rejection(error: rustls::Error) -> Rejection {
 mod tests {
     use super::*;
 
+    /// A second lock on the door that `with_protocol_versions` shuts: no version without a suite.
+    #[test]
+    fn every_suite_is_of_tls_1_3() {
+        assert!(
+            PROVIDER
+                .cipher_suites
+                .iter()
+                .all(|suite| suite.tls13().is_some())
+        );
+        assert_eq!(PROVIDER.cipher_suites, cipher_suites(has_aes()));
+    }
+
     #[test]
     fn the_cpu_decides_on_the_first_suite() {
         let first = |has_aes| cipher_suites(has_aes)[0].suite();
