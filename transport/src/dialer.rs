@@ -44,7 +44,8 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// A dialer to `target`, written `HOST:PORT`. Nothing is looked up or read before the first dial.
+    /// A dialer to `target`, written `HOST:PORT`. Nothing is looked up or read before the first
+    /// dial.
     pub fn new(target: impl Into<String>, credentials: CredentialsDir) -> Self {
         Self {
             target: target.into(),

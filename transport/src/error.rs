@@ -83,9 +83,9 @@ pub enum TransportError {
 impl TransportError {
     /// The error behind a failed read or write of a stream from this crate.
     ///
-    /// In TLS 1.3 a client ends its handshake before the server has judged its certificate (RFC 8446,
-    /// section 2), so a refusal reaches it as an error of its first read. It comes out of this as the
-    /// [`TransportError::RejectedByPeer`] it is.
+    /// In TLS 1.3 a client ends its handshake before the server has judged its certificate (RFC
+    /// 8446, section 2), so a refusal reaches it as an error of its first read. It comes out of
+    /// this as the [`TransportError::RejectedByPeer`] it is.
     #[must_use]
     pub fn from_io(operation: &'static str, error: io::Error) -> Self {
         match error.downcast::<Self>() {

@@ -6,12 +6,13 @@
 //! ca.crt    the clone's authority, PEM; two of them while credentials are being rotated
 //! ```
 //!
-//! The layout is that of a Kubernetes TLS Secret. Kubernetes replaces a mounted Secret by moving one
-//! symlink, so a reader can see the old certificate and then the new key. [`CredentialsDir::load`]
-//! therefore believes nothing that doesn't fit together, and looks again after a moment.
+//! The layout is that of a Kubernetes TLS Secret. Kubernetes replaces a mounted Secret by moving
+//! one symlink, so a reader can see the old certificate and then the new key.
+//! [`CredentialsDir::load`] therefore believes nothing that doesn't fit together, and looks again
+//! after a moment.
 //!
-//! What is *not* checked here: the mode of `tls.key`, as a mounted Secret is readable by a group as a
-//! rule, and the dates of our certificate, as it is the peer's clock that judges them.
+//! What is *not* checked here: the mode of `tls.key`, as a mounted Secret is readable by a group as
+//! a rule, and the dates of our certificate, as it is the peer's clock that judges them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -188,7 +189,10 @@ pub enum IdentityError {
         source: webpki::Error,
     },
     /// The private key is of a kind that we can't sign with.
-    #[error("the key in {} can't be used; mint the credentials with `volferry identity`", path.display())]
+    #[error(
+        "the key in {} can't be used; mint the credentials with `volferry identity`",
+        path.display()
+    )]
     KeyUnusable {
         /// The key's file.
         path: PathBuf,
@@ -206,7 +210,8 @@ pub enum IdentityError {
     },
     /// Our certificate was signed by another authority than the one we were given to believe.
     #[error(
-        "the certificate in {} was not signed by the authority in {}; store both from the same minting",
+        "the certificate in {} was not signed by the authority in {}; \
+         store both from the same minting",
         certificate.display(), ca.display()
     )]
     NotIssued {

@@ -1,8 +1,9 @@
 //! Identity, mutual TLS 1.3 and the connections between the two ends of a clone.
 //!
 //! The participants: a target that listens, a source that dials it to clone, observers that dial it
-//! to read progress. Each has credentials that [`mint`] made for this clone alone, and a connection
-//! exists only after both ends have proven their [`PeerName`]s. Host names and addresses prove nothing.
+//! to read progress. Each has credentials that [`mint()`] made for this clone alone, and a
+//! connection exists only after both ends have proven their [`PeerName`]s. Host names and addresses
+//! prove nothing.
 //!
 //! What holds here:
 //! - Nobody is let in by default, by address, or by an authority other than the clone's.
@@ -11,7 +12,8 @@
 //! - Everything has a limit: handshakes at once, their time, queues, what a file may hold.
 //!
 //! What doesn't happen here: frames, sessions, retries. They are built on [`Connector`] and
-//! [`Acceptor`], and don't know whether the streams run over TLS or within the process ([`memory`]).
+//! [`Acceptor`], and don't know whether the streams run over TLS or within the process
+//! ([`memory`]).
 
 #![forbid(unsafe_code)]
 

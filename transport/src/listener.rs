@@ -6,8 +6,9 @@
 //! ```
 //!
 //! A permit is held from the moment a connection is accepted until its stream has a place in the
-//! queue, or until its refusal is over. So a peer that dawdles costs one permit for a bounded time and
-//! holds up nobody else, and an owner that doesn't call [`Listener::accept`] stops new handshakes.
+//! queue, or until its refusal is over. So a peer that dawdles costs one permit for a bounded time
+//! and holds up nobody else, and an owner that doesn't call [`Listener::accept`] stops new
+//! handshakes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -64,7 +65,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An open port.
 ///
-/// Dropping it closes the port and ends handshakes under way; [`Listener::close`] also waits for that.
+/// Dropping it closes the port and ends handshakes under way; [`Listener::close`] also waits for
+/// that.
 #[derive(Debug)]
 pub struct Listener {
     local_address: SocketAddr,
@@ -77,8 +79,8 @@ pub struct Listener {
 impl Listener {
     /// Opens a port. Whenever a peer doesn't make it in, `on_refused` is told; it must not block.
     ///
-    /// The credentials are read at once, so that a wrong mount shows at the start, and again for each
-    /// connection.
+    /// The credentials are read at once, so that a wrong mount shows at the start, and again for
+    /// each connection.
     ///
     /// # Errors
     /// When the credentials can't be used or the port can't be had.
@@ -121,7 +123,8 @@ impl Listener {
     /// The next peer that was let in. Dropping the future loses nobody.
     ///
     /// # Errors
-    /// [`TransportError::Closed`] when the listener's task is gone, which takes a panic in `on_refused`.
+    /// [`TransportError::Closed`] when the listener's task is gone, which takes a panic in
+    /// `on_refused`.
     pub async fn accept(&mut self) -> Result<Accepted<SecureStream>, TransportError> {
         self.accepted.recv().await.ok_or(TransportError::Closed {
             operation: "accepting",
@@ -165,7 +168,9 @@ impl Desk {
                     }
                 }
                 accepted = port.accept() => match accepted {
-                    Ok((stream, address)) => self.receive(stream, address, &mut handshakes),
+                    Ok((stream, address)) => {
+                        self.receive(stream, canonical(address), &mut handshakes);
+                    }
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
                         warn!(%error, "cannot accept connections, will try again");
@@ -211,6 +216,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionReset | Interrupted
     )
+}
+
+/// An IPv4 peer of a port on `[::]` under the address by which everybody knows it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Who is told of a peer that didn't make it in.

@@ -204,7 +204,8 @@ pub struct LeafRequest {
 }
 
 impl LeafRequest {
-    /// A leaf for `name`, valid from `now`, less [`CLOCK_SKEW_SLACK`], until `validity` after `now`.
+    /// A leaf for `name`, valid from `now`, less [`CLOCK_SKEW_SLACK`], until `validity` after
+    /// `now`.
     ///
     /// # Errors
     /// When the time ends before that.
@@ -255,7 +256,10 @@ pub enum MintError {
     #[error("the validity ends beyond the dates that a certificate can bear; ask for less")]
     Date,
     /// The directory already holds something.
-    #[error("{} is not empty; name a directory that does not exist, or an empty one", path.display())]
+    #[error(
+        "{} is not empty; name a directory that does not exist, or an empty one",
+        path.display()
+    )]
     NotEmpty {
         /// The directory.
         path: PathBuf,

@@ -1,9 +1,9 @@
 //! Why a connection is refused: two closed tables, one for each side of the refusal.
 //!
-//! A [`Rejection`] is what the side that refuses knows, names and dates included; it goes to its log
-//! and, by its label, to its metrics. The peer learns less, a TLS alert (RFC 8446, section 6.2), which
-//! [`Refusal`] turns into a sentence at that end. A table line holds the class, the metric label, the
-//! sentence and the remedy, so that they can't drift apart.
+//! A [`Rejection`] is what the side that refuses knows, names and dates included; it goes to its
+//! log and, by its label, to its metrics. The peer learns less, a TLS alert (RFC 8446, section
+//! 6.2), which [`Refusal`] turns into a sentence at that end. A table line holds the class, the
+//! metric label, the sentence and the remedy, so that they can't drift apart.
 
 use std::fmt;
 use std::time::Duration;

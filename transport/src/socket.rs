@@ -16,7 +16,12 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How many it asks; a dead peer is thus noticed after 30 s of silence.
 const KEEPALIVE_PROBES: u32 = 3;
 /// How long sent bytes may stay unacknowledged (RFC 5482). The same 30 s: it is the other way to
-/// notice a dead peer, while there is something to send, and would otherwise be a quarter of an hour.
+/// notice a dead peer, while there is something to send, and would otherwise be a quarter of an
+/// hour.
+///
+/// It has a price. Since Linux 5.11 it also ends a connection whose peer is well but keeps its
+/// window shut, so an end that reads nothing for this long, as its disk hangs, loses its
+/// connections.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connections that the kernel completes before we accept them; more are dropped and dialed again.
@@ -52,4 +57,27 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_knows_what_we_asked_for() {
+        let port = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let stream = TcpStream::connect(port.local_addr().unwrap())
+            .await
+            .unwrap();
+        prepare(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
 }

@@ -14,8 +14,8 @@ use crate::tls::{self, Established, TlsStream};
 /// An authenticated and encrypted stream of bytes over TCP.
 ///
 /// Written bytes may wait in a buffer until a flush. Shutting down sends what is left, then
-/// `close_notify` (RFC 8446, section 6.1), then ends the TCP direction; the other direction stays open.
-/// A peer that goes away without `close_notify` shows as an error of kind
+/// `close_notify` (RFC 8446, section 6.1), then ends the TCP direction; the other direction stays
+/// open. A peer that goes away without `close_notify` shows as an error of kind
 /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof), never as an orderly end.
 ///
 /// Errors are read with [`TransportError::from_io`](crate::TransportError::from_io).

@@ -175,8 +175,8 @@ fn has_aes() -> bool {
     return false;
 }
 
-// The version is spelled out because cargo unites features: another crate in the same build can turn
-// rustls' TLS 1.2 on, and its "safe defaults" would then include it.
+// The version is spelled out because cargo unites features: another crate in the same build can
+// turn rustls' TLS 1.2 on, and its "safe defaults" would then include it.
 
 fn client_config(
     credentials: &Credentials,
@@ -272,6 +272,18 @@ fn rejection(error: rustls::Error) -> Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A second lock on the door that `with_protocol_versions` shuts: no version without a suite.
+    #[test]
+    fn every_suite_is_of_tls_1_3() {
+        assert!(
+            PROVIDER
+                .cipher_suites
+                .iter()
+                .all(|suite| suite.tls13().is_some())
+        );
+        assert_eq!(PROVIDER.cipher_suites, cipher_suites(has_aes()));
+    }
 
     #[test]
     fn the_cpu_decides_on_the_first_suite() {

@@ -1,16 +1,16 @@
 //! Decides whether a peer is who it should be, and remembers the decision.
 //!
-//! A certificate is asked four things, in this order, so that the answer which is logged is the most
-//! telling one that the authority vouches for:
+//! A certificate is asked four things, in this order, so that the answer which is logged is the
+//! most telling one that the authority vouches for:
 //!
 //! 1. Who signed it? The clone's authority, directly: intermediates are not looked at.
 //! 2. When? The dates hold now, by this machine's clock.
 //! 3. For whom? Exactly one URI, equal to a name we expect.
 //! 4. For what? Its extended key usage allows this end of a connection, and is not left out.
 //!
-//! The library turns our answer into an alert (RFC 8446, section 6.2), which tells the peer what it may
-//! know: `unknown_ca`, `certificate_expired`, `access_denied`, `unsupported_certificate`. The answer
-//! itself, with names and dates, stays here for [`Judge::verdict`].
+//! The library turns our answer into an alert (RFC 8446, section 6.2), which tells the peer what it
+//! may know: `unknown_ca`, `certificate_expired`, `access_denied`, `unsupported_certificate`. The
+//! answer itself, with names and dates, stays here for [`Judge::verdict`].
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -187,7 +187,8 @@ fn algorithms() -> &'static WebPkiSupportedAlgorithms {
     &PROVIDER.signature_verification_algorithms
 }
 
-// What follows is the same for both traits: the judgement above, and signatures left to the library.
+// What follows is the same for both traits: the judgement above, and signatures left to the
+// library.
 
 impl ServerCertVerifier for Judge {
     fn verify_server_cert(

@@ -1,19 +1,21 @@
-//! Connections that come about: what they keep, and what replacing credentials does to the next one.
+//! Connections that come about: what they keep, and what replacing credentials does to the next
+//! one.
 
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::fs::symlink;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 use volferry_transport::mint::CloneCa;
 use volferry_transport::{
     CredentialsDir, Dialer, IdentityError, ListenLimits, Listener, Refusal, Rejection, Role,
     TransportError,
 };
 
-use crate::support::{Clone, HOUR, Target, dialer, patiently, refused_by, write};
+use crate::support::{Clone, HOUR, Target, dialer, patiently, refusal, write};
 
 #[tokio::test]
 async fn the_target_knows_the_source_from_the_observer() {
@@ -47,7 +49,8 @@ async fn ipv6_works_and_a_name_is_resolved() {
         let dialer = Dialer::new(&target, clone.good(Role::Source));
         let (dialed, accepted) = tokio::join!(dialer.dial(), listener.accept());
         assert_eq!(dialed.unwrap().peer_name().role, Role::Target, "{target}");
-        accepted.unwrap();
+        let accepted_from = accepted.unwrap().peer_address;
+        assert!(accepted_from.ip().is_loopback(), "{accepted_from}");
     }
 }
 
@@ -61,8 +64,8 @@ async fn an_address_that_is_none_is_told_so() {
     assert!(matches!(error, TransportError::Resolve { .. }), "{error:?}");
 }
 
-/// Nothing that was written before an orderly end is lost, however long the reader takes; and an end
-/// that is not orderly never looks like one.
+/// Nothing that was written before an orderly end is lost, however long the reader takes; and an
+/// end that is not orderly never looks like one.
 #[tokio::test]
 async fn an_end_loses_nothing_and_a_cut_is_no_end() {
     let sent: Vec<u8> = (0..=250).cycle().take(8 << 20).collect();
@@ -81,7 +84,7 @@ async fn an_end_loses_nothing_and_a_cut_is_no_end() {
         };
         let read = async {
             let mut stream = target.listener.accept().await.unwrap().stream;
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
             let mut bytes = Vec::new();
             let ended = stream.read_to_end(&mut bytes).await;
             (
@@ -101,11 +104,17 @@ async fn an_end_loses_nothing_and_a_cut_is_no_end() {
 #[tokio::test]
 async fn closing_the_listener_ends_everything_at_once() {
     let clone = Clone::new();
-    let target = Target::new(clone.good(Role::Target)).await;
+    let mut target = Target::new(clone.good(Role::Target)).await;
     let address = target.address();
     let mut dawdler = TcpStream::connect(address).await.unwrap();
-    patiently(target.listener.close()).await;
-    patiently(dawdler.read_u8()).await.unwrap_err();
+    // Accepted after the dawdler, whose handshake is thus under way.
+    target.lets_in(&clone, Role::Source).await;
+    let at_once = Duration::from_secs(5); // half of what a handshake may take
+    timeout(at_once, target.listener.close()).await.unwrap();
+    timeout(at_once, dawdler.read_u8())
+        .await
+        .unwrap()
+        .unwrap_err();
     TcpStream::connect(address).await.unwrap_err();
 }
 
@@ -165,7 +174,8 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
     assert_eq!(text, "still");
 }
 
-/// A certificate whose key comes a moment later is waited for; one whose key never comes is an error.
+/// A certificate whose key comes a moment later is waited for; one whose key never comes is an
+/// error.
 #[tokio::test]
 async fn credentials_that_do_not_fit_yet_are_looked_at_again() {
     let clone = Clone::new();
@@ -179,7 +189,7 @@ async fn credentials_that_do_not_fit_yet_are_looked_at_again() {
         "{error}"
     );
     let catch_up = async {
-        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        sleep(Duration::from_millis(30)).await;
         fs::write(dir.join("tls.key"), &new.key_pem).unwrap();
     };
     let (loaded, ()) = tokio::join!(credentials.load(), catch_up);
@@ -209,13 +219,20 @@ async fn a_target_that_lost_its_credentials_says_so() {
     target.lets_in(&clone, Role::Source).await;
 }
 
-/// The refusal reaches a peer that is busy sending, and does not get lost in a TCP reset.
+/// A refused peer that is still sending gets to its alert, and is not cut off before by a TCP reset.
 #[tokio::test]
 async fn a_refusal_reaches_a_peer_that_is_sending() {
     let clone = Clone::new();
-    let target = Target::new(clone.good(Role::Target)).await;
+    let mut target = Target::new(clone.good(Role::Target)).await;
+    let dialer = dialer(target.address(), clone.good(Role::Target));
+    let mut stream = dialer.dial().await.unwrap();
     for _ in 0..20 {
-        let refusal = refused_by(target.address(), clone.good(Role::Target)).await;
-        assert_eq!(refusal, Refusal::AccessDenied);
+        stream.write_all(&[7; 4096]).await.unwrap();
+        stream.flush().await.unwrap();
+        sleep(Duration::from_millis(10)).await;
     }
+    let error = TransportError::from_io("reading", stream.read_u8().await.unwrap_err());
+    assert_eq!(refusal(error), Refusal::AccessDenied);
+    target.refused().await;
+    target.lets_in(&clone, Role::Source).await;
 }

@@ -1,4 +1,5 @@
-//! The source refuses whom it dialed. Each story is checked at both ends where the other end is ours.
+//! The source refuses whom it dialed. Each story is checked at both ends where the other end is
+//! ours.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

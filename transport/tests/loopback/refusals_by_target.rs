@@ -3,12 +3,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType,
+};
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
-use volferry_transport::mint::{CloneCa, Usage};
+use volferry_transport::mint::{CloneCa, Leaf, Usage};
 use volferry_transport::rejection::UnusableName;
 use volferry_transport::{
     ALPN, CredentialsDir, ListenLimits, PeerName, Refusal, Rejection, Role, TransportError,
@@ -55,6 +58,57 @@ async fn a_certificate_from_the_authority_of_another_clone() {
     let stranger = CloneCa::new(Uuid::new_v4(), SystemTime::now(), HOUR).unwrap();
     let ends = both_ends(&clone, clone.strange(Role::Source, &stranger)).await;
     assert_eq!(ends, (Rejection::UnknownAuthority, Refusal::UnknownCa));
+}
+
+/// What a certificate says is worth telling only when the authority vouches for it.
+#[tokio::test]
+async fn a_stranger_who_gives_a_wrong_name_is_a_stranger() {
+    let clone = Clone::new();
+    let stranger = CloneCa::new(clone.id, SystemTime::now(), HOUR).unwrap();
+    let mut request = clone.request(Role::Source);
+    request.uris = vec!["https://example.com/".to_owned()];
+    let leaf = stranger.issue(&request).unwrap();
+    let mut target = Target::new(clone.good(Role::Target)).await;
+    let config = foreign_client(&[&TLS13], Some(&leaf), &[ALPN]);
+    let alert = foreign_dial(target.address(), config).await;
+    assert_eq!(alert, Error::AlertReceived(AlertDescription::UnknownCA));
+    assert_eq!(target.rejection().await, Rejection::UnknownAuthority);
+    target.lets_in(&clone, Role::Source).await;
+}
+
+/// An end of the clone makes itself an authority and vouches for a second source.
+#[tokio::test]
+async fn a_certificate_that_another_end_signed() {
+    let clone = Clone::new();
+    let middle = clone.ca.issue(&clone.request(Role::Observer)).unwrap();
+    let mut leaf = sign_with(&middle, &clone.request(Role::Source).uris[0]);
+    // The chain is shown whole, so that it would be found by whoever looks for one.
+    leaf.certificate_pem += &middle.certificate_pem;
+    let mut target = Target::new(clone.good(Role::Target)).await;
+    let config = foreign_client(&[&TLS13], Some(&leaf), &[ALPN]);
+    let alert = foreign_dial(target.address(), config).await;
+    assert_eq!(alert, Error::AlertReceived(AlertDescription::UnknownCA));
+    assert_eq!(target.rejection().await, Rejection::UnknownAuthority);
+    target.lets_in(&clone, Role::Source).await;
+}
+
+/// A leaf for `uri` signed by the holder of `issuer`, which is no authority.
+fn sign_with(issuer: &Leaf, uri: &str) -> Leaf {
+    let mut issuer_params = CertificateParams::default();
+    issuer_params.distinguished_name = DistinguishedName::new();
+    issuer_params
+        .distinguished_name
+        .push(DnType::CommonName, "volferry");
+    let issuer = Issuer::new(issuer_params, KeyPair::from_pem(&issuer.key_pem).unwrap());
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    Leaf {
+        certificate_pem: certificate.pem(),
+        key_pem: key.serialize_pem(),
+    }
 }
 
 /// The target knows both names. A dialing end takes its clone from its own certificate, so it finds

@@ -275,9 +275,9 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn der(leaf: &Leaf) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-    let certificate = CertificateDer::from_pem_slice(leaf.certificate_pem.as_bytes()).unwrap();
+    let chain = CertificateDer::pem_slice_iter(leaf.certificate_pem.as_bytes());
     (
-        vec![certificate],
+        chain.collect::<Result<_, _>>().unwrap(),
         PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).unwrap(),
     )
 }
