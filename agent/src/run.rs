@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::options::AgentOptions;
 use crate::outcome::{self, Outcome};
 use crate::progress::{End, Progress};
-use crate::shutdown::{Shutdown, shutdown};
+use crate::shutdown::{Shutdown, shutdown, signalled};
 use crate::telemetry;
 
 /// What an agent's work is given by whoever runs it.
@@ -141,9 +141,14 @@ where
                 None => std::future::pending().await,
             }
         };
+        let ask_to_end = async {
+            signalled().await;
+            trigger.request();
+            std::future::pending().await
+        };
         tokio::select! {
             outcome = work(context) => outcome,
-            () = trigger.request_on_signal() => unreachable!("a signal only asks"),
+            outcome = ask_to_end => outcome,
             outcome = serve_admin => outcome,
         }
     });

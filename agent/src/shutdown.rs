@@ -32,25 +32,21 @@ impl ShutdownTrigger {
     pub fn request(&self) {
         self.requested.send_replace(true);
     }
+}
 
-    /// Asks for an end when the process gets SIGTERM or SIGINT. The future ends at the first one;
-    /// the default action of a signal stays off, so a second one is ignored: an agent in its last
-    /// flush is not torn from it.
-    pub async fn request_on_signal(self) {
-        let mut terminate = match signal(SignalKind::terminate()) {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "SIGTERM can't be caught: it will end the agent at once");
-                return std::future::pending().await;
-            }
-        };
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
-            _ = tokio::signal::ctrl_c() => tracing::info!("SIGINT: ending"),
+/// Waits for SIGTERM or SIGINT. From the first call on their default action stays off, so that a
+/// second signal is ignored: an agent in its last flush is not torn from it.
+pub async fn signalled() {
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM can't be caught: it will end the agent at once");
+            return std::future::pending().await;
         }
-        self.request();
-        // The trigger must outlive the request: a dropped one would wake the others as well.
-        std::future::pending().await
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("SIGINT: ending"),
     }
 }
 

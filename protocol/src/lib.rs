@@ -30,6 +30,7 @@ pub mod digest;
 pub mod failure;
 pub mod frame;
 pub mod geometry;
+pub mod manifest;
 pub mod message;
 pub mod range_set;
 pub mod receipt;

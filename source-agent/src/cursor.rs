@@ -79,6 +79,8 @@ impl Cursor {
             Some(data) if !data.is_empty() => self.geometry.chunk_at(data.start()),
             _ => self.geometry.chunks().end,
         };
+        // The device or file may be larger than the volume.
+        let end = end.min(self.geometry.chunks().end);
         Ok(end.max(at))
     }
 }

@@ -25,6 +25,7 @@ use volferry_transport::{Connector, TransportError};
 use crate::SourceConfig;
 use crate::cursor::Cursor;
 use crate::data::{DataConnection, Sent};
+use crate::manifest::ManifestFile;
 use crate::readers::Readers;
 
 /// Chunks on their way to the owner's books; a few for each connection.
@@ -68,6 +69,7 @@ where
         failed_sender,
         read_failed,
         pool: None,
+        manifest: None,
     };
     session.run().await
 }
@@ -90,6 +92,8 @@ struct Session<'a, C> {
     failed_sender: mpsc::Sender<StorageError>,
     read_failed: mpsc::Receiver<StorageError>,
     pool: Option<BufferPool>,
+    /// From the welcome on, where one was asked for.
+    manifest: Option<ManifestFile>,
 }
 
 /// Whatever can happen to a session.
@@ -158,6 +162,13 @@ impl<C: Connector + 'static> Session<'_, C> {
                 data_len,
             }) => {
                 self.machine.handle_chunk(index, digest, data_len);
+                let recorded = self
+                    .manifest
+                    .as_mut()
+                    .map(|manifest| manifest.record(index, digest));
+                if let Some(Err(failure)) = recorded {
+                    self.machine.fail(failure);
+                }
             }
             Event::Sent(Sent::Zero(chunks)) => self.machine.handle_zero(chunks),
             Event::ConnectionEnded(Ok(wire_bytes)) => self.connection_drained(wire_bytes),
@@ -175,7 +186,9 @@ impl<C: Connector + 'static> Session<'_, C> {
         if !self.connections.is_empty() {
             return;
         }
-        if let Err(failure) = check_unchanged(&*self.source, &self.generation) {
+        let complete = self.manifest.take().map_or(Ok(()), ManifestFile::finish);
+        let complete = complete.and_then(|()| check_unchanged(&*self.source, &self.generation));
+        if let Err(failure) = complete {
             self.machine.fail(failure);
             return;
         }
@@ -219,6 +232,9 @@ impl<C: Connector + 'static> Session<'_, C> {
         let chunk_size = transfer.geometry.chunk_size().bytes() as usize;
         let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
+        if let Some(path) = &self.config.manifest {
+            self.manifest = Some(ManifestFile::create(path, &transfer.geometry)?);
+        }
         let volume_size = transfer.geometry.volume_size();
         self.context
             .progress

@@ -26,7 +26,9 @@ use volferry_transport::{Connector, TransportError};
 
 mod cursor;
 mod data;
+pub mod digest;
 mod driver;
+pub mod manifest;
 mod readers;
 
 /// How a source agent does its work.
@@ -46,6 +48,8 @@ pub struct SourceConfig {
     pub direct: bool,
     /// How long the target may take to appear.
     pub connect_timeout: Duration,
+    /// Where to write the digest of every chunk.
+    pub manifest: Option<PathBuf>,
 }
 
 impl SourceConfig {
@@ -64,6 +68,7 @@ impl SourceConfig {
             memory_bytes: 64 << 20,
             direct: true,
             connect_timeout: Duration::from_secs(60),
+            manifest: None,
         }
     }
 }
@@ -115,7 +120,7 @@ where
     };
     let mut shutdown = context.shutdown.clone();
     let stream = tokio::select! {
-        stream = dial_until(&*connector, config.connect_timeout) => stream?,
+        stream = dial_until(&*connector, context, config.connect_timeout) => stream?,
         () = shutdown.requested() => return Err(cancelled()),
     };
     context.admin.set_ready(true);
@@ -126,7 +131,11 @@ where
 }
 
 /// Dials the target until it answers: the two agents start in no order.
-async fn dial_until<C: Connector>(connector: &C, timeout: Duration) -> Result<C::Stream, Failure> {
+async fn dial_until<C: Connector>(
+    connector: &C,
+    context: &Context,
+    timeout: Duration,
+) -> Result<C::Stream, Failure> {
     const PAUSE_MIN: Duration = Duration::from_millis(50);
     const PAUSE_MAX: Duration = Duration::from_secs(2);
     let begun = Instant::now();
@@ -142,6 +151,9 @@ async fn dial_until<C: Connector>(connector: &C, timeout: Duration) -> Result<C:
                 | TransportError::Resolve { .. }
                 | TransportError::Timeout { .. }
         );
+        if matches!(error, TransportError::Rejected { .. }) {
+            context.metrics.count_rejection(error.label());
+        }
         if !is_absent || begun.elapsed() + pause > timeout {
             return Err(failure::of_transport(&error));
         }

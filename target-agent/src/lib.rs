@@ -4,22 +4,24 @@
 //! N data connections (tasks) → queue → writers (OS threads: hash, compare, write) → flusher → owner
 //! ```
 //!
-//! [`run`] claims the volume before anybody may connect, then serves one clone: the greeter sorts
+//! [`open`] claims the volume before anybody may connect, [`serve`] receives one clone: the greeter sorts
 //! what comes in, and the session's owner (`driver`) alone talks to the state machine of the
 //! protocol. The order is write, flush, acknowledge. No buffer, no receive: the pool of buffers is
 //! the memory bound and the back-pressure.
 
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use volferry_agent::failure;
+use volferry_agent::metrics::Metrics;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::Failure;
 use volferry_storage::{TargetOptions, TargetVolume};
-use volferry_transport::Acceptor;
+use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportError};
 
 use crate::driver::SessionEnd;
 use crate::greeter::{Greeted, Greeter, Purpose};
@@ -61,18 +63,6 @@ impl TargetConfig {
     }
 }
 
-/// Receives one clone from whoever `acceptor` lets in.
-///
-/// # Errors
-/// Whatever ends the clone, at either end.
-pub async fn run<A>(config: TargetConfig, context: Context, acceptor: A) -> Outcome
-where
-    A: Acceptor + 'static,
-{
-    let volume = open(&config)?;
-    serve(&config, context, volume, acceptor).await
-}
-
 /// Claims the volume, before anybody may connect.
 ///
 /// # Errors
@@ -80,6 +70,30 @@ where
 pub fn open(config: &TargetConfig) -> Result<TargetVolume, Failure> {
     TargetVolume::open(&config.volume, config.options)
         .map_err(|error| failure::of_storage(End::Target, &error))
+}
+
+/// Opens the port for the source agent of the clone that the credentials are for. Who is turned
+/// away is logged and counted.
+///
+/// # Errors
+/// When the credentials can't be used, or the port can't be had.
+pub async fn listen(
+    address: SocketAddr,
+    credentials: CredentialsDir,
+    metrics: &Metrics,
+) -> Result<Listener, Failure> {
+    let metrics = metrics.clone();
+    let on_refused = move |peer_address: SocketAddr, error: TransportError| {
+        tracing::warn!(%peer_address, reason = error.label(), "a peer was turned away: {error}");
+        metrics.count_rejection(error.label());
+    };
+    let limits = ListenLimits {
+        roles: vec![Role::Source],
+        ..ListenLimits::default()
+    };
+    Listener::bind(address, credentials, limits, on_refused)
+        .await
+        .map_err(|error| failure::of_transport(&error))
 }
 
 /// Receives one clone into `volume`, which [`open`] claimed.
