@@ -47,7 +47,7 @@ async fn ipv6_works_and_a_name_is_resolved() {
         format!("127.0.0.1:{port}"),
     ] {
         let dialer = Dialer::new(&target, clone.good(Role::Source));
-        let (dialed, accepted) = tokio::join!(dialer.dial(), listener.accept());
+        let (dialed, accepted) = tokio::join!(dialer.dial(), patiently(listener.accept()));
         assert_eq!(dialed.unwrap().peer_name().role, Role::Target, "{target}");
         let accepted_from = accepted.unwrap().peer_address;
         assert!(accepted_from.ip().is_loopback(), "{accepted_from}");
@@ -151,7 +151,7 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
     put(&source_dir, Role::Source, &clone.ca, "..1");
     let mut target = Target::new(target_credentials).await;
     let dialer = dialer(target.address(), source_credentials.clone());
-    let (dialed, accepted) = tokio::join!(dialer.dial(), target.listener.accept());
+    let (dialed, accepted) = tokio::join!(dialer.dial(), patiently(target.listener.accept()));
     let (mut dialed, mut accepted) = (dialed.unwrap(), accepted.unwrap().stream);
 
     let next_ca = CloneCa::new(clone.id, SystemTime::now(), HOUR).unwrap();
@@ -162,7 +162,7 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
         matches!(&error, TransportError::Rejected { rejection: found, .. } if *found == rejection)
     );
     put(&source_dir, Role::Source, &next_ca, "..2");
-    let (again, accepted_again) = tokio::join!(dialer.dial(), target.listener.accept());
+    let (again, accepted_again) = tokio::join!(dialer.dial(), patiently(target.listener.accept()));
     again.unwrap();
     accepted_again.unwrap();
 
@@ -170,7 +170,7 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
     dialed.write_all(b"still").await.unwrap();
     dialed.shutdown().await.unwrap();
     let mut text = String::new();
-    accepted.read_to_string(&mut text).await.unwrap();
+    patiently(accepted.read_to_string(&mut text)).await.unwrap();
     assert_eq!(text, "still");
 }
 
