@@ -201,10 +201,14 @@ impl Handle {
             true => self.main.sync_all(),
             false => self.main.sync_data(),
         };
-        retry_interrupted(flush).map_err(|error| {
-            self.lost_writes.store(true, Ordering::Release);
-            StorageError::io(Operation::Flush, &self.path)(error)
-        })
+        retry_interrupted(flush)
+            .inspect_err(|_| self.lose_writes())
+            .map_err(StorageError::io(Operation::Flush, &self.path))
+    }
+
+    /// Lets every later flush fail.
+    pub(crate) fn lose_writes(&self) {
+        self.lost_writes.store(true, Ordering::Release);
     }
 
     /// The piece to transfer next: what is aligned goes directly, what is not goes through the page
@@ -323,4 +327,37 @@ fn alignment(file: &File) -> Option<Alignment> {
         unit: u64::from(offset).max(PAGE).next_power_of_two(),
         memory: usize::try_from(memory).ok()?.next_power_of_two(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle() -> Handle {
+        let main = tempfile::tempfile().unwrap();
+        Handle::new("file".into(), main, OFlags::RDWR, true)
+    }
+
+    #[test]
+    fn a_refused_direct_write_goes_buffered_and_stays_so() {
+        let mut handle = handle();
+        let Some(direct) = &mut handle.direct else {
+            return; // tests of real filesystems say where there is no direct I/O
+        };
+        direct.alignment = Alignment { unit: 1, memory: 1 }; // more than the kernel allows
+        handle.write_at(1, b"odd").unwrap();
+        assert!(!handle.is_direct());
+        let mut read = [0; 4];
+        handle.read_at(0, &mut read, 4).unwrap();
+        assert_eq!(&read, b"\0odd");
+    }
+
+    #[test]
+    fn no_flush_succeeds_after_one_failed() {
+        let handle = handle();
+        handle.flush(true).unwrap();
+        handle.lose_writes();
+        let refused = handle.flush(false).unwrap_err();
+        assert!(matches!(refused, StorageError::WritesLost { .. }));
+    }
 }

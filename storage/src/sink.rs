@@ -67,7 +67,7 @@ impl Sink for VolumeSink {
             .unwrap_or_else(PoisonError::into_inner);
         self.handle.flush(unflushed_parent.is_some())?;
         if let Some(parent) = unflushed_parent.as_deref() {
-            flush_directory(parent)?;
+            flush_directory(parent).inspect_err(|_| self.handle.lose_writes())?;
         }
         *unflushed_parent = None;
         Ok(())

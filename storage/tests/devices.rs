@@ -10,6 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -366,8 +368,16 @@ impl Mount {
 }
 
 impl Drop for Mount {
+    /// A program that another test is just starting holds all open files until it runs, and the
+    /// mount is busy for that moment. It must go before its directory is removed with what is in it.
     fn drop(&mut self) {
-        run("umount", &[], self.0.path());
+        for _ in 0..100 {
+            if run("umount", &[], self.0.path()).is_some() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        run("umount", &["--lazy"], self.0.path());
     }
 }
 

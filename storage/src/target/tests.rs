@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -130,7 +132,13 @@ fn a_target_belongs_to_one_agent_at_a_time() {
     assert_eq!(by, InUseBy::Lock);
     open_source(&path, &SourceOptions::default()).expect("a reader is not disturbed");
     drop(sink);
-    TargetVolume::open(&path, OVERWRITE).unwrap();
+    // A program that another test is just starting holds the lock too, until it runs.
+    let is_free = || TargetVolume::open(&path, OVERWRITE).is_ok();
+    let is_free_soon = (0..100).any(|_| {
+        thread::sleep(Duration::from_millis(10));
+        is_free()
+    });
+    assert!(is_free_soon, "the lock goes with the sink");
 }
 
 #[test]
@@ -161,6 +169,8 @@ fn space_that_is_not_there_is_refused_at_once_and_leaves_no_file() {
     };
     let refused = prepare(&path, preallocate, 8 << 40).unwrap_err(); // 8 TiB
     assert!(refused.is_no_space(), "{refused}");
+    let before_taking_any = matches!(refused, StorageError::NotEnoughSpace { .. });
+    assert!(before_taking_any, "{refused}");
     assert!(!path.exists());
     assert!(prepare(&path, options(), u64::MAX).is_err());
     assert!(!path.exists());
@@ -342,6 +352,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Does the steps to a sink and to a vector, and compares what both hold.
 fn check_against_model(sink: &dyn Sink, mut model: Vec<u8>, steps: &[Step]) {
     let pool = BufferPool::new(1 << 20, 128 << 10).unwrap();
+    let writes_direct = sink.writes_direct();
     for step in steps {
         let place = step.start..step.start + step.len;
         match step.fill {
@@ -364,6 +375,11 @@ fn check_against_model(sink: &dyn Sink, mut model: Vec<u8>, steps: &[Step]) {
     sink.flush().unwrap();
     sink.read_at(0, &mut read).unwrap();
     assert!(read == model, "after the flush");
+    assert_eq!(
+        sink.writes_direct(),
+        writes_direct,
+        "no direct transfer was refused, so all were aligned"
+    );
 }
 
 proptest! {
