@@ -94,7 +94,7 @@ fn compare(manifest: &Manifest, found: Found, differing: &mut ChunkSet) {
 }
 
 fn describe(geometry: &Geometry, differing: &ChunkSet) -> String {
-    let mut text = format!("; {} chunks differ:", differing.count());
+    let mut text = format!("; chunks that differ: {}", differing.count());
     for chunks in differing.ranges().take(LISTED_MAX) {
         text.push_str(&format!(
             "\n  chunks {chunks} (bytes {})",

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::name::PeerName;
+use crate::read_ahead::ReadAhead;
 use crate::tls::{self, Established, TlsStream};
 
 /// An authenticated and encrypted stream of bytes over TCP.
@@ -22,7 +23,7 @@ use crate::tls::{self, Established, TlsStream};
 #[derive(Debug)]
 pub struct SecureStream {
     // On the heap, as the state of a TLS connection is big and this is moved about.
-    inner: Box<TlsStream<TcpStream>>,
+    inner: Box<TlsStream<ReadAhead<TcpStream>>>,
     peer_name: PeerName,
     peer_address: SocketAddr,
 }

@@ -25,6 +25,7 @@ pub(crate) use tokio_rustls::TlsStream;
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
+use crate::read_ahead::ReadAhead;
 use crate::rejection::{Refusal, Rejection};
 
 pub(crate) use judge::verify_issuer;
@@ -36,8 +37,12 @@ mod judge;
 /// The protocol both ends must offer (RFC 7301, section 3.1).
 pub const ALPN: &[u8] = b"volferry/1";
 
+/// Bytes that may wait, encrypted, for one write to the socket: sixteen records, so that the system
+/// call doesn't count, and few enough to stay in a processor's second-level cache.
+const WRITE_BUFFER_LEN: usize = 256 << 10;
+
 /// A TLS stream and who is at its other end.
-pub(crate) type Established<S> = (TlsStream<S>, PeerName);
+pub(crate) type Established<S> = (TlsStream<ReadAhead<S>>, PeerName);
 
 /// Shakes hands as the dialing end with whoever plays `expected` in our clone.
 ///
@@ -55,7 +60,7 @@ pub(crate) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
     // TLS wants a server name. Of an address none is sent, and ours are not compared with it.
     let server_name = ServerName::from(address.ip());
     let stream = TlsConnector::from(Arc::new(config))
-        .connect(server_name, stream)
+        .connect(server_name, ReadAhead::new(stream))
         .await;
     conclude(stream.map(Into::into), address, &judge)
 }
@@ -73,12 +78,15 @@ pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     let config = server_config(credentials, Arc::clone(&judge))
         .map_err(|error| (rejected(address, rejection(error)), None))?;
     match TlsAcceptor::from(Arc::new(config))
-        .accept(stream)
+        .accept(ReadAhead::new(stream))
         .into_fallible()
         .await
     {
         Ok(stream) => conclude(Ok(stream.into()), address, &judge).map_err(|error| (error, None)),
-        Err((error, stream)) => Err((handshake_error(error, address, &judge), Some(stream))),
+        Err((error, stream)) => Err((
+            handshake_error(error, address, &judge),
+            Some(stream.into_inner()),
+        )),
     }
 }
 
@@ -209,11 +217,15 @@ fn server_config(
 
 /// The last word on a handshake that the library is done with.
 fn conclude<S>(
-    stream: io::Result<TlsStream<S>>,
+    stream: io::Result<TlsStream<ReadAhead<S>>>,
     address: SocketAddr,
     judge: &Judge,
 ) -> Result<Established<S>, TransportError> {
-    let stream = stream.map_err(|error| handshake_error(error, address, judge))?;
+    let mut stream = stream.map_err(|error| handshake_error(error, address, judge))?;
+    match &mut stream {
+        TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER_LEN)),
+        TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER_LEN)),
+    }
     // rustls lets a peer through that says nothing at all about protocols.
     if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
         return Err(rejected(address, Rejection::NoCommonProtocol));
