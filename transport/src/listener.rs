@@ -41,12 +41,12 @@ pub struct ListenLimits {
 }
 
 impl Default for ListenLimits {
-    /// The source and the observer; 32 handshakes, which is more than the connections of a session,
-    /// and bounds what strangers can make us spend; ten seconds, as the dialing end waits as long.
+    /// The source and the observer; 128 handshakes, which is more than the connections of a session
+    /// (they are dialed at once), and bounds what strangers can make us spend; ten seconds, as the dialing end waits as long.
     fn default() -> Self {
         Self {
             roles: vec![Role::Source, Role::Observer],
-            handshakes_max: 32,
+            handshakes_max: 128,
             handshake_timeout: Duration::from_secs(10),
         }
     }

@@ -71,7 +71,7 @@ pub struct TargetSession {
     actions: VecDeque<TargetAction>,
     started_at: Instant,
     heard_at: Instant,
-    /// When the oldest unflushed write was taken in.
+    /// When the oldest unflushed change was made; making the volume ready counts as one.
     unflushed_since: Option<Instant>,
     told: Watermark,
     told_at: Instant,
@@ -233,6 +233,7 @@ impl TargetSession {
         self.stage = Stage::Transfer;
         self.messages.push_back(Message::Welcome(welcome));
         self.told_at = now;
+        self.unflushed_since = Some(now);
         streams
     }
 
@@ -304,7 +305,8 @@ impl TargetSession {
         let (Some(ledger), Some(finish)) = (&self.ledger, &self.finish) else {
             return;
         };
-        if self.stage != Stage::Verify || !ledger.is_durable() || ledger.is_flushing() {
+        let is_flushed = self.unflushed_since.is_none() && !ledger.is_flushing();
+        if self.stage != Stage::Verify || !ledger.is_durable() || !is_flushed {
             return;
         }
         if ledger.volume_digest() == Some(finish.digest) {
