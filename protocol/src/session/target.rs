@@ -291,6 +291,9 @@ impl TargetSession {
 
     /// Decides what follows from the state: flush, tell, compare.
     fn settle(&mut self, now: Instant) {
+        if self.stage == Stage::Done {
+            return;
+        }
         if self.flush_at().is_some_and(|flush_at| flush_at <= now) {
             if let Some(ledger) = &mut self.ledger {
                 ledger.begin_flush();
