@@ -310,7 +310,7 @@ impl TargetSession {
         if self.stage != Stage::Verify || !ledger.is_durable() || ledger.is_flushing() {
             return;
         }
-        if ledger.volume_digest() == Some(finish.digest) {
+        if self.is_proven() {
             self.actions.push_back(TargetAction::Seal);
         } else {
             let text = format!(
@@ -348,15 +348,23 @@ impl TargetSession {
         self.messages.push_back(Message::Watermark(watermark));
     }
 
+    /// Whether all is durable, and its digest is the one that the source computed. The ledger has
+    /// a digest only when all is durable.
+    fn is_proven(&self) -> bool {
+        let own = self.ledger.as_ref().and_then(Ledger::volume_digest);
+        let read = self.finish.as_ref().map(|finish| finish.digest);
+        own.is_some() && own == read
+    }
+
     /// Writes the receipt, for which [`TargetAction::Seal`] asked, and sends it.
-    /// `unix_seconds` is the time of day.
+    /// `unix_seconds` is the time of day. Does nothing before the clone is proven.
     pub fn seal(&mut self, now: Instant, unix_seconds: u64, target: AgentStats) {
+        if self.stage != Stage::Verify || !self.is_proven() {
+            return;
+        }
         let (Some(ledger), Some(finish)) = (&self.ledger, self.finish.take()) else {
             return;
         };
-        if self.stage != Stage::Verify {
-            return;
-        }
         let geometry = ledger.geometry();
         let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
         let receipt = Receipt {
