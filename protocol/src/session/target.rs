@@ -258,10 +258,12 @@ impl TargetSession {
     ) {
         // Chunks are as good a sign of life as messages.
         self.heard_at = now;
-        let Some(ledger) = self.ledger.as_mut().filter(|_| self.stage != Stage::Done) else {
+        let Some(ledger) = &mut self.ledger else {
             return;
         };
         if let Err(error) = take(ledger) {
+            // The bytes are on the volume by now, over what the ledger believes to be there.
+            self.ledger = None;
             self.fail_protocol(format!("the source sent {error}"));
             return;
         }
