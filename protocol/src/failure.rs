@@ -158,16 +158,16 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Bytes of the particulars that are kept: a peer's words are shown, but not endlessly.
+    /// Bytes of the particulars that are kept: they may quote a peer, whose words are shown, but not
+    /// endlessly, and fit a message whatever they are.
     pub const TEXT_LEN_MAX: usize = 4096;
 
     /// A failure of `code` with its particulars.
     #[must_use]
     pub fn new(code: FailureCode, text: impl Into<String>) -> Self {
-        Self {
-            code,
-            text: text.into(),
-        }
+        let mut text = text.into();
+        text.truncate(text.floor_char_boundary(Self::TEXT_LEN_MAX));
+        Self { code, text }
     }
 
     /// A failure that the peer told: its words are cut, freed of control characters (they land on
@@ -177,10 +177,7 @@ impl Failure {
         let words = told.text.chars().filter(|char| !char.is_control());
         let mut text = format!("the {peer} agent says: ");
         text.extend(words.take(Self::TEXT_LEN_MAX));
-        Self {
-            code: told.code,
-            text,
-        }
+        Self::new(told.code, text)
     }
 }
 
@@ -220,6 +217,12 @@ mod tests {
         );
         let shown = Failure::told_by("target", &told);
         assert!(!shown.text.contains('\x1b'));
-        assert!(shown.text.len() < 5000);
+        assert!(shown.text.len() <= Failure::TEXT_LEN_MAX);
+    }
+
+    #[test]
+    fn particulars_end_between_two_characters() {
+        let failure = Failure::new(FailureCode::Internal, "\u{20ac}".repeat(2000));
+        assert_eq!(failure.text.len(), 4095);
     }
 }

@@ -84,7 +84,8 @@ impl Preamble {
         let number = reader.u16()?;
         let token = SessionToken(reader.array()?);
         match kind {
-            1 => Ok(Self::Control),
+            1 if number == 0 && token.0 == [0; 32] => Ok(Self::Control),
+            1 => Err(FrameError::Reserved),
             2 => Ok(Self::Data { number, token }),
             other => Err(FrameError::Kind(other)),
         }
@@ -176,18 +177,18 @@ pub enum DataFrame {
 impl DataFrame {
     /// Bytes of a header.
     pub const HEADER_LEN: usize = 56;
+    const NO_DIGEST: Digest = Digest([0; 32]);
 
     /// Appends the wire form of the header.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        const NO_DIGEST: Digest = Digest([0; 32]);
         let (kind, payload_len, first, count, digest) = match *self {
             Self::Chunk {
                 index,
                 digest,
                 payload_len,
             } => (1, payload_len, index.0, 0, digest),
-            Self::Zero { chunks } => (2, 0, chunks.start.0, chunks.count(), NO_DIGEST),
-            Self::End { frames } => (3, 0, 0, frames, NO_DIGEST),
+            Self::Zero { chunks } => (2, 0, chunks.start.0, chunks.count(), Self::NO_DIGEST),
+            Self::End { frames } => (3, 0, 0, frames, Self::NO_DIGEST),
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(payload_len.to_be_bytes());
@@ -209,7 +210,14 @@ impl DataFrame {
         let first = reader.u64()?;
         let count = reader.u64()?;
         let digest = Digest(reader.array()?);
-        if reserved != [0; 3] {
+        // One frame, one form: what a kind has no use for is zero.
+        let is_unused_zero = match kind {
+            1 => count == 0,
+            2 => payload_len == 0 && digest == Self::NO_DIGEST,
+            3 => payload_len == 0 && first == 0 && digest == Self::NO_DIGEST,
+            other => return Err(FrameError::Kind(other)),
+        };
+        if reserved != [0; 3] || !is_unused_zero {
             return Err(FrameError::Reserved);
         }
         match kind {
@@ -243,8 +251,7 @@ impl DataFrame {
                 }
                 Ok(Self::Zero { chunks })
             }
-            3 => Ok(Self::End { frames: count }),
-            other => Err(FrameError::Kind(other)),
+            _ => Ok(Self::End { frames: count }),
         }
     }
 }

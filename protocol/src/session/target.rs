@@ -259,10 +259,12 @@ impl TargetSession {
     ) {
         // Chunks are as good a sign of life as messages.
         self.heard_at = now;
-        let Some(ledger) = self.ledger.as_mut().filter(|_| self.stage != Stage::Done) else {
+        let Some(ledger) = &mut self.ledger else {
             return;
         };
         if let Err(error) = take(ledger) {
+            // The bytes are on the volume by now, over what the ledger believes to be there.
+            self.ledger = None;
             self.fail_protocol(format!("the source sent {error}"));
             return;
         }
@@ -292,6 +294,9 @@ impl TargetSession {
 
     /// Decides what follows from the state: flush, tell, compare.
     fn settle(&mut self, now: Instant) {
+        if self.stage == Stage::Done {
+            return;
+        }
         if self.flush_at().is_some_and(|flush_at| flush_at <= now) {
             if let Some(ledger) = &mut self.ledger {
                 ledger.begin_flush();
@@ -309,7 +314,7 @@ impl TargetSession {
         if self.stage != Stage::Verify || !ledger.is_durable() || !is_flushed {
             return;
         }
-        if ledger.volume_digest() == Some(finish.digest) {
+        if self.is_proven() {
             self.actions.push_back(TargetAction::Seal);
         } else {
             let text = format!(
@@ -347,15 +352,23 @@ impl TargetSession {
         self.messages.push_back(Message::Watermark(watermark));
     }
 
+    /// Whether all is durable, and its digest is the one that the source computed. The ledger has
+    /// a digest only when all is durable.
+    fn is_proven(&self) -> bool {
+        let own = self.ledger.as_ref().and_then(Ledger::volume_digest);
+        let read = self.finish.as_ref().map(|finish| finish.digest);
+        own.is_some() && own == read
+    }
+
     /// Writes the receipt, for which [`TargetAction::Seal`] asked, and sends it.
-    /// `unix_seconds` is the time of day.
+    /// `unix_seconds` is the time of day. Does nothing before the clone is proven.
     pub fn seal(&mut self, now: Instant, unix_seconds: u64, target: AgentStats) {
+        if self.stage != Stage::Verify || !self.is_proven() {
+            return;
+        }
         let (Some(ledger), Some(finish)) = (&self.ledger, self.finish.take()) else {
             return;
         };
-        if self.stage != Stage::Verify {
-            return;
-        }
         let geometry = ledger.geometry();
         let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
         let receipt = Receipt {

@@ -324,6 +324,10 @@ fn a_source_that_misbehaves_is_refused() {
         pair.failed_with(),
         (FailureCode::Protocol, FailureCode::Protocol)
     );
+    assert!(
+        pair.target.into_ledger().is_none(),
+        "what was there is overwritten"
+    );
 }
 
 #[test]

@@ -1,0 +1,508 @@
+//! The bytes that never change, spelled out field by field.
+//!
+//! Agents of different versions meet, and receipts outlive releases: whatever this file pins, every
+//! later version has to write and read alike. A change here is a new version of the protocol
+//! (another ALPN) or of the receipt, never an edit.
+
+use std::fmt::Debug;
+
+use uuid::Uuid;
+use volferry_protocol::digest::{Digest, Subtree};
+use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
+use volferry_protocol::frame::{
+    ALPN, ControlFrame, DataFrame, FrameError, Preamble, SessionToken, decode_zero_map,
+};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, ChunkSize, Geometry};
+use volferry_protocol::message::{Finish, Hello, Message, Sent, TokenText, Watermark, Welcome};
+use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
+use volferry_protocol::zero_map::ZeroMap;
+
+const TOKEN: SessionToken = SessionToken([0xa7; 32]);
+const DIGEST: Digest = Digest([0xd1; 32]);
+
+#[test]
+fn the_version_is_named_by_alpn() {
+    assert_eq!(ALPN, b"volferry/1");
+}
+
+#[test]
+fn preamble_bytes_never_change() {
+    let control = bytes(&[
+        b"VFRY",  // magic
+        &[1],     // version
+        &[1],     // control
+        &[0, 0],  // no number
+        &[0; 32], // no token
+    ]);
+    let data = bytes(&[
+        b"VFRY",       // magic
+        &[1],          // version
+        &[2],          // data
+        &[0x01, 0x02], // connection 258
+        &[0xa7; 32],   // session token
+    ]);
+    check_preamble(Preamble::Control, &control);
+    check_preamble(
+        Preamble::Data {
+            number: 258,
+            token: TOKEN,
+        },
+        &data,
+    );
+}
+
+#[test]
+fn a_preamble_of_another_kind_is_refused() {
+    let check = |at: usize, byte: u8, error: FrameError| {
+        let mut bytes = Preamble::Control.encode();
+        bytes[at] = byte;
+        assert_eq!(Preamble::decode(bytes[..].try_into().unwrap()), Err(error));
+    };
+    check(0, b'v', FrameError::Magic(*b"vFRY"));
+    check(4, 2, FrameError::Version(2));
+    check(5, 3, FrameError::Kind(3));
+    check(7, 1, FrameError::Reserved);
+    check(39, 1, FrameError::Reserved);
+}
+
+#[test]
+fn chunk_header_bytes_never_change() {
+    let chunk = DataFrame::Chunk {
+        index: ChunkIndex(0x0102),
+        digest: DIGEST,
+        payload_len: 0x3000,
+    };
+    let header = bytes(&[
+        &[1],                      // chunk
+        &[0, 0, 0],                // reserved
+        &[0, 0, 0x30, 0],          // payload of 12 KiB
+        &[0, 0, 0, 0, 0, 0, 1, 2], // chunk 258
+        &[0; 8],                   // no count
+        &[0xd1; 32],               // chunk digest
+    ]);
+    check_header(chunk, &header);
+}
+
+#[test]
+fn zero_header_bytes_never_change() {
+    let chunks = ChunkRange {
+        start: ChunkIndex(0x0102),
+        end: ChunkIndex(0x0202),
+    };
+    let header = bytes(&[
+        &[2],                      // zero
+        &[0, 0, 0],                // reserved
+        &[0; 4],                   // no payload
+        &[0, 0, 0, 0, 0, 0, 1, 2], // from chunk 258
+        &[0, 0, 0, 0, 0, 0, 1, 0], // 256 chunks
+        &[0; 32],                  // no digest
+    ]);
+    check_header(DataFrame::Zero { chunks }, &header);
+}
+
+#[test]
+fn end_header_bytes_never_change() {
+    let header = bytes(&[
+        &[3],                         // end
+        &[0, 0, 0],                   // reserved
+        &[0; 4],                      // no payload
+        &[0; 8],                      // no chunk
+        &[0, 0, 0, 0, 0, 1, 0, 0xff], // after 65791 frames
+        &[0; 32],                     // no digest
+    ]);
+    check_header(DataFrame::End { frames: 65791 }, &header);
+}
+
+/// What a kind of frame has no use for is zero: a frame has one form only.
+#[test]
+fn a_header_with_bytes_where_none_belong_is_refused() {
+    let check = |frame: DataFrame, unused: &[usize]| {
+        for at in unused {
+            let mut header = encoded(frame);
+            header[*at] = 1;
+            assert_eq!(
+                decode_header(&header),
+                Err(FrameError::Reserved),
+                "{frame:?} byte {at}"
+            );
+        }
+    };
+    let chunks = ChunkRange::one(ChunkIndex(1));
+    check(
+        DataFrame::Chunk {
+            index: ChunkIndex(1),
+            digest: DIGEST,
+            payload_len: 1,
+        },
+        &[1, 3, 16, 23],
+    );
+    check(DataFrame::Zero { chunks }, &[1, 3, 4, 7, 24, 55]);
+    check(DataFrame::End { frames: 1 }, &[1, 3, 4, 7, 8, 15, 24, 55]);
+}
+
+#[test]
+fn a_header_for_another_volume_is_refused() {
+    let past = ChunkIndex(geometry().chunk_count());
+    let check = |frame: DataFrame, error: FrameError| {
+        assert_eq!(decode_header(&encoded(frame)), Err(error));
+    };
+    let outside = FrameError::Outside(ChunkRange::one(past));
+    check(
+        DataFrame::Chunk {
+            index: past,
+            digest: DIGEST,
+            payload_len: 1,
+        },
+        outside,
+    );
+    check(
+        DataFrame::Zero {
+            chunks: ChunkRange::one(past),
+        },
+        outside,
+    );
+    let none = ChunkRange {
+        start: ChunkIndex(1),
+        end: ChunkIndex(1),
+    };
+    check(DataFrame::Zero { chunks: none }, FrameError::Outside(none));
+    for payload_len in [0, 65537] {
+        let index = ChunkIndex(0);
+        let error = FrameError::PayloadLen {
+            index,
+            payload_len,
+            chunk_len: 65536,
+        };
+        check(
+            DataFrame::Chunk {
+                index,
+                digest: DIGEST,
+                payload_len,
+            },
+            error,
+        );
+    }
+    let mut header = encoded(DataFrame::End { frames: 0 });
+    header[0] = 4;
+    assert_eq!(decode_header(&header), Err(FrameError::Kind(4)));
+}
+
+#[test]
+fn zero_map_bytes_never_change() {
+    // Blocks 1 and 9 to 15 of the chunk hold data, the others are zero.
+    let mut chunk = vec![0; 65536];
+    chunk[4096] = 1;
+    chunk[9 * 4096..].fill(1);
+    let wire = [
+        0b1111_1101, // blocks 7 to 0
+        0b0000_0001, // blocks 15 to 8
+    ];
+    let map = ZeroMap::scan(&chunk);
+    let mut encoded = Vec::new();
+    map.encode(&mut encoded);
+    assert_eq!(encoded, wire);
+    assert_eq!(
+        decode_zero_map(&wire, ChunkIndex(0), 65536, 8 * 4096),
+        Ok(map)
+    );
+    let refused = FrameError::ZeroMap {
+        index: ChunkIndex(0),
+    };
+    assert_eq!(
+        decode_zero_map(&wire, ChunkIndex(0), 65536, 4096),
+        Err(refused)
+    );
+}
+
+#[test]
+fn control_frame_bytes_never_change() {
+    let frame = bytes(&[
+        &[0, 0, 0, 15],        // length
+        br#"{"type":"ping"}"#, // message
+    ]);
+    assert_eq!(ControlFrame::encode(&Message::Ping), Ok(frame));
+    assert_eq!(ControlFrame::message_len([0, 0x10, 0, 0]), Ok(1 << 20));
+    let too_long = Err(FrameError::MessageTooLong(0x0010_0001));
+    assert_eq!(ControlFrame::message_len([0, 0x10, 0, 1]), too_long);
+}
+
+#[test]
+fn messages_never_change() {
+    check_message(&Message::Hello(hello()), include_str!("golden/hello.json"));
+    check_message(
+        &Message::Welcome(welcome()),
+        include_str!("golden/welcome.json"),
+    );
+    check_message(&Message::Ping, include_str!("golden/ping.json"));
+    check_message(
+        &Message::Watermark(watermark()),
+        include_str!("golden/watermark.json"),
+    );
+    check_message(
+        &Message::Finish(finish()),
+        include_str!("golden/finish.json"),
+    );
+    check_message(
+        &Message::Receipt(Box::new(receipt())),
+        include_str!("golden/receipt.json"),
+    );
+    check_message(
+        &Message::Error(failure()),
+        include_str!("golden/error.json"),
+    );
+}
+
+/// An older peer says less: what it leaves out is empty.
+#[test]
+fn missing_optional_fields_are_empty() {
+    let older = Message::Hello(Hello {
+        features: vec![],
+        required_features: vec![],
+        agent: String::new(),
+        ..hello()
+    });
+    check_reads(include_str!("golden/hello-least.json"), &older);
+    let older = Message::Welcome(Welcome {
+        durable: vec![],
+        features: vec![],
+        agent: String::new(),
+        ..welcome()
+    });
+    check_reads(include_str!("golden/welcome-least.json"), &older);
+}
+
+/// A newer peer says more: what this version doesn't know it ignores, at every depth.
+#[test]
+fn unknown_fields_are_ignored() {
+    check_reads(
+        include_str!("golden/hello-newer.json"),
+        &Message::Hello(hello()),
+    );
+    check_reads(
+        include_str!("golden/finish-newer.json"),
+        &Message::Finish(finish()),
+    );
+}
+
+#[test]
+fn what_is_no_message_is_refused() {
+    for json in [
+        "",
+        "{}",
+        "[]",
+        r#"{"type":"farewell"}"#,                // a type of the future
+        r#"{"type":"watermark","watermark":1}"#, // a field is missing
+        r#"{"type":"watermark","watermark":-1,"durable_bytes":0}"#,
+        r#"{"type":"ping"}{"type":"ping"}"#, // two in one frame
+    ] {
+        assert_eq!(
+            ControlFrame::decode(json.as_bytes()),
+            Err(FrameError::Message),
+            "{json}"
+        );
+    }
+    let odd_chunks = include_str!("golden/hello.json").replace("65536", "65535");
+    assert_eq!(
+        ControlFrame::decode(odd_chunks.as_bytes()),
+        Err(FrameError::Message)
+    );
+}
+
+#[test]
+fn a_failure_of_the_future_is_a_failure() {
+    let told = Message::Error(Failure::new(FailureCode::Other, "the sun did it"));
+    check_reads(
+        r#"{"type":"error","code":"solar_flare","text":"the sun did it"}"#,
+        &told,
+    );
+}
+
+#[test]
+fn the_session_token_is_never_shown() {
+    let shown = |value: &dyn Debug| {
+        let text = format!("{value:?} {value:#?}");
+        assert!(!text.contains("a7") && !text.contains("167"), "{text}");
+    };
+    shown(&TOKEN);
+    shown(&Preamble::Data {
+        number: 1,
+        token: TOKEN,
+    });
+    shown(&TokenText::new(TOKEN));
+    shown(&Message::Welcome(welcome()));
+}
+
+/// Scripts, dashboards and peers of other versions compare these words.
+#[test]
+fn failure_codes_never_change() {
+    let table: Vec<_> = FailureCode::ALL
+        .iter()
+        .map(|code| {
+            let retry = if code.is_retryable() { " retry" } else { "" };
+            format!(
+                "{} {} {}{retry}",
+                code.class().exit_code(),
+                code.class(),
+                code.label()
+            )
+        })
+        .collect();
+    let pinned: Vec<_> = include_str!("golden/failure-codes.txt").lines().collect();
+    assert_eq!(table, pinned);
+    let classes = FailureClass::ALL.map(FailureClass::label);
+    let used = |label: &&str| {
+        table
+            .iter()
+            .any(|line| line.split(' ').nth(1) == Some(label))
+    };
+    assert!(
+        classes.iter().all(used),
+        "every exit code has a failure code"
+    );
+}
+
+/// A stored receipt is read by every later version.
+#[test]
+fn receipt_v1_never_changes() {
+    let stored = include_str!("golden/receipt-v1.json");
+    assert_eq!(serde_json::from_str::<Receipt>(stored).unwrap(), receipt());
+    assert_eq!(
+        serde_json::to_string_pretty(&receipt()).unwrap(),
+        stored.trim_end()
+    );
+    let newer = stored.replacen('{', r#"{ "fidelity": { "acls": "kept" },"#, 1);
+    assert_eq!(serde_json::from_str::<Receipt>(&newer).unwrap(), receipt());
+}
+
+fn bytes(fields: &[&[u8]]) -> Vec<u8> {
+    fields.concat()
+}
+
+/// A volume of 1000 chunks and a bit.
+fn geometry() -> Geometry {
+    Geometry::new(1000 * 65536 + 1, ChunkSize::MIN).unwrap()
+}
+
+fn encoded(frame: DataFrame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes);
+    bytes
+}
+
+fn decode_header(bytes: &[u8]) -> Result<DataFrame, FrameError> {
+    DataFrame::decode(bytes.try_into().unwrap(), &geometry())
+}
+
+fn check_preamble(preamble: Preamble, wire: &[u8]) {
+    assert_eq!(preamble.encode(), wire);
+    assert_eq!(Preamble::decode(wire.try_into().unwrap()), Ok(preamble));
+}
+
+fn check_header(frame: DataFrame, wire: &[u8]) {
+    assert_eq!(encoded(frame), wire);
+    assert_eq!(decode_header(wire), Ok(frame));
+}
+
+fn check_message(message: &Message, json: &str) {
+    let json = json.trim_end();
+    let frame = ControlFrame::encode(message).unwrap();
+    let (header, body) = frame.split_at(ControlFrame::HEADER_LEN);
+    assert_eq!(str::from_utf8(body).unwrap(), json);
+    assert_eq!(
+        ControlFrame::message_len(header.try_into().unwrap()),
+        Ok(json.len())
+    );
+    check_reads(json, message);
+}
+
+fn check_reads(json: &str, message: &Message) {
+    assert_eq!(
+        ControlFrame::decode(json.as_bytes()).as_ref(),
+        Ok(message),
+        "{json}"
+    );
+}
+
+fn hello() -> Hello {
+    Hello {
+        clone_id: Uuid::from_u128(0x01234567_89ab_4def_8123_456789abcdef),
+        attempt: 3,
+        volume_size: 1 << 40,
+        chunk_size: ChunkSize::MIN,
+        streams: 4,
+        generation: "8:1 1099511627776".into(),
+        features: vec!["tree".into()],
+        required_features: vec!["tree".into()],
+        agent: "volferry-source 0.1.0".into(),
+    }
+}
+
+fn welcome() -> Welcome {
+    Welcome {
+        epoch: 2,
+        token: TokenText::new(TOKEN),
+        chunk_size: ChunkSize::MIN,
+        streams: 2,
+        durable: vec![Subtree {
+            start: ChunkIndex(8),
+            level: 3,
+            digest: DIGEST,
+        }],
+        features: vec!["tree".into()],
+        agent: "volferry-target 0.1.0".into(),
+    }
+}
+
+fn watermark() -> Watermark {
+    Watermark {
+        watermark: ChunkIndex(16),
+        durable_bytes: 1 << 20,
+    }
+}
+
+fn finish() -> Finish {
+    Finish {
+        digest: DIGEST,
+        sent: Sent {
+            data_bytes: 4096,
+            zero_bytes: 8192,
+            wire_bytes: 5000,
+        },
+        source: stats("volferry-source 0.1.0"),
+    }
+}
+
+fn failure() -> Failure {
+    Failure::new(
+        FailureCode::TargetTooSmall,
+        "the target volume holds 1 byte",
+    )
+}
+
+fn receipt() -> Receipt {
+    Receipt {
+        receipt_version: Receipt::VERSION,
+        clone_id: hello().clone_id,
+        digest: DIGEST,
+        chunk_size: ChunkSize::DEFAULT,
+        verified: Verified::Digest,
+        logical_bytes: 12288,
+        data_bytes: 4096,
+        zero_bytes: 8192,
+        wire_bytes: 5000,
+        resumed_bytes: 1024,
+        seconds: 0.5,
+        bytes_per_second: 24576.0,
+        finished_unix_seconds: 1_800_000_000,
+        source: stats("volferry-source 0.1.0"),
+        target: stats("volferry-target 0.1.0"),
+    }
+}
+
+fn stats(agent: &str) -> AgentStats {
+    AgentStats {
+        agent: agent.into(),
+        cpu_seconds: 0.25,
+        peak_memory_bytes: 1 << 25,
+    }
+}
