@@ -54,11 +54,13 @@ impl Agents {
     /// Starts a target agent on loopback, and waits until it listens.
     #[must_use]
     pub fn start_target(&self, volume: &Path, arguments: &[&str]) -> Agent {
-        let command = programs::command(programs::TARGET);
-        let mut target = self.launch(Role::Target, command, |command| {
-            command.args(["--listen", "127.0.0.1:0"]).args(arguments);
-            command.arg("--volume").arg(volume);
-        });
+        self.start_target_as(&self.identity.good(Role::Target), volume, arguments)
+    }
+
+    /// The same with other credentials.
+    #[must_use]
+    pub fn start_target_as(&self, identity: &Path, volume: &Path, arguments: &[&str]) -> Agent {
+        let mut target = self.launch_target(identity, volume, arguments);
         target.wait_until_it_listens();
         target
     }
@@ -66,41 +68,56 @@ impl Agents {
     /// Runs a target agent that ends before it listens.
     #[must_use]
     pub fn run_target(&self, volume: &Path, arguments: &[&str]) -> Ended {
+        let identity = self.identity.good(Role::Target);
+        self.launch_target(&identity, volume, arguments).end()
+    }
+
+    fn launch_target(&self, identity: &Path, volume: &Path, arguments: &[&str]) -> Agent {
         let command = programs::command(programs::TARGET);
-        let target = self.launch(Role::Target, command, |command| {
+        self.launch(Role::Target, identity, command, |command| {
             command.args(["--listen", "127.0.0.1:0"]).args(arguments);
             command.arg("--volume").arg(volume);
-        });
-        target.end()
+        })
     }
 
     /// Starts a source agent that dials `address`.
     #[must_use]
     pub fn start_source(&self, address: SocketAddr, volume: &Path, arguments: &[&str]) -> Agent {
+        let identity = self.identity.good(Role::Source);
+        self.start_source_as(&identity, address, volume, arguments)
+    }
+
+    /// The same with other credentials.
+    #[must_use]
+    pub fn start_source_as(
+        &self,
+        identity: &Path,
+        address: SocketAddr,
+        volume: &Path,
+        arguments: &[&str],
+    ) -> Agent {
         let command = programs::command(programs::SOURCE);
-        self.launch(Role::Source, command, |command| {
+        self.launch(Role::Source, identity, command, |command| {
             command.arg("--target").arg(address.to_string());
             command.arg("--volume").arg(volume).args(arguments);
         })
     }
 
-    /// Starts the agent of `role` by `command`, which `configure` completes: here come only the
-    /// good credentials, the place of the receipt, and a free admin port.
+    /// Starts the agent of `role` by `command`, which `configure` completes: from here come only
+    /// the credentials, the place of the receipt, and a free admin port.
     #[must_use]
     pub fn launch(
         &self,
         role: Role,
+        identity: &Path,
         mut command: Command,
         configure: impl FnOnce(&mut Command),
     ) -> Agent {
-        command.arg("--identity").arg(self.identity.good(role));
+        command.arg("--identity").arg(identity);
         command.arg("--receipt").arg(self.receipt_path(role));
         command.args(["--admin-listen", "127.0.0.1:0"]);
         configure(&mut command);
-        Agent {
-            running: Running::start(&mut command),
-            address: None,
-        }
+        Agent::started(Running::start(&mut command))
     }
 }
 
@@ -113,6 +130,15 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// An agent that was just started.
+    #[must_use]
+    pub const fn started(running: Running) -> Self {
+        Self {
+            running,
+            address: None,
+        }
+    }
+
     /// Waits until a target listens for its source.
     pub fn wait_until_it_listens(&mut self) {
         self.address = Some(self.logged_address("listening for the source agent"));

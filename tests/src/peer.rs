@@ -1,12 +1,13 @@
 //! Peers that speak the protocol by hand, with good credentials and bad intentions.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -67,15 +68,24 @@ impl Peer {
         }
     }
 
-    /// Shakes hands as a client that shows no certificate; what it is told.
+    /// Shakes hands as a client that believes any server and shows `credentials`, or no
+    /// certificate; gives what it is told.
     #[must_use]
-    pub fn dial_without_certificate(&self, address: SocketAddr) -> String {
-        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+    pub fn refused(&self, address: SocketAddr, credentials: Option<&Path>) -> String {
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Gullible))
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(Arc::new(Gullible));
+        let mut config = match credentials {
+            None => config.with_no_client_auth(),
+            Some(directory) => {
+                let certificate = CertificateDer::from_pem_file(directory.join("tls.crt"));
+                let key = PrivateKeyDer::from_pem_file(directory.join("tls.key"));
+                let chain = vec![certificate.unwrap()];
+                config.with_client_auth_cert(chain, key.unwrap()).unwrap()
+            }
+        };
         config.alpn_protocols = vec![volferry_transport::ALPN.to_vec()];
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let refused = async {
