@@ -47,12 +47,18 @@ fn both_ends_hold_one_receipt_and_it_is_true() {
         let printed = volferry([&"digest".into(), volume, &"--json".into()]).succeeded();
         assert_eq!(printed.json()["digest"], receipt["digest"]);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let finished = receipt["finished_unix_seconds"].as_u64().unwrap();
     assert!(finished <= now && now - finished < 3600, "{finished}");
     let seconds = receipt["seconds"].as_f64().unwrap();
     let rate = receipt["bytes_per_second"].as_f64().unwrap();
-    assert!((rate * seconds - size as f64).abs() < 1.0, "{rate} {seconds}");
+    assert!(
+        (rate * seconds - size as f64).abs() < 1.0,
+        "{rate} {seconds}"
+    );
     for (role, ended) in [("source", &source), ("target", &target)] {
         let stats = &receipt[role];
         let version = env!("CARGO_PKG_VERSION");
@@ -150,13 +156,19 @@ fn the_admin_port_tells_of_a_clone_under_way() {
         let report = progress(admin);
         assert_eq!(report["end"], role);
         assert_eq!(report["stage"], "transfer");
-        assert_eq!(report["clone_id"], held.agents.identity.clone_id.to_string());
+        assert_eq!(
+            report["clone_id"],
+            held.agents.identity.clone_id.to_string()
+        );
         assert_eq!(report["logical_bytes"], HeldClone::SIZE);
         let durable = report["durable_bytes"].as_u64().unwrap();
         // Both handshakes' worth of chunks may have passed beside the gate.
         assert!(durable <= HeldClone::PASSED + 4 * MIB, "{report}");
 
-        assert_eq!(metric(admin, "volferry_logical_bytes"), HeldClone::SIZE as f64);
+        assert_eq!(
+            metric(admin, "volferry_logical_bytes"),
+            HeldClone::SIZE as f64
+        );
         assert!(metric(admin, "volferry_peak_memory_bytes") > 0.0);
         let (_, metrics) = get(admin, "/metrics");
         for name in [
@@ -171,7 +183,10 @@ fn the_admin_port_tells_of_a_clone_under_way() {
             "volferry_peer_wait_seconds_total",
         ] {
             let described = format!("# TYPE {name} ");
-            assert!(metrics.contains(&described), "{name} is missing:\n{metrics}");
+            assert!(
+                metrics.contains(&described),
+                "{name} is missing:\n{metrics}"
+            );
         }
     }
     // What passed the gate is soon durable, and the source hears of it.
@@ -190,7 +205,9 @@ fn an_admin_port_that_is_taken_is_a_matter_of_usage() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let agents = Agents::default();
     let mut command = programs::command(programs::TARGET);
-    command.arg("--identity").arg(agents.identity.good(Role::Target));
+    command
+        .arg("--identity")
+        .arg(agents.identity.good(Role::Target));
     command.arg("--volume").arg(agents.path("target"));
     command.args(["--listen", "127.0.0.1:0", "--admin-listen"]);
     let ended = programs::run(command.arg(taken.local_addr().unwrap().to_string()));
@@ -257,7 +274,12 @@ fn keys_come_from_files_only() {
         let help = programs::run(programs::command(program).arg("--help")).succeeded();
         let variables = help.stdout.matches("[env: VOLFERRY_").count();
         assert!(variables > 8, "{}", help.stdout);
-        for word in ["VOLFERRY_KEY", "VOLFERRY_CERT", "VOLFERRY_CA", "VOLFERRY_TLS"] {
+        for word in [
+            "VOLFERRY_KEY",
+            "VOLFERRY_CERT",
+            "VOLFERRY_CA",
+            "VOLFERRY_TLS",
+        ] {
             assert!(!help.stdout.contains(word), "{program} reads {word}");
         }
     }

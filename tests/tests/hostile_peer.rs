@@ -61,7 +61,9 @@ impl AgainstTarget {
 }
 
 fn data() -> Vec<u8> {
-    (0..MIB).map(|at| u8::try_from(at % 251).unwrap() | 1).collect()
+    (0..MIB)
+        .map(|at| u8::try_from(at % 251).unwrap() | 1)
+        .collect()
 }
 
 /// The proof that the sources here are otherwise honest: this one is, and gets its receipt.
@@ -110,7 +112,11 @@ fn a_digest_of_another_volume_is_not_receipted() {
     let mut finish = peer::finish(&[&data; 4]);
     finish.digest.0[31] ^= 1;
     ends.source.control.say(&Message::Finish(finish));
-    ends.fails(FailureCode::Integrity, "the chunks that arrived make another", SIZE);
+    ends.fails(
+        FailureCode::Integrity,
+        "the chunks that arrived make another",
+        SIZE,
+    );
 }
 
 /// Whatever lies in a header, nothing of it is written.
@@ -276,13 +282,20 @@ fn a_second_source_is_told_that_the_target_is_busy() {
     let mut ends = AgainstTarget::new();
     let volume = ends.agents.path("source");
     volume::create(&volume, SIZE, 1);
-    let second = ends.agents.start_source(ends.target.address(), &volume, &[]);
-    second.end().failed(5, &["this target serves another session"]);
+    let second = ends
+        .agents
+        .start_source(ends.target.address(), &volume, &[]);
+    second
+        .end()
+        .failed(5, &["this target serves another session"]);
     let failure = &ends.agents.receipt(Role::Source)["failure"];
     assert_eq!(failure["code"], "busy");
     assert_eq!(failure["retryable"], true);
     let admin = ends.target.admin();
-    assert_eq!(metric(admin, "volferry_rejections_total{reason=\"busy\"}"), 1.0);
+    assert_eq!(
+        metric(admin, "volferry_rejections_total{reason=\"busy\"}"),
+        1.0
+    );
     assert!(ends.target.is_running());
     ends.source.control.close();
     ends.target.end().failed(5, &["closed"]);
@@ -355,7 +368,10 @@ fn greetings_that_make_no_sense() {
     let source = agents.start_source(target.address(), &source_volume, &[]);
     let _proven = source.end().succeeded();
     let ended = target.end().succeeded();
-    assert!(ended.peak_memory_bytes < 96 << 20, "nothing large is taken in");
+    assert!(
+        ended.peak_memory_bytes < 96 << 20,
+        "nothing large is taken in"
+    );
     volume::assert_same(&source_volume, &target_volume, SIZE);
 }
 
@@ -450,9 +466,9 @@ fn a_source_does_not_believe_a_receipt_for_another_clone() {
 
 #[test]
 fn welcomes_that_make_no_sense() {
-    let subtree = |level, first| Subtree {
+    let subtree = |level, start| Subtree {
         level,
-        first,
+        start: ChunkIndex(start),
         digest: Digest([7; 32]),
     };
     type Bend = Box<dyn FnOnce(&mut volferry_protocol::message::Welcome)>;
@@ -527,7 +543,10 @@ fn a_receipt_before_anything_was_sent() {
 fn words_of_a_target_are_tamed() {
     let (ended, _) = against_source(|_, mut control, _| {
         let text = format!("\x1b[2J\x07all is well{}", "!".repeat(100_000));
-        control.say(&Message::Error(Failure::new(FailureCode::TargetWrite, text)));
+        control.say(&Message::Error(Failure::new(
+            FailureCode::TargetWrite,
+            text,
+        )));
         control.wait_until_closed();
     });
     let ended = ended.failed(4, &["the target agent says: [2Jall is well"]);
@@ -539,7 +558,10 @@ fn words_of_a_target_are_tamed() {
 fn a_target_that_hangs_up() {
     let (ended, agents) = against_source(|_, control, _| control.close());
     ended.failed(5, &["closed"]);
-    assert_eq!(agents.receipt(Role::Source)["failure"]["code"], "disconnected");
+    assert_eq!(
+        agents.receipt(Role::Source)["failure"]["code"],
+        "disconnected"
+    );
 }
 
 /// No buffer, no read: a target that takes nothing costs the source nothing but its budget.
