@@ -1,8 +1,10 @@
 //! Runs an agent as a program: a runtime, signals, the admin port, the outcome.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use volferry_protocol::failure::{Failure, FailureCode};
@@ -129,7 +131,7 @@ where
         let context = Context::new(end, clone_id, cpu, shutdown);
         let admin = context.admin.clone();
         let listener = match options.admin_listen {
-            Some(address) => Some(admin::bind(address).await.map_err(|error| {
+            Some(address) => Some(bind_admin(address).await.map_err(|error| {
                 let text = format!("the admin port {address} can't be bound: {error}");
                 Failure::new(FailureCode::Usage, text)
             })?),
@@ -155,4 +157,12 @@ where
     // A reader that hangs in a dead disk must not keep the agent from ending.
     runtime.shutdown_background();
     outcome
+}
+
+/// Binds the admin port, and logs which one it is: port 0 takes a free one.
+async fn bind_admin(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = admin::bind(address).await?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "serving the admin port");
+    Ok(listener)
 }

@@ -65,3 +65,42 @@ pub struct AgentStats {
     /// it.
     pub peak_memory_bytes: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Both ends hold the same receipt, to the last digit, though it travels as text.
+        #[test]
+        fn a_receipt_survives_the_wire(seconds in 0.0..1e6f64, bytes_per_second in 0.0..1e12f64) {
+            let stats = AgentStats {
+                agent: "an agent".to_owned(),
+                cpu_seconds: seconds / 3.0,
+                peak_memory_bytes: 1,
+            };
+            let receipt = Receipt {
+                receipt_version: Receipt::VERSION,
+                clone_id: Uuid::nil(),
+                digest: Digest([7; 32]),
+                chunk_size: ChunkSize::DEFAULT,
+                verified: Verified::Digest,
+                logical_bytes: 1,
+                data_bytes: 1,
+                zero_bytes: 0,
+                wire_bytes: 1,
+                resumed_bytes: 0,
+                seconds,
+                bytes_per_second,
+                finished_unix_seconds: 1,
+                source: stats.clone(),
+                target: stats,
+            };
+            let text = serde_json::to_string(&receipt).unwrap();
+            let read: Receipt = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(read, receipt);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Loop devices, filesystems and network namespaces. They need root; where one can't be had, the
+//! test is skipped aloud.
+
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::skip::skip;
+use crate::{temporary_directory, volume};
+
+/// A loop device over a file of its own, detached when dropped.
+#[derive(Debug)]
+pub struct Loop {
+    /// The device.
+    pub device: PathBuf,
+    /// The file behind it.
+    pub backing: PathBuf,
+    _directory: TempDir,
+}
+
+impl Loop {
+    /// A device of `size` bytes of [`volume::DIRT`], with sectors of `sector` bytes.
+    #[must_use]
+    pub fn dirty(size: u64, sector: u32) -> Option<Self> {
+        let directory = temporary_directory();
+        let backing = directory.path().join("backing");
+        volume::create_dirty(&backing, size);
+        Self::over(directory, backing, &["-b", &sector.to_string()])
+    }
+
+    /// A device of `size` bytes of [`volume::DIRT`] that can't be written.
+    #[must_use]
+    pub fn read_only(size: u64) -> Option<Self> {
+        let directory = temporary_directory();
+        let backing = directory.path().join("backing");
+        volume::create_dirty(&backing, size);
+        Self::over(directory, backing, &["-r"])
+    }
+
+    /// A device over a file that `make` makes.
+    #[must_use]
+    pub fn made_by(sector: u32, make: impl FnOnce(&Path)) -> Option<Self> {
+        let directory = temporary_directory();
+        let backing = directory.path().join("backing");
+        make(&backing);
+        Self::over(directory, backing, &["-b", &sector.to_string()])
+    }
+
+    /// A device over a sparse file of `size` bytes that lies in `parent`.
+    #[must_use]
+    pub fn thin(parent: &Path, size: u64) -> Option<Self> {
+        let backing = parent.join("backing");
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&backing)
+            .unwrap();
+        file.set_len(size).unwrap();
+        Self::over(temporary_directory(), backing, &[])
+    }
+
+    fn over(directory: TempDir, backing: PathBuf, arguments: &[&str]) -> Option<Self> {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["-f", "--show"]).args(arguments).arg(&backing);
+        let device = run(&mut losetup)?;
+        Some(Self {
+            device: device.trim().into(),
+            backing,
+            _directory: directory,
+        })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _left = Command::new("losetup").arg("-d").arg(&self.device).output();
+    }
+}
+
+/// A mounted filesystem, unmounted when dropped.
+#[derive(Debug)]
+pub struct Mount {
+    directory: TempDir,
+    /// Detached after the unmount.
+    backing: Option<Loop>,
+}
+
+impl Mount {
+    /// An ext4 filesystem on a loop device of `size` bytes.
+    #[must_use]
+    pub fn ext4(size: u64) -> Option<Self> {
+        let device = Loop::made_by(512, |backing| {
+            let file = std::fs::File::create_new(backing).unwrap();
+            file.set_len(size).unwrap();
+        })?;
+        run(Command::new("mkfs.ext4").arg("-q").arg(&device.device))?;
+        let path = device.device.clone();
+        Self::new(&[path.as_os_str()], Some(device))
+    }
+
+    /// A filesystem in memory of `size` bytes.
+    #[must_use]
+    pub fn tmpfs(size: u64) -> Option<Self> {
+        let size = format!("size={size}");
+        let arguments = ["-t", "tmpfs", "-o", &size, "tmpfs"].map(OsStr::new);
+        Self::new(&arguments, None)
+    }
+
+    fn new(arguments: &[&OsStr], device: Option<Loop>) -> Option<Self> {
+        let directory = temporary_directory();
+        let mut mount = Command::new("mount");
+        run(mount.args(arguments).arg(directory.path()))?;
+        Some(Self {
+            directory,
+            backing: device,
+        })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The device that is mounted.
+    #[must_use]
+    pub fn device(&self) -> Option<&Path> {
+        self.backing.as_ref().map(|device| device.device.as_path())
+    }
+}
+
+impl Drop for Mount {
+    /// A program that another test is just starting holds all open files until it runs, and the
+    /// mount is busy for that moment. It must go before its directory is removed with what is in it.
+    fn drop(&mut self) {
+        let umount = |lazily: &[&str]| {
+            let mut umount = Command::new("umount");
+            let done = umount.args(lazily).arg(self.directory.path()).output();
+            done.is_ok_and(|output| output.status.success())
+        };
+        for _ in 0..100 {
+            if umount(&[]) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        umount(&["--lazy"]);
+    }
+}
+
+/// Two network namespaces with one cable between them, removed when dropped.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// The first one's name.
+    pub left: String,
+    /// The second one's name.
+    pub right: String,
+}
+
+impl Namespaces {
+    /// The address at the right end: one that RFC 5737 keeps free for documentation, in a network
+    /// that exists nowhere else.
+    pub const RIGHT_ADDRESS: &str = "192.0.2.2";
+
+    /// Makes them.
+    #[must_use]
+    pub fn new() -> Option<Self> {
+        let unique = &uuid::Uuid::new_v4().simple().to_string()[..8];
+        let ends = Self {
+            left: format!("vf-{unique}-l"),
+            right: format!("vf-{unique}-r"),
+        };
+        let Self { left, right } = &ends;
+        for words in [
+            format!("netns add {left}"),
+            format!("netns add {right}"),
+            format!("-n {left} link add cable type veth peer name cable netns {right}"),
+            format!("-n {left} address add 192.0.2.1/24 dev cable"),
+            format!(
+                "-n {right} address add {}/24 dev cable",
+                Self::RIGHT_ADDRESS
+            ),
+            format!("-n {left} link set cable up"),
+            format!("-n {right} link set cable up"),
+        ] {
+            run(Command::new("ip").args(words.split(' ')))?;
+        }
+        Some(ends)
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in [&self.left, &self.right] {
+            let _left = Command::new("ip").args(["netns", "del", name]).output();
+        }
+    }
+}
+
+/// Runs a tool. When it fails, the test is skipped for what it said.
+pub fn run(command: &mut Command) -> Option<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    match command.output() {
+        Ok(output) if output.status.success() => {
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Ok(output) => skip(&format!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+        Err(error) => skip(&format!("{program}: {error}")),
+    }
+}

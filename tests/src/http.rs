@@ -1,0 +1,60 @@
+//! Asks an agent's admin port, and reads what it answers.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::PATIENCE;
+
+/// Gets a page: its status and its body.
+#[must_use]
+pub fn get(address: SocketAddr, page: &str) -> (u16, String) {
+    let (head, body) = ask(address, &format!("GET {page}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body)
+}
+
+/// Sends a request line's method and page; the head and the body of the answer.
+#[must_use]
+pub fn ask(address: SocketAddr, what: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!("{what} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+/// The value of a metric, with its labels as they are written; 0 for one that was never counted.
+#[must_use]
+pub fn metric(address: SocketAddr, name: &str) -> f64 {
+    let (_, metrics) = get(address, "/metrics");
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// The progress now.
+#[must_use]
+pub fn progress(address: SocketAddr) -> Value {
+    serde_json::from_str(&get(address, "/progress").1).unwrap()
+}
+
+/// Looks until `is_so`; a page shows a change a moment after it happened.
+///
+/// # Panics
+/// When it never is.
+#[track_caller]
+pub fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let give_up_at = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < give_up_at, "{what} did not come");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
