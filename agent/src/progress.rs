@@ -85,7 +85,16 @@ pub struct Progress {
     pub volume_wait: Clock,
     /// Time that they waited for the peer.
     pub peer_wait: Clock,
-    samples: Mutex<VecDeque<(Instant, u64)>>,
+    samples: Mutex<VecDeque<Sample>>,
+}
+
+/// Progress at a moment when durable bytes grew.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Instant,
+    durable_bytes: u64,
+    volume_wait: Duration,
+    peer_wait: Duration,
 }
 
 /// A number that only grows.
@@ -224,11 +233,16 @@ impl Progress {
 
     fn sample(&self, durable_bytes: u64) {
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        samples.push_back((Instant::now(), durable_bytes));
+        samples.push_back(Sample {
+            at: Instant::now(),
+            durable_bytes,
+            volume_wait: self.volume_wait.sum(),
+            peer_wait: self.peer_wait.sum(),
+        });
         // The oldest sample that is kept lies just outside the window.
         while samples
             .get(1)
-            .is_some_and(|(at, _)| at.elapsed() > RATE_WINDOW)
+            .is_some_and(|second| second.at.elapsed() > RATE_WINDOW)
         {
             samples.pop_front();
         }
@@ -264,20 +278,26 @@ impl Progress {
     /// Durable bytes a second since the oldest sample of the window.
     fn rate(&self) -> f64 {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some((first_at, first)), Some((_, last))) = (samples.front(), samples.back()) else {
+        let (Some(first), Some(last)) = (samples.front(), samples.back()) else {
             return 0.0;
         };
-        let seconds = first_at.elapsed().as_secs_f64();
+        let bytes = last.durable_bytes.saturating_sub(first.durable_bytes);
+        let seconds = first.at.elapsed().as_secs_f64();
         if seconds > 0.0 {
-            last.saturating_sub(*first) as f64 / seconds
+            bytes as f64 / seconds
         } else {
             0.0
         }
     }
 
-    /// The side on which data connections wait longer.
+    /// The side on which data connections waited longer in the window of the rate.
     fn limit(&self) -> Limit {
-        let (volume, peer) = (self.volume_wait.sum(), self.peer_wait.sum());
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(first) = samples.front() else {
+            return Limit::Unknown;
+        };
+        let volume = self.volume_wait.sum().saturating_sub(first.volume_wait);
+        let peer = self.peer_wait.sum().saturating_sub(first.peer_wait);
         match self.end {
             _ if volume.is_zero() && peer.is_zero() => Limit::Unknown,
             End::Source if volume > peer => Limit::SourceRead,
@@ -328,35 +348,24 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn the_longer_wait_is_the_limit() {
+    #[test]
+    fn the_longer_wait_is_the_limit() {
         let source = Progress::new(End::Source, Uuid::nil());
         let target = Progress::new(End::Target, Uuid::nil());
-        assert_eq!(
-            limit_of_both(&source.report(), &target.report()),
-            Limit::Unknown
-        );
-        let short = || tokio::time::sleep(Duration::from_millis(2));
-        let long = || tokio::time::sleep(Duration::from_millis(20));
-        source.peer_wait.time(long()).await;
-        source.volume_wait.time(short()).await;
-        target.peer_wait.time(long()).await;
-        assert_eq!(
-            limit_of_both(&source.report(), &target.report()),
-            Limit::Network
-        );
-        target.volume_wait.time(long()).await;
-        target.volume_wait.time(long()).await;
-        assert_eq!(
-            limit_of_both(&source.report(), &target.report()),
-            Limit::TargetWrite
-        );
-        for _ in 0..4 {
-            source.volume_wait.time(long()).await;
-        }
-        assert_eq!(
-            limit_of_both(&source.report(), &target.report()),
-            Limit::SourceRead
-        );
+        let limit = || limit_of_both(&source.report(), &target.report());
+        let seconds = Duration::from_secs;
+        // What was waited for before the ends have met doesn't count.
+        source.volume_wait.add(seconds(100));
+        assert_eq!(limit(), Limit::Unknown);
+        source.set_volume(1, 0);
+        target.set_volume(1, 0);
+        source.peer_wait.add(seconds(10));
+        source.volume_wait.add(seconds(1));
+        target.peer_wait.add(seconds(10));
+        assert_eq!(limit(), Limit::Network);
+        target.volume_wait.add(seconds(20));
+        assert_eq!(limit(), Limit::TargetWrite);
+        source.volume_wait.add(seconds(40));
+        assert_eq!(limit(), Limit::SourceRead);
     }
 }

@@ -85,7 +85,13 @@ where
     Work: Future<Output = Outcome>,
 {
     telemetry::start(options.log_format, &options.log);
-    let outcome = clone_id.and_then(|clone_id| run_work(end, options, clone_id, work));
+    let writable = options
+        .receipt
+        .as_deref()
+        .map_or(Ok(()), outcome::check_writable);
+    let outcome = writable
+        .and(clone_id)
+        .and_then(|clone_id| run_work(end, options, clone_id, work));
     match &outcome {
         Ok(receipt) => tracing::info!(
             clone_id = %receipt.clone_id,

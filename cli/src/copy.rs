@@ -67,20 +67,25 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    arguments
+        .receipt
+        .as_deref()
+        .map_or(Ok(()), outcome::check_writable)?;
     let outcome = copy(arguments);
-    if let Some(path) = &arguments.receipt {
+    if let Ok(receipt) = &outcome {
+        if arguments.json {
+            output::line(outcome::to_json(&outcome).trim_end());
+        } else {
+            output::line(&output::describe_receipt(receipt));
+        }
+    }
+    let written = arguments.receipt.as_deref().map_or(Ok(()), |path| {
         outcome::write(&outcome, path).map_err(|error| {
             let text = format!("the receipt {} can't be written: {error}", path.display());
             Failure::new(FailureCode::Usage, text)
-        })?;
-    }
-    let receipt = outcome.as_ref().map_err(Failure::clone)?;
-    if arguments.json {
-        output::line(outcome::to_json(&outcome).trim_end());
-    } else {
-        output::line(&output::describe_receipt(receipt));
-    }
-    Ok(())
+        })
+    });
+    outcome.and(written)
 }
 
 fn copy(arguments: &Arguments) -> outcome::Outcome {

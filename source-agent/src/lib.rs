@@ -22,7 +22,7 @@ use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkSize, Geometry};
 use volferry_protocol::message::Hello;
 use volferry_storage::{Generation, SourceOptions, open_source};
-use volferry_transport::{Connector, TransportError};
+use volferry_transport::{Class, Connector, TransportError};
 
 mod cursor;
 mod data;
@@ -145,12 +145,7 @@ async fn dial_until<C: Connector>(
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
-        let is_absent = matches!(
-            error,
-            TransportError::Connect { .. }
-                | TransportError::Resolve { .. }
-                | TransportError::Timeout { .. }
-        );
+        let is_absent = error.class() == Class::Network;
         if matches!(error, TransportError::Rejected { .. }) {
             context.metrics.count_rejection(error.label());
         }

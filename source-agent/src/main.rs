@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::BoolishValueParser;
 use volferry_agent::options::{AgentOptions, parse_chunk_size};
 use volferry_agent::progress::End;
 use volferry_agent::run::run_program;
@@ -48,7 +49,7 @@ struct Arguments {
     chunk_size: ChunkSize,
 
     /// Read through the page cache
-    #[arg(long, env = "VOLFERRY_BUFFERED")]
+    #[arg(long, env = "VOLFERRY_BUFFERED", value_parser = BoolishValueParser::new())]
     buffered: bool,
 
     /// Seconds that the target agent may take to appear

@@ -183,9 +183,7 @@ impl StorageError {
                 Some("stop what resizes the source, then clone it again")
             }
             Self::OutOfBounds { .. } => Some("report this as a bug"),
-            Self::WritesLost { .. } => {
-                Some("restart the agent: it resumes from what is known to be durable")
-            }
+            Self::WritesLost { .. } => Some("look at the kernel log, then clone again"),
         }
     }
 

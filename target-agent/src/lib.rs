@@ -84,7 +84,8 @@ pub async fn listen(
 ) -> Result<Listener, Failure> {
     let metrics = metrics.clone();
     let on_refused = move |peer_address: SocketAddr, error: TransportError| {
-        tracing::warn!(%peer_address, reason = error.label(), "a peer was turned away: {error}");
+        let failure = failure::of_transport(&error);
+        tracing::warn!(%peer_address, reason = error.label(), "a peer was turned away: {failure}");
         metrics.count_rejection(error.label());
     };
     let limits = ListenLimits {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::BoolishValueParser;
 use volferry_agent::options::AgentOptions;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
@@ -29,19 +30,19 @@ struct Arguments {
     listen: SocketAddr,
 
     /// Write into a file that exists
-    #[arg(long, env = "VOLFERRY_OVERWRITE")]
+    #[arg(long, env = "VOLFERRY_OVERWRITE", value_parser = BoolishValueParser::new())]
     overwrite: bool,
 
     /// Make what lies behind the volume on a larger target read as zeros
-    #[arg(long, env = "VOLFERRY_ZERO_TAIL")]
+    #[arg(long, env = "VOLFERRY_ZERO_TAIL", value_parser = BoolishValueParser::new())]
     zero_tail: bool,
 
     /// Allocate all of the target's space, also for zeros
-    #[arg(long, env = "VOLFERRY_PREALLOCATE")]
+    #[arg(long, env = "VOLFERRY_PREALLOCATE", value_parser = BoolishValueParser::new())]
     preallocate: bool,
 
     /// Write through the page cache, in a bounded window
-    #[arg(long, env = "VOLFERRY_BUFFERED")]
+    #[arg(long, env = "VOLFERRY_BUFFERED", value_parser = BoolishValueParser::new())]
     buffered: bool,
 
     /// Data connections to grant
