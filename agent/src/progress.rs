@@ -123,9 +123,13 @@ impl Clock {
     pub async fn time<T>(&self, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let result = work.await;
-        self.0
-            .add(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        self.add(since.elapsed());
         result
+    }
+
+    fn add(&self, time: Duration) {
+        self.0
+            .add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// The sum so far.
