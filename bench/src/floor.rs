@@ -40,13 +40,13 @@ impl Floor {
         ]);
         fio.args(["--iodepth=8", "--end_fsync=1"])
             .arg(format!("--size={bytes}"));
-        fio.args(["--name=read", "--rw=read", "--readonly=0"]);
+        fio.args(["--name=read", "--rw=read"]);
         fio.arg(format!("--filename={}", source.display()));
         fio.args(["--name=write", "--rw=write"]);
         fio.arg(format!("--filename={}", target.display()));
-        let report = tools::run(&mut fio);
+        let report = tools::run(&mut fio)?;
         fs::remove_file(target).at("remove", target)?;
-        parse(&report?).map(|seconds| Self { seconds, bytes })
+        parse(&report).map(|seconds| Self { seconds, bytes })
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) enum Row {
 /// A row made ready: the volume exists, the target can be prepared again and again.
 #[derive(Debug)]
 pub(crate) struct Stage {
+    /// The row.
+    pub row: Row,
     /// What is read.
     pub source: PathBuf,
     /// What is written.
@@ -98,6 +100,7 @@ impl Row {
         };
         let digest = digest_of(&source)?;
         Ok(Stage {
+            row: self,
             source,
             target,
             size_bytes,

@@ -154,7 +154,7 @@ impl Bench<'_> {
                 let run = self.clone_once(stage, pki, entry, order)?;
                 output::progress(&format!(
                     "{} {}/{} {}: {:.2} s{}",
-                    stage.target.display(),
+                    stage.row.name(),
                     repeat + 1,
                     self.args.repeats,
                     entry.result.label(),
