@@ -140,7 +140,9 @@ impl From<ChunkSize> for u32 {
 pub struct BadChunkSize(pub u32);
 
 /// The place of a chunk in its volume, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct ChunkIndex(pub u64);
 
 impl fmt::Display for ChunkIndex {

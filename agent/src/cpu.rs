@@ -1,0 +1,139 @@
+//! Processor seconds of one agent, also where two agents share a process (`volferry copy`).
+//!
+//! The process's own count would mix them, so that each agent counts its threads: a thread
+//! registers when it starts, and its guard adds what it used when it ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::thread::gettid;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Adds up the processor time of the threads that registered.
+#[derive(Clone, Debug, Default)]
+pub struct CpuMeter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Nanoseconds of threads that have ended.
+    ended: AtomicU64,
+    /// Thread ids that live.
+    live: Mutex<BTreeSet<i32>>,
+}
+
+/// Counts the thread that made it, until it is dropped there.
+#[derive(Debug)]
+pub struct CountedThread {
+    shared: Arc<Shared>,
+    tid: i32,
+}
+
+impl CpuMeter {
+    /// Counts the calling thread from now on.
+    #[must_use]
+    pub fn count_this_thread(&self) -> CountedThread {
+        let tid = gettid().as_raw_nonzero().get();
+        lock(&self.shared.live).insert(tid);
+        CountedThread {
+            shared: Arc::clone(&self.shared),
+            tid,
+        }
+    }
+
+    /// Processor time of all counted threads so far, user and system.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        let live = lock(&self.shared.live);
+        let running: u64 = live.iter().filter_map(|tid| running_nanos(*tid)).sum();
+        Duration::from_nanos(running + self.shared.ended.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for CountedThread {
+    fn drop(&mut self) {
+        let mut live = lock(&self.shared.live);
+        if live.remove(&self.tid) {
+            let used = clock_gettime(ClockId::ThreadCPUTime);
+            let seconds = u64::try_from(used.tv_sec).unwrap_or(0);
+            let nanos = u64::try_from(used.tv_nsec).unwrap_or(0);
+            self.shared
+                .ended
+                .fetch_add(seconds * 1_000_000_000 + nanos, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a live thread has used: the first field of its schedstat (Linux, sched-stats.rst).
+fn running_nanos(tid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
+    stat.split_whitespace().next()?.parse().ok()
+}
+
+fn lock(live: &Mutex<BTreeSet<i32>>) -> MutexGuard<'_, BTreeSet<i32>> {
+    live.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The largest resident size of this process so far, in bytes; 0 where the kernel doesn't tell.
+#[must_use]
+pub fn peak_memory_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn burn(time: Duration) {
+        let start = clock_gettime(ClockId::ThreadCPUTime);
+        let begun = Instant::now();
+        let used = || {
+            let now = clock_gettime(ClockId::ThreadCPUTime);
+            let nanos = (now.tv_sec - start.tv_sec) * 1_000_000_000 + now.tv_nsec - start.tv_nsec;
+            Duration::from_nanos(nanos.unsigned_abs())
+        };
+        while used() < time && begun.elapsed() < time * 100 {}
+    }
+
+    #[test]
+    fn threads_count_while_they_live_and_after() {
+        let meter = CpuMeter::default();
+        let used = Duration::from_millis(30);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _counted = meter.count_this_thread();
+                burn(used);
+                assert!(
+                    meter.total() >= used / 2,
+                    "a live thread: {:?}",
+                    meter.total()
+                );
+            });
+            scope.spawn(|| burn(used * 10));
+        });
+        assert!(
+            meter.total() >= used,
+            "an ended thread: {:?}",
+            meter.total()
+        );
+        assert!(
+            meter.total() < used * 8,
+            "a thread that nobody counts: {:?}",
+            meter.total()
+        );
+    }
+
+    #[test]
+    fn memory_has_a_peak() {
+        assert!(peak_memory_bytes() > 1 << 20);
+    }
+}

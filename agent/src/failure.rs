@@ -1,0 +1,72 @@
+//! Errors of the volume and of the transport become failures here, each once: the code, and the
+//! whole chain in words.
+
+use std::error::Error;
+
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::frame::FrameError;
+use volferry_storage::StorageError;
+use volferry_transport::{Class, TransportError};
+
+use crate::progress::End;
+
+/// The failure behind an error of the volume at `end`.
+#[must_use]
+pub fn of_storage(end: End, error: &StorageError) -> Failure {
+    let code = match (end, error) {
+        (End::Source, StorageError::EndedEarly { .. } | StorageError::Resized { .. }) => {
+            FailureCode::SourceChanged
+        }
+        (End::Source, StorageError::IoAt { .. }) => FailureCode::SourceRead,
+        (End::Source, _) => FailureCode::SourceOpen,
+        (End::Target, StorageError::TargetTooSmall { .. }) => FailureCode::TargetTooSmall,
+        (End::Target, StorageError::InUse { .. } | StorageError::TargetExists { .. }) => {
+            FailureCode::TargetInUse
+        }
+        (End::Target, error) if error.is_no_space() => FailureCode::TargetNoSpace,
+        (End::Target, StorageError::IoAt { .. } | StorageError::WritesLost { .. }) => {
+            FailureCode::TargetWrite
+        }
+        (End::Target, _) => FailureCode::TargetOpen,
+    };
+    let mut text = format!("{} volume: {}", end.label(), chain(error));
+    if let Some(remedy) = error.remedy() {
+        text.push_str("; ");
+        text.push_str(remedy);
+    }
+    Failure::new(code, text)
+}
+
+/// The failure behind an error of a connection.
+#[must_use]
+pub fn of_transport(error: &TransportError) -> Failure {
+    let code = match (error.class(), error) {
+        (Class::Identity, _) => FailureCode::Identity,
+        (Class::Protocol, _) => FailureCode::Protocol,
+        (Class::Network, TransportError::Io { .. } | TransportError::Closed { .. }) => {
+            FailureCode::Disconnected
+        }
+        (Class::Network, TransportError::Listen { .. }) => FailureCode::Usage,
+        (Class::Network, _) => FailureCode::Connect,
+    };
+    Failure::new(code, chain(error))
+}
+
+/// The failure behind a frame of the peer that is none.
+#[must_use]
+pub fn of_frame(peer: End, error: &FrameError) -> Failure {
+    let text = format!("the {} agent sent what is no frame: {error}", peer.label());
+    Failure::new(FailureCode::Protocol, text)
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

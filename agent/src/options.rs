@@ -1,0 +1,141 @@
+//! The flags that both agents have, each also an environment variable. Keys come from files only.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use uuid::Uuid;
+use volferry_protocol::failure::Failure;
+use volferry_protocol::geometry::ChunkSize;
+use volferry_transport::{Credentials, TransportError};
+
+use crate::failure;
+use crate::telemetry::LogFormat;
+
+/// Flags of every agent.
+#[derive(Clone, Debug, Args)]
+pub struct AgentOptions {
+    /// Directory with this agent's credentials: tls.crt, tls.key and ca.crt
+    ///
+    /// They are read again for every connection, so they can be replaced while the agent runs.
+    #[arg(long, env = "VOLFERRY_IDENTITY", value_name = "DIR")]
+    pub identity: PathBuf,
+
+    /// Serve /healthz, /readyz, /metrics and /progress here, as plain HTTP
+    #[arg(long, env = "VOLFERRY_ADMIN_LISTEN", value_name = "ADDR:PORT")]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// Write the receipt, or the failure, to this file as JSON
+    #[arg(long, env = "VOLFERRY_RECEIPT", value_name = "PATH")]
+    pub receipt: Option<PathBuf>,
+
+    /// Memory for chunks in flight, in MiB
+    #[arg(
+        long,
+        env = "VOLFERRY_MEMORY_MIB",
+        value_name = "MIB",
+        default_value_t = 64
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=65536))]
+    pub memory_mib: u32,
+
+    /// How log lines look
+    #[arg(long, env = "VOLFERRY_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// What is logged: a level, or a list of module=level
+    #[arg(
+        long,
+        env = "VOLFERRY_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log: String,
+}
+
+impl AgentOptions {
+    /// The clone that the credentials are for: an agent works on that one and no other.
+    ///
+    /// # Errors
+    /// When the credentials can't be used.
+    pub fn clone_id(&self) -> Result<Uuid, Failure> {
+        Credentials::load(&self.identity)
+            .map(|credentials| credentials.name().clone_id)
+            .map_err(|error| failure::of_transport(&TransportError::Credentials(error)))
+    }
+
+    /// Memory for chunks in flight, in bytes.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> usize {
+        (self.memory_mib as usize) << 20
+    }
+}
+
+/// Reads a size: a number of bytes, or one with KiB, MiB, GiB or TiB behind it (or K, M, G, T).
+///
+/// # Errors
+/// When the text is no such size.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits_end = text
+        .find(|char: char| !char.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let shift = match unit.trim_start() {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => {
+            return Err(format!(
+                "{text:?} is not a size such as 65536, 512KiB or 1MiB"
+            ));
+        }
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|error| format!("{text:?} is not a size: {error}"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text:?} is too large"))
+}
+
+/// Reads a chunk size.
+///
+/// # Errors
+/// When the text is no size, or not one that a chunk can have.
+pub fn parse_chunk_size(text: &str) -> Result<ChunkSize, String> {
+    let bytes = parse_size(text)?;
+    let bytes =
+        u32::try_from(bytes).map_err(|_large| format!("{text:?} is too large for a chunk"))?;
+    ChunkSize::new(bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let check =
+            |text: &str, bytes: Option<u64>| assert_eq!(parse_size(text).ok(), bytes, "{text}");
+        check("4096", Some(4096));
+        check("64K", Some(65536));
+        check("1MiB", Some(1 << 20));
+        check("16 GiB", Some(16 << 30));
+        for bad in [
+            "",
+            "MiB",
+            "-1",
+            "1.5M",
+            "1 MB",
+            "99999999999999999999",
+            "99999999T",
+        ] {
+            check(bad, None);
+        }
+        assert_eq!(parse_chunk_size("1M"), Ok(ChunkSize::DEFAULT));
+        assert!(parse_chunk_size("3M").is_err());
+        assert!(parse_chunk_size("8T").is_err());
+    }
+}

@@ -1,0 +1,362 @@
+//! How far a clone is: durable bytes, the rate, the ETA, and what limits it now.
+//!
+//! The agent's tasks and threads add to atomics; anybody may take a [`Report`] at any time.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use volferry_protocol::session::Stage;
+
+/// The rate is taken over this window: long enough to bridge the flushes, in whose rhythm durable
+/// bytes grow, short enough to show a change soon.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
+
+/// Which end of a clone an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// It reads.
+    Source,
+    /// It writes.
+    Target,
+}
+
+impl End {
+    /// The end in one word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// What holds a clone up most, as far as one end can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Nothing has moved yet.
+    Unknown,
+    /// Reading (and hashing) at the source.
+    SourceRead,
+    /// The way between the agents, encryption included.
+    Network,
+    /// Writing (and hashing) at the target.
+    TargetWrite,
+    /// Something behind this agent: from the source, the network or the target; from the target,
+    /// the network or the source.
+    Peer,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::SourceRead => "source read",
+            Self::Network => "network",
+            Self::TargetWrite => "target write",
+            Self::Peer => "peer",
+        })
+    }
+}
+
+/// The counters of one agent.
+#[derive(Debug)]
+pub struct Progress {
+    end: End,
+    clone_id: Uuid,
+    started_at: Instant,
+    stage: Mutex<Stage>,
+    logical_bytes: AtomicU64,
+    durable_bytes: AtomicU64,
+    resumed_bytes: AtomicU64,
+    data_bytes: AtomicU64,
+    zero_bytes: AtomicU64,
+    /// Bytes handed to the transport, or taken from it, before encryption.
+    pub wire_bytes: Counter,
+    /// Time that the tasks of the data connections waited for the volume: for a chunk that was
+    /// read, or for a buffer that was written.
+    pub volume_wait: Clock,
+    /// Time that they waited for the peer.
+    pub peer_wait: Clock,
+    samples: Mutex<VecDeque<(Instant, u64)>>,
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `more`.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// The sum so far.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Time that adds up.
+#[derive(Debug, Default)]
+pub struct Clock(Counter);
+
+impl Clock {
+    /// Runs while `work` does.
+    pub async fn time<T>(&self, work: impl Future<Output = T>) -> T {
+        let since = Instant::now();
+        let result = work.await;
+        self.0
+            .add(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        result
+    }
+
+    /// The sum so far.
+    #[must_use]
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.0.sum())
+    }
+}
+
+/// Progress at one moment, as `/progress` gives it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The clone.
+    pub clone_id: Uuid,
+    /// Which end reports.
+    pub end: End,
+    /// `handshake`, `transfer`, `verify` or `done`.
+    pub stage: String,
+    /// Bytes of the volume; 0 until the ends have met.
+    pub logical_bytes: u64,
+    /// Bytes that are durable at the target.
+    pub durable_bytes: u64,
+    /// Of these, bytes that were durable before this session.
+    pub resumed_bytes: u64,
+    /// Bytes in blocks that hold data, read or written so far.
+    pub data_bytes: u64,
+    /// Bytes that are zero and didn't travel.
+    pub zero_bytes: u64,
+    /// Bytes handed to the transport, or taken from it, before encryption.
+    pub wire_bytes: u64,
+    /// Seconds since the agent started.
+    pub seconds: f64,
+    /// Durable bytes a second, over the last ten seconds.
+    pub bytes_per_second: f64,
+    /// Seconds until all is durable, at this rate; absent while that can't be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<f64>,
+    /// What holds the clone up most.
+    pub limit: Limit,
+    /// Seconds that data connections waited for the volume, added over all of them.
+    pub volume_wait_seconds: f64,
+    /// Seconds that data connections waited for the peer, added over all of them.
+    pub peer_wait_seconds: f64,
+}
+
+impl Progress {
+    /// Progress of the agent at `end`, from nothing.
+    #[must_use]
+    pub fn new(end: End, clone_id: Uuid) -> Self {
+        Self {
+            end,
+            clone_id,
+            started_at: Instant::now(),
+            stage: Mutex::new(Stage::Handshake),
+            logical_bytes: AtomicU64::new(0),
+            durable_bytes: AtomicU64::new(0),
+            resumed_bytes: AtomicU64::new(0),
+            data_bytes: AtomicU64::new(0),
+            zero_bytes: AtomicU64::new(0),
+            wire_bytes: Counter::default(),
+            volume_wait: Clock::default(),
+            peer_wait: Clock::default(),
+            samples: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// The clone.
+    #[must_use]
+    pub const fn clone_id(&self) -> Uuid {
+        self.clone_id
+    }
+
+    /// The session is at `stage`.
+    pub fn set_stage(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    /// Where the session is.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session was agreed on, for a volume of `logical_bytes` of which `resumed_bytes` are
+    /// durable already.
+    pub fn set_volume(&self, logical_bytes: u64, resumed_bytes: u64) {
+        self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
+        self.resumed_bytes.store(resumed_bytes, Ordering::Relaxed);
+        self.durable_bytes.store(resumed_bytes, Ordering::Relaxed);
+        self.sample(resumed_bytes);
+    }
+
+    /// So many bytes of data and of zeros were read or written.
+    pub fn set_moved(&self, data_bytes: u64, zero_bytes: u64) {
+        self.data_bytes.store(data_bytes, Ordering::Relaxed);
+        self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
+    }
+
+    /// So much is durable at the target.
+    pub fn set_durable(&self, durable_bytes: u64) {
+        if self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes {
+            self.sample(durable_bytes);
+        }
+    }
+
+    fn sample(&self, durable_bytes: u64) {
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        samples.push_back((Instant::now(), durable_bytes));
+        // The oldest sample that is kept lies just outside the window.
+        while samples
+            .get(1)
+            .is_some_and(|(at, _)| at.elapsed() > RATE_WINDOW)
+        {
+            samples.pop_front();
+        }
+    }
+
+    /// Progress now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let logical_bytes = self.logical_bytes.load(Ordering::Relaxed);
+        let durable_bytes = self.durable_bytes.load(Ordering::Relaxed);
+        let bytes_per_second = self.rate();
+        let left = logical_bytes.saturating_sub(durable_bytes);
+        let eta_seconds = (bytes_per_second > 0.0).then(|| left as f64 / bytes_per_second);
+        Report {
+            clone_id: self.clone_id,
+            end: self.end,
+            stage: self.stage().label().to_owned(),
+            logical_bytes,
+            durable_bytes,
+            resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
+            data_bytes: self.data_bytes.load(Ordering::Relaxed),
+            zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
+            wire_bytes: self.wire_bytes.sum(),
+            seconds: self.started_at.elapsed().as_secs_f64(),
+            bytes_per_second,
+            eta_seconds,
+            limit: self.limit(),
+            volume_wait_seconds: self.volume_wait.sum().as_secs_f64(),
+            peer_wait_seconds: self.peer_wait.sum().as_secs_f64(),
+        }
+    }
+
+    /// Durable bytes a second since the oldest sample of the window.
+    fn rate(&self) -> f64 {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some((first_at, first)), Some((_, last))) = (samples.front(), samples.back()) else {
+            return 0.0;
+        };
+        let seconds = first_at.elapsed().as_secs_f64();
+        if seconds > 0.0 {
+            last.saturating_sub(*first) as f64 / seconds
+        } else {
+            0.0
+        }
+    }
+
+    /// The side on which data connections wait longer.
+    fn limit(&self) -> Limit {
+        let (volume, peer) = (self.volume_wait.sum(), self.peer_wait.sum());
+        match self.end {
+            _ if volume.is_zero() && peer.is_zero() => Limit::Unknown,
+            End::Source if volume > peer => Limit::SourceRead,
+            End::Target if volume > peer => Limit::TargetWrite,
+            End::Source | End::Target => Limit::Peer,
+        }
+    }
+}
+
+/// What limits a clone whose both ends can be seen. An end that waits for its own volume names it;
+/// where both wait for each other, it is the way between them.
+#[must_use]
+pub fn limit_of_both(source: &Report, target: &Report) -> Limit {
+    let source_busy = source.limit == Limit::SourceRead;
+    let target_busy = target.limit == Limit::TargetWrite;
+    match (source_busy, target_busy) {
+        _ if source.limit == Limit::Unknown || target.limit == Limit::Unknown => Limit::Unknown,
+        (true, true) if source.volume_wait_seconds >= target.volume_wait_seconds => {
+            Limit::SourceRead
+        }
+        (_, true) => Limit::TargetWrite,
+        (true, false) => Limit::SourceRead,
+        (false, false) => Limit::Network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_eta_follows_from_the_rate() {
+        let progress = Progress::new(End::Target, Uuid::nil());
+        assert_eq!(progress.report().eta_seconds, None, "nothing has moved");
+        progress.set_volume(1000, 200);
+        std::thread::sleep(Duration::from_millis(20));
+        progress.set_durable(600);
+        let report = progress.report();
+        assert!(report.bytes_per_second > 0.0 && report.bytes_per_second <= 400.0 / 0.02);
+        let eta = report.eta_seconds.unwrap();
+        assert!(
+            (eta * report.bytes_per_second - 400.0).abs() < 1e-6,
+            "what is left, at that rate"
+        );
+        assert_eq!(
+            report.resumed_bytes, 200,
+            "what was there before is no rate"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_longer_wait_is_the_limit() {
+        let source = Progress::new(End::Source, Uuid::nil());
+        let target = Progress::new(End::Target, Uuid::nil());
+        assert_eq!(
+            limit_of_both(&source.report(), &target.report()),
+            Limit::Unknown
+        );
+        let short = || tokio::time::sleep(Duration::from_millis(2));
+        let long = || tokio::time::sleep(Duration::from_millis(20));
+        source.peer_wait.time(long()).await;
+        source.volume_wait.time(short()).await;
+        target.peer_wait.time(long()).await;
+        assert_eq!(
+            limit_of_both(&source.report(), &target.report()),
+            Limit::Network
+        );
+        target.volume_wait.time(long()).await;
+        target.volume_wait.time(long()).await;
+        assert_eq!(
+            limit_of_both(&source.report(), &target.report()),
+            Limit::TargetWrite
+        );
+        for _ in 0..4 {
+            source.volume_wait.time(long()).await;
+        }
+        assert_eq!(
+            limit_of_both(&source.report(), &target.report()),
+            Limit::SourceRead
+        );
+    }
+}

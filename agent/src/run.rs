@@ -1,0 +1,158 @@
+//! Runs an agent as a program: a runtime, signals, the admin port, the outcome.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
+use volferry_protocol::failure::{Failure, FailureCode};
+
+use crate::admin::{self, Admin};
+use crate::cpu::{CountedThread, CpuMeter};
+use crate::metrics::Metrics;
+use crate::options::AgentOptions;
+use crate::outcome::{self, Outcome};
+use crate::progress::{End, Progress};
+use crate::shutdown::{Shutdown, shutdown, signalled};
+use crate::telemetry;
+
+/// What an agent's work is given by whoever runs it.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Where the work tells how far it is.
+    pub progress: Arc<Progress>,
+    /// Where it counts what went wrong.
+    pub metrics: Metrics,
+    /// Where its threads are counted.
+    pub cpu: CpuMeter,
+    /// When it has to end.
+    pub shutdown: Shutdown,
+    /// What the admin port says of readiness.
+    pub admin: Admin,
+}
+
+impl Context {
+    /// A context for the agent at `end` of the clone, with counters at zero.
+    #[must_use]
+    pub fn new(end: End, clone_id: Uuid, cpu: CpuMeter, shutdown: Shutdown) -> Self {
+        let progress = Arc::new(Progress::new(end, clone_id));
+        let metrics = Metrics::new(Arc::clone(&progress), cpu.clone());
+        let admin = Admin::new(metrics.clone(), Arc::clone(&progress));
+        Self {
+            progress,
+            metrics,
+            cpu,
+            shutdown,
+            admin,
+        }
+    }
+}
+
+/// A runtime whose threads are named after the agent and counted by `cpu`.
+///
+/// # Errors
+/// When the threads can't be started.
+pub fn runtime(end: End, cpu: &CpuMeter) -> std::io::Result<Runtime> {
+    thread_local! {
+        static COUNTED: std::cell::RefCell<Option<CountedThread>> =
+            const { std::cell::RefCell::new(None) };
+    }
+    let cpu = cpu.clone();
+    Builder::new_multi_thread()
+        .thread_name(format!("{}-net", end.label()))
+        .on_thread_start(move || {
+            let counted = cpu.count_this_thread();
+            COUNTED.with(|slot| slot.replace(Some(counted)));
+        })
+        .on_thread_stop(|| {
+            COUNTED.with(|slot| slot.replace(None));
+        })
+        .enable_all()
+        .build()
+}
+
+/// Runs `work` until it ends or a signal comes, and leaves its outcome in the file, the log and
+/// the exit code.
+pub fn run_program<Work>(
+    end: End,
+    options: &AgentOptions,
+    clone_id: Result<Uuid, Failure>,
+    work: impl FnOnce(Context) -> Work,
+) -> ExitCode
+where
+    Work: Future<Output = Outcome>,
+{
+    telemetry::start(options.log_format, &options.log);
+    let outcome = clone_id.and_then(|clone_id| run_work(end, options, clone_id, work));
+    match &outcome {
+        Ok(receipt) => tracing::info!(
+            clone_id = %receipt.clone_id,
+            digest = %receipt.digest,
+            logical_bytes = receipt.logical_bytes,
+            data_bytes = receipt.data_bytes,
+            seconds = receipt.seconds,
+            "the clone is proven"
+        ),
+        Err(failure) => tracing::error!(
+            class = failure.code.class().label(),
+            code = failure.code.label(),
+            "{failure}"
+        ),
+    }
+    if let Some(path) = &options.receipt
+        && let Err(error) = outcome::write(&outcome, path)
+    {
+        tracing::error!(path = %path.display(), %error, "the receipt can't be written");
+    }
+    outcome::exit_code(&outcome)
+}
+
+fn run_work<Work>(
+    end: End,
+    options: &AgentOptions,
+    clone_id: Uuid,
+    work: impl FnOnce(Context) -> Work,
+) -> Outcome
+where
+    Work: Future<Output = Outcome>,
+{
+    let cpu = CpuMeter::default();
+    let _main = cpu.count_this_thread();
+    let runtime = runtime(end, &cpu).map_err(|error| {
+        Failure::new(
+            FailureCode::Internal,
+            format!("threads can't be started: {error}"),
+        )
+    })?;
+    let outcome = runtime.block_on(async {
+        let (trigger, shutdown) = shutdown();
+        let context = Context::new(end, clone_id, cpu, shutdown);
+        let admin = context.admin.clone();
+        let listener = match options.admin_listen {
+            Some(address) => Some(admin::bind(address).await.map_err(|error| {
+                let text = format!("the admin port {address} can't be bound: {error}");
+                Failure::new(FailureCode::Usage, text)
+            })?),
+            None => None,
+        };
+        let serve_admin = async {
+            match listener {
+                Some(listener) => match admin.serve(listener).await {},
+                None => std::future::pending().await,
+            }
+        };
+        let ask_to_end = async {
+            signalled().await;
+            trigger.request();
+            std::future::pending().await
+        };
+        tokio::select! {
+            outcome = work(context) => outcome,
+            outcome = ask_to_end => outcome,
+            outcome = serve_admin => outcome,
+        }
+    });
+    // A reader that hangs in a dead disk must not keep the agent from ending.
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,72 @@
+//! One way to ask an agent to end: SIGTERM, SIGINT, or whoever runs it in-process.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Asks for an end; every [`Shutdown`] made from it hears it.
+#[derive(Debug)]
+pub struct ShutdownTrigger {
+    requested: watch::Sender<bool>,
+}
+
+/// Hears when an end is asked for.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    requested: watch::Receiver<bool>,
+}
+
+/// A trigger and what hears it.
+#[must_use]
+pub fn shutdown() -> (ShutdownTrigger, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (
+        ShutdownTrigger { requested: sender },
+        Shutdown {
+            requested: receiver,
+        },
+    )
+}
+
+impl ShutdownTrigger {
+    /// Asks for an end.
+    pub fn request(&self) {
+        self.requested.send_replace(true);
+    }
+}
+
+/// Waits for SIGTERM or SIGINT. From the first call on their default action stays off, so that a
+/// second signal is ignored: an agent in its last flush is not torn from it.
+pub async fn signalled() {
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM can't be caught: it will end the agent at once");
+            return std::future::pending().await;
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
+        _ = tokio::signal::ctrl_c() => tracing::info!("SIGINT: ending"),
+    }
+}
+
+impl Shutdown {
+    /// Waits until an end is asked for.
+    pub async fn requested(&mut self) {
+        if self
+            .requested
+            .wait_for(|requested| *requested)
+            .await
+            .is_err()
+        {
+            // Whoever could ask is gone: nobody will.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether an end was asked for.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        *self.requested.borrow()
+    }
+}

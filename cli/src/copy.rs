@@ -1,0 +1,128 @@
+//! `volferry copy`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use volferry_agent::failure;
+use volferry_agent::options::parse_chunk_size;
+use volferry_agent::outcome;
+use volferry_agent::progress::End;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::ChunkSize;
+use volferry_source_agent::SourceConfig;
+use volferry_storage::{TargetOptions, same_volume};
+use volferry_target_agent::TargetConfig;
+
+use crate::output::{self, Meter};
+use crate::pair;
+
+/// Arguments of `volferry copy`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The source volume: a block device or a raw image file
+    source: PathBuf,
+
+    /// The target volume: a block device, or a file that may not exist yet
+    target: PathBuf,
+
+    /// Write into a target file that exists
+    #[arg(long)]
+    overwrite: bool,
+
+    /// Make what lies behind the volume on a larger target read as zeros
+    #[arg(long)]
+    zero_tail: bool,
+
+    /// Allocate all of the target's space, also for zeros
+    #[arg(long)]
+    preallocate: bool,
+
+    /// Data connections [default: one for each processor, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    streams: Option<u16>,
+
+    /// Chunk size, a power of two from 64KiB to 8MiB; the digest depends on it
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_chunk_size)]
+    chunk_size: ChunkSize,
+
+    /// Memory for chunks in flight at each end, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=65536))]
+    memory_mib: u32,
+
+    /// Read and write through the page cache
+    #[arg(long)]
+    buffered: bool,
+
+    /// Print the receipt as one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// Also write the receipt, or the failure, to this file as JSON
+    #[arg(long, value_name = "PATH")]
+    receipt: Option<PathBuf>,
+
+    /// Write the digest of every chunk to this file, for volferry verify --manifest
+    #[arg(long, value_name = "PATH")]
+    manifest: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let outcome = copy(arguments);
+    if let Some(path) = &arguments.receipt {
+        outcome::write(&outcome, path).map_err(|error| {
+            let text = format!("the receipt {} can't be written: {error}", path.display());
+            Failure::new(FailureCode::Usage, text)
+        })?;
+    }
+    let receipt = outcome.as_ref().map_err(Failure::clone)?;
+    if arguments.json {
+        output::line(outcome::to_json(&outcome).trim_end());
+    } else {
+        output::line(&output::describe_receipt(receipt));
+    }
+    Ok(())
+}
+
+fn copy(arguments: &Arguments) -> outcome::Outcome {
+    refuse_same(&arguments.source, &arguments.target)?;
+    let memory_bytes = (arguments.memory_mib as usize) << 20;
+    let source = SourceConfig::new(arguments.source.clone());
+    let source = SourceConfig {
+        chunk_size: arguments.chunk_size,
+        streams: arguments.streams.unwrap_or(source.streams),
+        memory_bytes,
+        direct: !arguments.buffered,
+        manifest: arguments.manifest.clone(),
+        ..source
+    };
+    let target = TargetConfig {
+        options: TargetOptions {
+            overwrite: arguments.overwrite,
+            zero_tail: arguments.zero_tail,
+            preallocate: arguments.preallocate,
+            direct: !arguments.buffered,
+        },
+        memory_bytes,
+        ..TargetConfig::new(arguments.target.clone())
+    };
+    let mut meter = Meter::new();
+    let outcome = pair::clone(source, target, |source, target| meter.show(source, target));
+    meter.clear();
+    outcome
+}
+
+/// A volume must not be cloned onto itself: the target is written while the source is read.
+fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
+    // Where one of the two can't be inspected, opening it says why, and better.
+    let Ok(Some(reason)) = same_volume(source, target) else {
+        return Ok(());
+    };
+    let text = format!(
+        "{} and {} are the same volume: {reason}; choose another target",
+        source.display(),
+        target.display()
+    );
+    Err(Failure::new(FailureCode::Usage, text))
+}

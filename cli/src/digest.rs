@@ -1,0 +1,86 @@
+//! `volferry digest`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use volferry_agent::options::parse_chunk_size;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::ChunkSize;
+use volferry_source_agent::SourceConfig;
+use volferry_source_agent::digest::{Found, OpenVolume};
+use volferry_source_agent::manifest::ManifestFile;
+
+use crate::output;
+
+/// Arguments of `volferry digest`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The volume: a block device or a raw image file
+    volume: PathBuf,
+
+    /// Chunk size; the digest depends on it
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_chunk_size)]
+    chunk_size: ChunkSize,
+
+    /// Read through the page cache
+    #[arg(long)]
+    buffered: bool,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// Write the digest of every chunk to this file, for volferry verify --manifest
+    #[arg(long, value_name = "PATH")]
+    manifest: Option<PathBuf>,
+}
+
+/// The digest of a volume, as printed with `--json`.
+#[derive(Debug, Serialize)]
+struct Printed {
+    digest: Digest,
+    logical_bytes: u64,
+    chunk_size: ChunkSize,
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let volume = OpenVolume::open(
+        &arguments.volume,
+        !arguments.buffered,
+        arguments.chunk_size,
+        None,
+    )?;
+    let geometry = volume.geometry();
+    let manifest = arguments.manifest.as_deref();
+    let mut manifest = manifest
+        .map(|path| ManifestFile::create(path, &geometry))
+        .transpose()?;
+    let mut recorded = Ok(());
+    let defaults = SourceConfig::new(arguments.volume.clone());
+    let digest = volume.digest(defaults.readers, defaults.memory_bytes, |found| {
+        if let (Ok(()), Some(manifest), Found::Chunk(index, digest)) =
+            (&recorded, &mut manifest, found)
+        {
+            recorded = manifest.record(index, digest);
+        }
+    })?;
+    recorded?;
+    manifest.map_or(Ok(()), ManifestFile::finish)?;
+    if arguments.json {
+        let printed = Printed {
+            digest,
+            logical_bytes: geometry.volume_size(),
+            chunk_size: geometry.chunk_size(),
+        };
+        let json = serde_json::to_string(&printed);
+        output::line(
+            &json.map_err(|error| Failure::new(FailureCode::Internal, error.to_string()))?,
+        );
+    } else {
+        output::line(&format!("{digest}  {}", arguments.volume.display()));
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! What people and scripts read: lines on standard output, complaints on standard error, the
+//! progress bar.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this module is where printing is done"
+)]
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use volferry_agent::progress::{Limit, Report, limit_of_both};
+use volferry_protocol::failure::Failure;
+use volferry_protocol::receipt::Receipt;
+
+/// Prints a line on standard output.
+pub(crate) fn line(text: &str) {
+    println!("{text}");
+}
+
+/// Says on standard error why the command failed.
+pub(crate) fn complain(failure: &Failure) {
+    eprintln!(
+        "volferry: {} failure ({}): {failure}",
+        failure.code.class(),
+        failure.code.label()
+    );
+}
+
+/// Shows progress: a bar on a terminal, a line every few seconds elsewhere.
+#[derive(Debug)]
+pub(crate) enum Meter {
+    Bar(ProgressBar),
+    Lines { next_at: Instant },
+}
+
+/// Between two lines of progress where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+impl Meter {
+    /// A meter on standard error.
+    pub(crate) fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self::Lines {
+                next_at: Instant::now() + LINE_INTERVAL,
+            };
+        }
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3}%  {msg}");
+        bar.set_style(style.unwrap_or_else(|_bad| ProgressStyle::default_bar()));
+        Self::Bar(bar)
+    }
+
+    /// Shows what both ends report.
+    pub(crate) fn show(&mut self, source: &Report, target: &Report) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_length(target.logical_bytes);
+                bar.set_position(target.durable_bytes);
+                bar.set_message(describe(source, target));
+            }
+            Self::Lines { next_at } if *next_at <= Instant::now() => {
+                *next_at += LINE_INTERVAL;
+                eprintln!("{}", describe(source, target));
+            }
+            Self::Lines { .. } => {}
+        }
+    }
+
+    /// Leaves the terminal clean.
+    pub(crate) fn clear(&self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn describe(source: &Report, target: &Report) -> String {
+    let eta = match target.eta_seconds {
+        Some(seconds) if seconds < 86_400.0 * 365.0 => human_seconds(seconds),
+        _ => "unknown".to_owned(),
+    };
+    let limit = match limit_of_both(source, target) {
+        Limit::Unknown => String::new(),
+        limit => format!("  limit: {limit}"),
+    };
+    format!(
+        "{} of {} durable  {}/s  ETA {eta}  data {}  zero {}{limit}",
+        human_bytes(target.durable_bytes),
+        human_bytes(target.logical_bytes),
+        human_bytes(target.bytes_per_second as u64),
+        human_bytes(target.data_bytes),
+        human_bytes(target.zero_bytes),
+    )
+}
+
+/// A receipt for people.
+pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
+    let cost = |bytes: u64, seconds: f64| {
+        let gib = bytes as f64 / (1u64 << 30) as f64;
+        if gib > 0.0 {
+            format!(" ({:.2} s/GiB)", seconds / gib)
+        } else {
+            String::new()
+        }
+    };
+    let end = |stats: &volferry_protocol::receipt::AgentStats| {
+        format!(
+            "{:.2} CPU seconds{}, peak memory {}",
+            stats.cpu_seconds,
+            cost(receipt.logical_bytes, stats.cpu_seconds),
+            human_bytes(stats.peak_memory_bytes)
+        )
+    };
+    format!(
+        "clone     {}\n\
+         digest    {}\n\
+         volume    {} ({} data, {} zero), chunks of {}\n\
+         wire      {}\n\
+         time      {} at {}/s\n\
+         source    {}\n\
+         target    {}",
+        receipt.clone_id,
+        receipt.digest,
+        human_bytes(receipt.logical_bytes),
+        human_bytes(receipt.data_bytes),
+        human_bytes(receipt.zero_bytes),
+        human_bytes(u64::from(receipt.chunk_size.bytes())),
+        human_bytes(receipt.wire_bytes),
+        human_seconds(receipt.seconds),
+        human_bytes(receipt.bytes_per_second as u64),
+        end(&receipt.source),
+        end(&receipt.target),
+    )
+}
+
+/// Bytes with a binary unit and three digits or so.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        // What would be rounded to 1024 is one of the next unit.
+        if value < 1023.95 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    format!("{value:.1} {unit}")
+}
+
+/// A time with the units that matter.
+fn human_seconds(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds as u64;
+    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+    if hours > 0 {
+        format!("{hours} h {minutes:02} min")
+    } else {
+        format!("{minutes} min {seconds:02} s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_for_people() {
+        let check = |bytes: u64, text: &str| assert_eq!(human_bytes(bytes), text);
+        check(0, "0 B");
+        check(1023, "1023 B");
+        check(1024, "1.0 KiB");
+        check(1_048_575, "1.0 MiB");
+        check(1 << 30, "1.0 GiB");
+        check(u64::MAX, "16.0 EiB");
+        assert_eq!(human_seconds(0.04), "0.0 s");
+        assert_eq!(human_seconds(61.0), "1 min 01 s");
+        assert_eq!(human_seconds(7260.0), "2 h 01 min");
+    }
+}

@@ -1,0 +1,147 @@
+//! `volferry verify`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::manifest::Manifest;
+use volferry_protocol::range_set::ChunkSet;
+use volferry_protocol::receipt::Receipt;
+use volferry_source_agent::SourceConfig;
+use volferry_source_agent::digest::{Found, OpenVolume};
+
+use crate::output;
+
+/// Arguments of `volferry verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The volume: a block device or a raw image file. What lies behind the receipt's volume on a
+    /// larger one is not looked at
+    volume: PathBuf,
+
+    /// The receipt of the clone, as JSON
+    #[arg(long, value_name = "FILE")]
+    receipt: PathBuf,
+
+    /// The digests of its chunks, to tell which of them differ
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+
+    /// Read through the page cache
+    #[arg(long)]
+    buffered: bool,
+}
+
+/// Ranges of differing chunks that are listed.
+const LISTED_MAX: usize = 20;
+
+/// Runs the command.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let receipt = read_receipt(&arguments.receipt)?;
+    let manifest = arguments.manifest.as_deref();
+    let manifest = manifest
+        .map(|path| read_manifest(path, &receipt))
+        .transpose()?;
+    let volume = OpenVolume::open(
+        &arguments.volume,
+        !arguments.buffered,
+        receipt.chunk_size,
+        Some(receipt.logical_bytes),
+    )?;
+    let mut differing = ChunkSet::default();
+    let defaults = SourceConfig::new(arguments.volume.clone());
+    let digest = volume.digest(defaults.readers, defaults.memory_bytes, |found| {
+        if let Some(manifest) = &manifest {
+            compare(manifest, found, &mut differing);
+        }
+    })?;
+    if digest == receipt.digest {
+        let path = arguments.volume.display();
+        output::line(&format!("{path} is what the receipt says: digest {digest}"));
+        return Ok(());
+    }
+    let path = arguments.volume.display();
+    let mut text = format!(
+        "{path} has digest {digest}, the receipt says {}",
+        receipt.digest
+    );
+    text.push_str(&match manifest {
+        None => "; with --manifest the chunks that differ can be told".to_owned(),
+        Some(_) => describe(&volume.geometry(), &differing),
+    });
+    Err(Failure::new(FailureCode::Integrity, text))
+}
+
+fn compare(manifest: &Manifest, found: Found, differing: &mut ChunkSet) {
+    match found {
+        Found::Chunk(index, digest) => {
+            if manifest.chunk(index) != Some(digest) {
+                differing.insert(ChunkRange::one(index));
+            }
+        }
+        Found::Zero(chunks) => {
+            for index in (chunks.start.0..chunks.end.0).map(ChunkIndex) {
+                if manifest.chunk(index).is_some() {
+                    differing.insert(ChunkRange::one(index));
+                }
+            }
+        }
+    }
+}
+
+fn describe(geometry: &Geometry, differing: &ChunkSet) -> String {
+    let mut text = format!("; {} chunks differ:", differing.count());
+    for chunks in differing.ranges().take(LISTED_MAX) {
+        text.push_str(&format!(
+            "\n  chunks {chunks} (bytes {})",
+            geometry.bytes_of(chunks)
+        ));
+    }
+    let more = differing.ranges().count().saturating_sub(LISTED_MAX);
+    if more > 0 {
+        text.push_str(&format!("\n  and {more} more ranges"));
+    }
+    text
+}
+
+fn read_receipt(path: &Path) -> Result<Receipt, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|error| cannot_read(path, &error))?;
+    let receipt: Receipt =
+        serde_json::from_str(&text).map_err(|error| cannot_read(path, &error))?;
+    if receipt.receipt_version != Receipt::VERSION {
+        let text = format!(
+            "{} is a receipt of version {}; this volferry reads version {}",
+            path.display(),
+            receipt.receipt_version,
+            Receipt::VERSION
+        );
+        return Err(Failure::new(FailureCode::Usage, text));
+    }
+    Ok(receipt)
+}
+
+fn read_manifest(path: &Path, receipt: &Receipt) -> Result<Manifest, Failure> {
+    let lines: Vec<String> = File::open(path)
+        .and_then(|file| BufReader::new(file).lines().collect())
+        .map_err(|error| cannot_read(path, &error))?;
+    let manifest = Manifest::parse(lines.iter().map(String::as_str))
+        .map_err(|error| cannot_read(path, &error))?;
+    let digest: Option<Digest> = manifest.volume_digest();
+    if digest != Some(receipt.digest) {
+        let text = format!(
+            "the manifest {} is not of the receipt's clone, or it was cut short",
+            path.display()
+        );
+        return Err(Failure::new(FailureCode::Usage, text));
+    }
+    Ok(manifest)
+}
+
+fn cannot_read(path: &Path, error: &dyn std::error::Error) -> Failure {
+    let text = format!("{} can't be read: {error}", path.display());
+    Failure::new(FailureCode::Usage, text)
+}

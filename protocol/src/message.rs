@@ -1,0 +1,155 @@
+//! The messages of the control connection: JSON objects, told apart by their `type`.
+//!
+//! The schema can grow: fields that the reader doesn't know are ignored, and what must not be
+//! ignored is named in `required_features`, which an older reader refuses.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::digest::{Digest, Subtree};
+use crate::failure::Failure;
+use crate::geometry::{ChunkIndex, ChunkSize};
+use crate::receipt::{AgentStats, Receipt};
+
+/// Features that a peer may require of this version: none beyond the protocol's first.
+pub const FEATURES: &[&str] = &[];
+
+/// A message of the control connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Message {
+    /// Source: what is to be cloned.
+    Hello(Hello),
+    /// Target: how the session goes on.
+    Welcome(Welcome),
+    /// Source: still here.
+    Ping,
+    /// Target: what is durable by now; also the answer to a ping.
+    Watermark(Watermark),
+    /// Source: all was sent.
+    Finish(Finish),
+    /// Target: all is durable and proven.
+    Receipt(Box<Receipt>),
+    /// Either: the session is over.
+    Error(Failure),
+}
+
+impl Message {
+    /// The message's `type`, for error texts: its content may be large, or secret.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "hello",
+            Self::Welcome(_) => "welcome",
+            Self::Ping => "ping",
+            Self::Watermark(_) => "watermark",
+            Self::Finish(_) => "finish",
+            Self::Receipt(_) => "receipt",
+            Self::Error(_) => "error",
+        }
+    }
+}
+
+/// The source's first message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The clone that the source works on.
+    pub clone_id: Uuid,
+    /// How often the source has connected for this clone, from 1.
+    pub attempt: u32,
+    /// Bytes of the source volume.
+    pub volume_size: u64,
+    /// The chunk size that the source wants, in bytes.
+    pub chunk_size: ChunkSize,
+    /// How many data connections the source wants to open.
+    pub streams: u16,
+    /// What tells whether the source is still the same, as the source agent made it up.
+    pub generation: String,
+    /// Features that the source knows.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Features without which the clone would be wrong.
+    #[serde(default)]
+    pub required_features: Vec<String>,
+    /// Name and version of the source agent, for logs.
+    #[serde(default)]
+    pub agent: String,
+}
+
+/// The target's answer to a [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Counts the sessions of this clone; an older one may no longer write.
+    pub epoch: u64,
+    /// What data connections have to show, as 64 hexadecimal digits.
+    pub token: TokenText,
+    /// The chunk size of this session, in bytes.
+    pub chunk_size: ChunkSize,
+    /// How many data connections the source may open.
+    pub streams: u16,
+    /// What is durable at the target already and must not be sent again.
+    #[serde(default)]
+    pub durable: Vec<Subtree>,
+    /// Features that the session uses.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Name and version of the target agent, for logs.
+    #[serde(default)]
+    pub agent: String,
+}
+
+/// A session token as text; its value is not shown in logs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenText(Digest);
+
+impl TokenText {
+    /// The text of `token`.
+    #[must_use]
+    pub const fn new(token: crate::frame::SessionToken) -> Self {
+        Self(Digest(token.0))
+    }
+
+    /// The token.
+    #[must_use]
+    pub const fn token(&self) -> crate::frame::SessionToken {
+        crate::frame::SessionToken(self.0.0)
+    }
+}
+
+impl std::fmt::Debug for TokenText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TokenText(…)")
+    }
+}
+
+/// How far the target is. Only durable bytes are progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermark {
+    /// The first chunk that is not durable.
+    pub watermark: ChunkIndex,
+    /// Bytes of the volume that are durable, zeros included.
+    pub durable_bytes: u64,
+}
+
+/// The source's last message: it has sent all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finish {
+    /// The volume's digest as the source computed it.
+    pub digest: Digest,
+    /// What the source sent in this session.
+    pub sent: Sent,
+    /// What the clone cost the source.
+    pub source: AgentStats,
+}
+
+/// Bytes that a session moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// Bytes in blocks that hold data.
+    pub data_bytes: u64,
+    /// Bytes of the volume that are zero and were not sent.
+    pub zero_bytes: u64,
+    /// Bytes handed to the transport, headers included, before encryption.
+    pub wire_bytes: u64,
+}

@@ -1,0 +1,140 @@
+//! A data connection of the source: takes what was read from the queue, and frames it.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use volferry_agent::failure;
+use volferry_agent::progress::Progress;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::Failure;
+use volferry_protocol::frame::{DataFrame, Preamble};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
+use volferry_protocol::zero_map::ENCODED_LEN_MAX;
+use volferry_transport::{Connector, TransportError};
+
+use crate::readers::Outgoing;
+
+/// What was handed to the transport.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    Chunk {
+        index: ChunkIndex,
+        digest: Digest,
+        data_len: u32,
+    },
+    Zero(ChunkRange),
+}
+
+/// One data connection of a session.
+#[derive(Debug)]
+pub(crate) struct DataConnection {
+    pub(crate) preamble: Preamble,
+    pub(crate) queue: async_channel::Receiver<Outgoing>,
+    pub(crate) sent: mpsc::Sender<Sent>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+impl DataConnection {
+    /// Connects, sends until the queue ends, and closes in order. Gives the bytes that were sent.
+    pub(crate) async fn run<C: Connector>(self, connector: Arc<C>) -> Result<u64, Failure> {
+        let mut stream = connector
+            .open()
+            .await
+            .map_err(|error| failure::of_transport(&error))?;
+        self.send_all(&mut stream).await.map_err(|error| {
+            failure::of_transport(&TransportError::from_io("sending to the target", error))
+        })
+    }
+
+    async fn send_all<S>(&self, stream: &mut S) -> std::io::Result<u64>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        let mut frames = 0;
+        let mut wire_bytes = 0;
+        let mut header = self.preamble.encode();
+        header.reserve(DataFrame::HEADER_LEN + ENCODED_LEN_MAX);
+        while let Ok(outgoing) = self.progress.volume_wait.time(self.queue.recv()).await {
+            // The preamble travels with the first frame.
+            let sent = encode_header(&outgoing, &mut header);
+            let mut slices = vec![IoSlice::new(&header)];
+            if let Outgoing::Chunk {
+                zero_map, bytes, ..
+            } = &outgoing
+            {
+                let data_runs = zero_map.runs().filter(|run| !run.is_zero);
+                slices.extend(
+                    data_runs
+                        .filter_map(|run| bytes.get(run.indices()))
+                        .map(IoSlice::new),
+                );
+            }
+            let frame_bytes: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+            self.progress
+                .peer_wait
+                .time(write_all(stream, &mut slices))
+                .await?;
+            drop(outgoing);
+            header.clear();
+            frames += 1;
+            wire_bytes += frame_bytes;
+            self.progress.wire_bytes.add(frame_bytes);
+            if self.sent.send(sent).await.is_err() {
+                break;
+            }
+        }
+        DataFrame::End { frames }.encode(&mut header);
+        wire_bytes += header.len() as u64;
+        self.progress.wire_bytes.add(header.len() as u64);
+        stream.write_all(&header).await?;
+        stream.shutdown().await?;
+        Ok(wire_bytes)
+    }
+}
+
+/// Appends a frame's header, and says what the frame brings.
+fn encode_header(outgoing: &Outgoing, header: &mut Vec<u8>) -> Sent {
+    match outgoing {
+        Outgoing::Chunk {
+            index,
+            digest,
+            zero_map,
+            ..
+        } => {
+            let data_len = zero_map.data_len();
+            DataFrame::Chunk {
+                index: *index,
+                digest: *digest,
+                payload_len: data_len,
+            }
+            .encode(header);
+            zero_map.encode(header);
+            Sent::Chunk {
+                index: *index,
+                digest: *digest,
+                data_len,
+            }
+        }
+        Outgoing::Zero(chunks) => {
+            DataFrame::Zero { chunks: *chunks }.encode(header);
+            Sent::Zero(*chunks)
+        }
+    }
+}
+
+/// Writes all of `slices`, in as few calls as the stream allows.
+async fn write_all<S>(stream: &mut S, mut slices: &mut [IoSlice<'_>]) -> std::io::Result<()>
+where
+    S: AsyncWrite + Unpin,
+{
+    while !slices.is_empty() {
+        let written = stream.write_vectored(slices).await?;
+        if written == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut slices, written);
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! The source agent as a program.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use volferry_agent::options::{AgentOptions, parse_chunk_size};
+use volferry_agent::progress::End;
+use volferry_agent::run::run_program;
+use volferry_protocol::geometry::ChunkSize;
+use volferry_source_agent::SourceConfig;
+use volferry_transport::{CredentialsDir, Dialer, Role};
+
+/// Reads a volume and sends it to the target agent of the same clone.
+///
+/// Exit codes: 0 the clone is proven, 1 a fault of volferry, 2 usage, 3 source, 4 target,
+/// 5 network, 6 identity, 7 integrity, 8 cancelled.
+#[derive(Debug, Parser)]
+#[command(name = "volferry-source", version)]
+struct Arguments {
+    /// The source volume: a block device or a raw image file
+    #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
+    volume: PathBuf,
+
+    /// Where the target agent listens
+    #[arg(long, env = "VOLFERRY_TARGET", value_name = "HOST:PORT")]
+    target: String,
+
+    /// Data connections [default: one for each processor, at most 4]
+    #[arg(long, env = "VOLFERRY_STREAMS", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    streams: Option<u16>,
+
+    /// Threads that read and hash [default: one for each processor, at most 4]
+    #[arg(long, env = "VOLFERRY_READERS", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    readers: Option<u16>,
+
+    /// Chunk size, a power of two from 64KiB to 8MiB; the digest depends on it
+    #[arg(
+        long,
+        env = "VOLFERRY_CHUNK_SIZE",
+        value_name = "SIZE",
+        default_value = "1MiB"
+    )]
+    #[arg(value_parser = parse_chunk_size)]
+    chunk_size: ChunkSize,
+
+    /// Read through the page cache
+    #[arg(long, env = "VOLFERRY_BUFFERED")]
+    buffered: bool,
+
+    /// Seconds that the target agent may take to appear
+    #[arg(
+        long,
+        env = "VOLFERRY_CONNECT_TIMEOUT",
+        value_name = "SECONDS",
+        default_value_t = 60
+    )]
+    connect_timeout: u64,
+
+    /// Write the digest of every chunk to this file, for volferry verify --manifest
+    #[arg(long, env = "VOLFERRY_MANIFEST", value_name = "PATH")]
+    manifest: Option<PathBuf>,
+
+    #[command(flatten)]
+    agent: AgentOptions,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let defaults = SourceConfig::new(arguments.volume.clone());
+    let config = SourceConfig {
+        chunk_size: arguments.chunk_size,
+        streams: arguments.streams.unwrap_or(defaults.streams),
+        readers: arguments.readers.map_or(defaults.readers, usize::from),
+        memory_bytes: arguments.agent.memory_bytes(),
+        direct: !arguments.buffered,
+        connect_timeout: Duration::from_secs(arguments.connect_timeout),
+        manifest: arguments.manifest.clone(),
+        ..defaults
+    };
+    let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);
+    let dialer = Dialer::new(arguments.target.as_str(), credentials);
+    let clone_id = arguments.agent.clone_id();
+    run_program(End::Source, &arguments.agent, clone_id, |context| {
+        volferry_source_agent::run(config, context, dialer)
+    })
+}

@@ -1,0 +1,62 @@
+//! The manifest of a block volume as a file.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::{ChunkIndex, Geometry};
+use volferry_protocol::manifest::{chunk_line, first_line};
+
+/// A manifest that is being written.
+#[derive(Debug)]
+pub struct ManifestFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl ManifestFile {
+    /// Creates the file, or empties it.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn create(path: &Path, geometry: &Geometry) -> Result<Self, Failure> {
+        let create = || {
+            let mut file = BufWriter::new(File::create(path)?);
+            file.write_all(first_line(geometry).as_bytes())?;
+            Ok(file)
+        };
+        let file = create().map_err(|error| cannot_write(path, &error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Adds a chunk that holds data.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn record(&mut self, index: ChunkIndex, digest: Digest) -> Result<(), Failure> {
+        let written = self.file.write_all(chunk_line(index, digest).as_bytes());
+        written.map_err(|error| cannot_write(&self.path, &error))
+    }
+
+    /// Makes the file complete and durable.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn finish(mut self) -> Result<(), Failure> {
+        let finished = self
+            .file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all());
+        finished.map_err(|error| cannot_write(&self.path, &error))
+    }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    let text = format!("the manifest {} can't be written: {error}", path.display());
+    Failure::new(FailureCode::Usage, text)
+}

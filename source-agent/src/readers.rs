@@ -1,0 +1,108 @@
+//! The threads that read: each takes a buffer, then the next piece of work, and puts what it read
+//! into the queue with its digest.
+//!
+//! A chunk is hashed on the thread that read it, while it is warm in that processor's cache. The
+//! buffer comes before the work, so that a chunk that was handed out is soon on its way and chunks
+//! leave nearly in order.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::mpsc;
+use volferry_agent::cpu::CpuMeter;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::zero_map::ZeroMap;
+use volferry_storage::{Buffer, BufferPool, Source, StorageError};
+
+use crate::cursor::{Cursor, Work};
+
+/// What a data connection sends.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a zero map is small beside the chunk it describes"
+)]
+pub(crate) enum Outgoing {
+    /// A chunk that holds data.
+    Chunk {
+        index: ChunkIndex,
+        digest: Digest,
+        zero_map: ZeroMap,
+        bytes: Buffer,
+    },
+    /// Chunks that hold none.
+    Zero(ChunkRange),
+}
+
+/// What every reader thread shares.
+#[derive(Debug)]
+pub(crate) struct Readers {
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) geometry: Geometry,
+    pub(crate) cursor: Mutex<Cursor>,
+    pub(crate) pool: BufferPool,
+    /// What was read. The readers end when it is closed, and it ends when they have all ended.
+    pub(crate) queue: async_channel::Sender<Outgoing>,
+    /// The first error.
+    pub(crate) failed: mpsc::Sender<StorageError>,
+}
+
+impl Readers {
+    /// Starts `count` threads. They end at the end of the volume, at an error, or when the queue or
+    /// the pool is closed.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub(crate) fn start(self, count: usize, cpu: &CpuMeter) -> std::io::Result<()> {
+        let shared = Arc::new(self);
+        for number in 0..count {
+            let (shared, cpu) = (Arc::clone(&shared), cpu.clone());
+            thread::Builder::new()
+                .name(format!("source-read-{number}"))
+                .spawn(move || {
+                    let _counted = cpu.count_this_thread();
+                    if let Err(error) = shared.read_all() {
+                        // Only the first error counts; a full channel holds it already.
+                        let _first = shared.failed.try_send(error);
+                    }
+                })?;
+        }
+        Ok(())
+    }
+
+    fn read_all(&self) -> Result<(), StorageError> {
+        while let Some(buffer) = self.pool.checkout_blocking() {
+            let work = self
+                .cursor
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .next()?;
+            let outgoing = match work {
+                Some(Work::Read(index)) => self.read(index, buffer)?,
+                Some(Work::Zero(chunks)) => Outgoing::Zero(chunks),
+                None => break,
+            };
+            if self.queue.send_blocking(outgoing).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, index: ChunkIndex, mut buffer: Buffer) -> Result<Outgoing, StorageError> {
+        let range = self.geometry.bytes_of(ChunkRange::one(index));
+        buffer.set_len(self.geometry.chunk_len(index) as usize);
+        self.source.read_at(range.start(), &mut buffer)?;
+        let zero_map = ZeroMap::scan(&buffer);
+        if zero_map.is_all_zero() {
+            return Ok(Outgoing::Zero(ChunkRange::one(index)));
+        }
+        Ok(Outgoing::Chunk {
+            index,
+            digest: Digest::of_chunk(&buffer),
+            zero_map,
+            bytes: buffer,
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! A data connection of the target: reads frames, and puts chunks into aligned buffers.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use volferry_agent::control::read_exact;
+use volferry_agent::failure;
+use volferry_agent::progress::{End, Progress};
+use volferry_protocol::failure::Failure;
+use volferry_protocol::frame::{DataFrame, FrameError, decode_zero_map};
+use volferry_protocol::geometry::{ChunkIndex, Geometry};
+use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
+use volferry_storage::{Buffer, BufferPool};
+
+use crate::writers::Incoming;
+
+/// One data connection of a session.
+#[derive(Debug)]
+pub(crate) struct DataConnection {
+    pub(crate) geometry: Geometry,
+    pub(crate) pool: BufferPool,
+    pub(crate) queue: async_channel::Sender<Incoming>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+impl DataConnection {
+    /// Receives until the source ends the connection in order.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or carries what is no frame. Nothing of that frame is written.
+    pub(crate) async fn run<S>(self, mut stream: S) -> Result<(), Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let mut frames = 0;
+        let mut header = [0; DataFrame::HEADER_LEN];
+        loop {
+            self.progress
+                .peer_wait
+                .time(read_exact(&mut stream, &mut header))
+                .await?;
+            self.progress.wire_bytes.add(header.len() as u64);
+            let incoming = match DataFrame::decode(&header, &self.geometry).map_err(bad_frame)? {
+                DataFrame::Chunk {
+                    index,
+                    digest,
+                    payload_len,
+                } => {
+                    let zero_map = self.read_zero_map(&mut stream, index, payload_len).await?;
+                    let Some(mut bytes) =
+                        self.progress.volume_wait.time(self.pool.checkout()).await
+                    else {
+                        return Ok(()); // the session ends
+                    };
+                    bytes.set_len(self.geometry.chunk_len(index) as usize);
+                    let payload = read_payload(&mut stream, &zero_map, &mut bytes);
+                    self.progress.peer_wait.time(payload).await?;
+                    self.progress.wire_bytes.add(u64::from(payload_len));
+                    Incoming::Chunk {
+                        index,
+                        digest,
+                        zero_map,
+                        bytes,
+                    }
+                }
+                DataFrame::Zero { chunks } => Incoming::Zero(chunks),
+                DataFrame::End { frames: sent } if sent == frames => break,
+                DataFrame::End { frames: sent } => {
+                    return Err(bad_frame(FrameError::Missing { seen: frames, sent }));
+                }
+            };
+            frames += 1;
+            if self
+                .progress
+                .volume_wait
+                .time(self.queue.send(incoming))
+                .await
+                .is_err()
+            {
+                return Ok(()); // the session ends
+            }
+        }
+        // The source closes behind its last frame; what else it says is read into nothing, so that
+        // closing this end doesn't reset the connection.
+        let mut rest = [0; 1];
+        let _closed = stream.read(&mut rest).await;
+        Ok(())
+    }
+
+    async fn read_zero_map<S>(
+        &self,
+        stream: &mut S,
+        index: ChunkIndex,
+        payload_len: u32,
+    ) -> Result<ZeroMap, Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let chunk_len = self.geometry.chunk_len(index);
+        let mut encoded = [0; ENCODED_LEN_MAX];
+        let encoded = encoded
+            .get_mut(..encoded_len(chunk_len))
+            .unwrap_or_default();
+        read_exact(stream, encoded).await?;
+        self.progress.wire_bytes.add(encoded.len() as u64);
+        decode_zero_map(encoded, index, chunk_len, payload_len).map_err(bad_frame)
+    }
+}
+
+/// Fills a chunk: data from the connection, zeros where the map says so.
+async fn read_payload<S>(
+    stream: &mut S,
+    zero_map: &ZeroMap,
+    bytes: &mut Buffer,
+) -> Result<(), Failure>
+where
+    S: AsyncRead + Unpin,
+{
+    for run in zero_map.runs() {
+        let part = bytes.get_mut(run.indices()).unwrap_or_default();
+        if run.is_zero {
+            part.fill(0);
+        } else {
+            read_exact(stream, part).await?;
+        }
+    }
+    Ok(())
+}
+
+fn bad_frame(error: FrameError) -> Failure {
+    failure::of_frame(End::Source, &error)
+}

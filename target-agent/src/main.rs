@@ -1,0 +1,99 @@
+//! The target agent as a program.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use volferry_agent::options::AgentOptions;
+use volferry_agent::outcome::Outcome;
+use volferry_agent::progress::End;
+use volferry_agent::run::{Context, run_program};
+use volferry_storage::TargetOptions;
+use volferry_target_agent::{TargetConfig, listen};
+use volferry_transport::{CredentialsDir, Role};
+
+/// Receives a volume from the source agent of the same clone, writes it and makes it durable.
+///
+/// Exit codes: 0 the clone is proven, 1 a fault of volferry, 2 usage, 3 source, 4 target,
+/// 5 network, 6 identity, 7 integrity, 8 cancelled.
+#[derive(Debug, Parser)]
+#[command(name = "volferry-target", version)]
+struct Arguments {
+    /// The target volume: a block device, or a raw image file that may not exist yet
+    #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
+    volume: PathBuf,
+
+    /// Where to listen for the source agent; port 0 takes a free one and logs it
+    #[arg(long, env = "VOLFERRY_LISTEN", value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+
+    /// Write into a file that exists
+    #[arg(long, env = "VOLFERRY_OVERWRITE")]
+    overwrite: bool,
+
+    /// Make what lies behind the volume on a larger target read as zeros
+    #[arg(long, env = "VOLFERRY_ZERO_TAIL")]
+    zero_tail: bool,
+
+    /// Allocate all of the target's space, also for zeros
+    #[arg(long, env = "VOLFERRY_PREALLOCATE")]
+    preallocate: bool,
+
+    /// Write through the page cache, in a bounded window
+    #[arg(long, env = "VOLFERRY_BUFFERED")]
+    buffered: bool,
+
+    /// Data connections to grant
+    #[arg(
+        long,
+        env = "VOLFERRY_STREAMS_MAX",
+        value_name = "N",
+        default_value_t = 64
+    )]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    streams_max: u16,
+
+    /// Threads that check and write [default: one for each processor, at most 4]
+    #[arg(long, env = "VOLFERRY_WRITERS", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    writers: Option<u16>,
+
+    #[command(flatten)]
+    agent: AgentOptions,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let defaults = TargetConfig::new(arguments.volume.clone());
+    let config = TargetConfig {
+        options: TargetOptions {
+            overwrite: arguments.overwrite,
+            zero_tail: arguments.zero_tail,
+            preallocate: arguments.preallocate,
+            direct: !arguments.buffered,
+        },
+        streams_max: arguments.streams_max,
+        writers: arguments.writers.map_or(defaults.writers, usize::from),
+        memory_bytes: arguments.agent.memory_bytes(),
+        ..defaults
+    };
+    let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Target);
+    let clone_id = arguments.agent.clone_id();
+    run_program(End::Target, &arguments.agent, clone_id, |context| {
+        serve(config, context, arguments.listen, credentials)
+    })
+}
+
+async fn serve(
+    config: TargetConfig,
+    context: Context,
+    address: SocketAddr,
+    credentials: CredentialsDir,
+) -> Outcome {
+    // The volume first: nobody connects to a target that can't take a clone.
+    let volume = volferry_target_agent::open(&config)?;
+    let listener = listen(address, credentials, &context.metrics).await?;
+    tracing::info!(address = %listener.local_address(), "listening for the source agent");
+    volferry_target_agent::serve(&config, context, volume, listener).await
+}

@@ -1,0 +1,265 @@
+//! The threads that write: each takes a chunk from the queue, compares its digest, and writes it.
+//! One more thread flushes.
+//!
+//! A chunk whose digest differs is not written. Nothing here acknowledges: written is not durable.
+
+use std::sync::Arc;
+use std::thread;
+
+use tokio::sync::mpsc;
+use volferry_agent::cpu::CpuMeter;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::zero_map::ZeroMap;
+use volferry_storage::{Buffer, Sink, StorageError};
+
+/// Zeros between two data runs of a dirty target that are written rather than zeroed: below this
+/// size one longer write costs less than two writes and a hole between them.
+const WRITTEN_ZERO_LEN_MAX: u32 = 64 << 10;
+
+/// What a data connection received.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a zero map is small beside the chunk it describes"
+)]
+pub(crate) enum Incoming {
+    /// A chunk that holds data, and the digest it must have.
+    Chunk {
+        index: ChunkIndex,
+        digest: Digest,
+        zero_map: ZeroMap,
+        bytes: Buffer,
+    },
+    /// Chunks that must be zero.
+    Zero(ChunkRange),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(crate) enum Written {
+    Chunk {
+        index: ChunkIndex,
+        digest: Digest,
+        data_len: u32,
+    },
+    Zero(ChunkRange),
+    /// The chunk's bytes don't have the digest that came with them.
+    Corrupt(ChunkIndex),
+    Flushed,
+    Failed(StorageError),
+}
+
+/// What the threads share.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) geometry: Geometry,
+    /// What arrived. The writers end when it is closed and empty.
+    pub(crate) queue: async_channel::Receiver<Incoming>,
+    /// What became of it. The threads end when nobody listens.
+    pub(crate) written: mpsc::Sender<Written>,
+}
+
+impl Writers {
+    /// Starts `count` writers and a flusher, which flushes once for each message of the channel
+    /// that is returned.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub(crate) fn start(
+        self,
+        count: usize,
+        cpu: &CpuMeter,
+    ) -> std::io::Result<async_channel::Sender<()>> {
+        // The owner asks for one flush at a time.
+        let (flush, flush_asked) = async_channel::bounded(1);
+        let shared = Arc::new(self);
+        let start_thread = |name: String, work: Box<dyn FnOnce(&Self) + Send>| {
+            let (shared, cpu) = (Arc::clone(&shared), cpu.clone());
+            thread::Builder::new().name(name).spawn(move || {
+                let _counted = cpu.count_this_thread();
+                work(&shared);
+            })
+        };
+        for number in 0..count {
+            start_thread(format!("target-write-{number}"), Box::new(Self::write_all))?;
+        }
+        let flush_all = move |shared: &Self| {
+            while flush_asked.recv_blocking().is_ok() && shared.tell(shared.flush()) {}
+        };
+        start_thread("target-flush".to_owned(), Box::new(flush_all))?;
+        Ok(flush)
+    }
+
+    fn write_all(&self) {
+        while let Ok(incoming) = self.queue.recv_blocking() {
+            let written = match incoming {
+                Incoming::Chunk {
+                    index,
+                    digest,
+                    zero_map,
+                    bytes,
+                } => self.write_chunk(index, digest, &zero_map, &bytes),
+                Incoming::Zero(chunks) => {
+                    let zeroed = self.sink.zero(self.geometry.bytes_of(chunks));
+                    zeroed.map_or_else(Written::Failed, |()| Written::Zero(chunks))
+                }
+            };
+            if !self.tell(written) {
+                break;
+            }
+        }
+    }
+
+    fn write_chunk(
+        &self,
+        index: ChunkIndex,
+        digest: Digest,
+        zero_map: &ZeroMap,
+        bytes: &[u8],
+    ) -> Written {
+        if Digest::of_chunk(bytes) != digest {
+            return Written::Corrupt(index);
+        }
+        match self.write_runs(index, zero_map, bytes) {
+            Ok(()) => Written::Chunk {
+                index,
+                digest,
+                data_len: zero_map.data_len(),
+            },
+            Err(error) => Written::Failed(error),
+        }
+    }
+
+    /// Writes the runs that hold data and zeroes the others, where that is not free.
+    fn write_runs(
+        &self,
+        index: ChunkIndex,
+        zero_map: &ZeroMap,
+        bytes: &[u8],
+    ) -> Result<(), StorageError> {
+        let base = self.geometry.bytes_of(ChunkRange::one(index)).start();
+        let is_fresh = self.sink.zeroes_for_free();
+        let mut written_to = 0;
+        let mut pending: Option<(u32, u32)> = None;
+        for run in zero_map.runs() {
+            if run.is_zero && (is_fresh || run.len() > WRITTEN_ZERO_LEN_MAX) {
+                self.write_part(base, bytes, pending.take())?;
+                if !is_fresh {
+                    let start = base.saturating_add(u64::from(run.start));
+                    let end = base.saturating_add(u64::from(run.end));
+                    self.sink.zero(ByteRange::new(start, end))?;
+                }
+            } else {
+                pending = Some((pending.map_or(written_to, |(start, _)| start), run.end));
+            }
+            written_to = run.end;
+        }
+        self.write_part(base, bytes, pending)
+    }
+
+    fn write_part(
+        &self,
+        base: u64,
+        bytes: &[u8],
+        part: Option<(u32, u32)>,
+    ) -> Result<(), StorageError> {
+        let Some((start, end)) = part else {
+            return Ok(());
+        };
+        let part = bytes.get(start as usize..end as usize).unwrap_or_default();
+        self.sink
+            .write_at(base.saturating_add(u64::from(start)), part)
+    }
+
+    fn flush(&self) -> Written {
+        self.sink
+            .flush()
+            .map_or_else(Written::Failed, |()| Written::Flushed)
+    }
+
+    /// Whether anybody listened.
+    fn tell(&self, written: Written) -> bool {
+        self.written.blocking_send(written).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use volferry_protocol::geometry::ChunkSize;
+    use volferry_storage::BufferPool;
+    use volferry_storage::mem::MemVolume;
+
+    use super::*;
+
+    const CHUNK: usize = 65536;
+
+    /// A chunk with data in every block whose bit is set.
+    fn chunk(pattern: u16) -> Vec<u8> {
+        let block = |number: usize| vec![if pattern >> number & 1 == 1 { 7 } else { 0 }; 4096];
+        (0..16).flat_map(block).collect()
+    }
+
+    fn write(volume: &Arc<MemVolume>, bytes: &[u8], digest: Digest) -> Written {
+        let geometry = Geometry::new(2 * CHUNK as u64, ChunkSize::MIN).unwrap();
+        let (queue_sender, queue) = async_channel::bounded(1);
+        let (written, mut results) = mpsc::channel(1);
+        let sink = Arc::clone(volume) as Arc<dyn Sink>;
+        let writers = Writers {
+            sink,
+            geometry,
+            queue,
+            written,
+        };
+        let _flush = writers.start(1, &CpuMeter::default()).unwrap();
+        let mut buffer = BufferPool::new(CHUNK, CHUNK)
+            .unwrap()
+            .checkout_blocking()
+            .unwrap();
+        buffer.set_len(bytes.len());
+        buffer.copy_from_slice(bytes);
+        let zero_map = ZeroMap::scan(bytes);
+        let chunk = Incoming::Chunk {
+            index: ChunkIndex(1),
+            digest,
+            zero_map,
+            bytes: buffer,
+        };
+        queue_sender.send_blocking(chunk).unwrap();
+        results.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn whatever_the_target_held_it_holds_the_chunk() {
+        for pattern in [0xffff, 0x0001, 0x8000, 0xa5a5, 0x0ff0, 0xf00f, 0x0000] {
+            for volume in [
+                MemVolume::fresh(2 * CHUNK),
+                MemVolume::holding(vec![0xa5; 2 * CHUNK]),
+            ] {
+                let before = volume.content();
+                let volume = Arc::new(volume);
+                let bytes = chunk(pattern);
+                let written = write(&volume, &bytes, Digest::of_chunk(&bytes));
+                assert!(matches!(written, Written::Chunk { .. }), "{written:?}");
+                assert_eq!(volume.content()[CHUNK..], bytes, "pattern {pattern:016b}");
+                assert_eq!(
+                    volume.content()[..CHUNK],
+                    before[..CHUNK],
+                    "the chunk before is left alone"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_corrupt_chunk_is_not_written() {
+        let volume = Arc::new(MemVolume::holding(vec![0xa5; 2 * CHUNK]));
+        let written = write(&volume, &chunk(0xffff), Digest::of_chunk(b"something else"));
+        assert!(
+            matches!(written, Written::Corrupt(ChunkIndex(1))),
+            "{written:?}"
+        );
+        assert_eq!(volume.content(), vec![0xa5; 2 * CHUNK]);
+    }
+}

@@ -1,0 +1,280 @@
+//! The end that listens: accepts, shakes hands with many at once, yields those who may come in.
+//!
+//! ```text
+//! port ─▶ accept ─▶ permit? ─▶ handshake (each its own task, with a deadline) ─▶ queue ─▶ accept()
+//!                     └ none: close at once
+//! ```
+//!
+//! A permit is held from the moment a connection is accepted until its stream has a place in the
+//! queue, or until its refusal is over. So a peer that dawdles costs one permit for a bounded time
+//! and holds up nobody else, and an owner that doesn't call [`Listener::accept`] stops new
+//! handshakes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use crate::error::TransportError;
+use crate::identity::CredentialsDir;
+use crate::name::Role;
+use crate::rejection::Rejection;
+use crate::stream::SecureStream;
+use crate::{Accepted, Acceptor, socket, tls};
+
+/// Whom a listener lets in, and how much it bears.
+#[derive(Clone, Debug)]
+pub struct ListenLimits {
+    /// The roles of our clone that are let in.
+    pub roles: Vec<Role>,
+    /// Handshakes under way at once, refusals included.
+    pub handshakes_max: usize,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for ListenLimits {
+    /// The source and the observer; 32 handshakes, which is more than the connections of a session,
+    /// and bounds what strangers can make us spend; ten seconds, as the dialing end waits as long.
+    fn default() -> Self {
+        Self {
+            roles: vec![Role::Source, Role::Observer],
+            handshakes_max: 32,
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Accepted streams that wait for their owner; more stay in their handshake's hands.
+const QUEUE_LEN: usize = 8;
+
+/// How long a refused peer may take to read its alert. Closing while it still sends would make TCP
+/// reset the connection, and the reset can overtake the alert (RFC 1122, section 4.2.2.13).
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The pause after an accept that failed because of us, such as too many open files. The connection
+/// stays ready, so without a pause this would be a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An open port.
+///
+/// Dropping it closes the port and ends handshakes under way; [`Listener::close`] also waits for
+/// that.
+#[derive(Debug)]
+pub struct Listener {
+    local_address: SocketAddr,
+    accepted: mpsc::Receiver<Accepted<SecureStream>>,
+    // Never sent on: the task ends when this is dropped.
+    open: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Listener {
+    /// Opens a port. Whenever a peer doesn't make it in, `on_refused` is told; it must not block.
+    ///
+    /// The credentials are read at once, so that a wrong mount shows at the start, and again for
+    /// each connection.
+    ///
+    /// # Errors
+    /// When the credentials can't be used or the port can't be had.
+    pub async fn bind(
+        address: SocketAddr,
+        credentials: CredentialsDir,
+        limits: ListenLimits,
+        on_refused: impl Fn(SocketAddr, TransportError) + Send + Sync + 'static,
+    ) -> Result<Self, TransportError> {
+        credentials.load().await?;
+        let failed = |source| TransportError::Listen { address, source };
+        let port = socket::listen(address).map_err(failed)?;
+        let local_address = port.local_addr().map_err(failed)?;
+        let (queue, accepted) = mpsc::channel(QUEUE_LEN);
+        let (open, closed) = oneshot::channel();
+        let desk = Desk {
+            permits: Arc::new(Semaphore::new(limits.handshakes_max)),
+            door: Arc::new(Door {
+                credentials,
+                limits,
+                on_refused: Box::new(on_refused),
+            }),
+            queue,
+        };
+        let task = tokio::spawn(desk.run(port, closed));
+        Ok(Self {
+            local_address,
+            accepted,
+            open,
+            task,
+        })
+    }
+
+    /// The address that is listened on; its port is the one given out if port 0 was asked for.
+    #[must_use]
+    pub const fn local_address(&self) -> SocketAddr {
+        self.local_address
+    }
+
+    /// The next peer that was let in. Dropping the future loses nobody.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] when the listener's task is gone, which takes a panic in
+    /// `on_refused`.
+    pub async fn accept(&mut self) -> Result<Accepted<SecureStream>, TransportError> {
+        self.accepted.recv().await.ok_or(TransportError::Closed {
+            operation: "accepting",
+        })
+    }
+
+    /// Closes the port, ends handshakes under way, and returns when all tasks are gone.
+    pub async fn close(self) {
+        drop(self.open);
+        drop(self.accepted);
+        if let Err(error) = self.task.await {
+            warn!(%error, "the listener's task failed");
+        }
+    }
+}
+
+impl Acceptor for Listener {
+    type Stream = SecureStream;
+
+    async fn accept(&mut self) -> Result<Accepted<SecureStream>, TransportError> {
+        Self::accept(self).await
+    }
+}
+
+/// Hands each connection its permit, and a task.
+struct Desk {
+    permits: Arc<Semaphore>,
+    door: Arc<Door>,
+    queue: mpsc::Sender<Accepted<SecureStream>>,
+}
+
+impl Desk {
+    async fn run(self, port: TcpListener, mut closed: oneshot::Receiver<()>) {
+        let mut handshakes = JoinSet::new();
+        loop {
+            tokio::select! {
+                _ = &mut closed => break,
+                Some(ended) = handshakes.join_next() => {
+                    if let Err(error) = ended {
+                        warn!(%error, "a handshake's task failed");
+                    }
+                }
+                accepted = port.accept() => match accepted {
+                    Ok((stream, address)) => {
+                        self.receive(stream, canonical(address), &mut handshakes);
+                    }
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        warn!(%error, "cannot accept connections, will try again");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(port);
+        handshakes.shutdown().await;
+    }
+
+    fn receive(&self, stream: TcpStream, address: SocketAddr, handshakes: &mut JoinSet<()>) {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            let rejection = Rejection::TooManyConnections;
+            (self.door.on_refused)(address, TransportError::Rejected { address, rejection });
+            return;
+        };
+        let door = Arc::clone(&self.door);
+        let queue = self.queue.clone();
+        handshakes.spawn(async move {
+            if let Some(stream) = door.let_in(stream, address).await {
+                let peer_name = stream.peer_name();
+                // Fails only when the listener is being closed.
+                queue
+                    .send(Accepted {
+                        stream,
+                        peer_name,
+                        peer_address: address,
+                    })
+                    .await
+                    .ok();
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Errors that `accept` reports of a connection which died in the backlog; the next may be fine.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    )
+}
+
+/// An IPv4 peer of a port on `[::]` under the address by which everybody knows it.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Who is told of a peer that didn't make it in.
+type OnRefused = dyn Fn(SocketAddr, TransportError) + Send + Sync;
+
+/// Decides on one connection.
+struct Door {
+    credentials: CredentialsDir,
+    limits: ListenLimits,
+    on_refused: Box<OnRefused>,
+}
+
+impl Door {
+    async fn let_in(&self, stream: TcpStream, address: SocketAddr) -> Option<SecureStream> {
+        let greeted = timeout(self.limits.handshake_timeout, self.greet(stream, address)).await;
+        let (error, stream) = match greeted {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(refused)) => refused,
+            Err(_) => {
+                let rejection = Rejection::HandshakeTimeout;
+                (TransportError::Rejected { address, rejection }, None)
+            }
+        };
+        (self.on_refused)(address, error);
+        if let Some(stream) = stream {
+            timeout(LINGER, see_off(stream)).await.ok();
+        }
+        None
+    }
+
+    async fn greet(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<SecureStream, (TransportError, Option<TcpStream>)> {
+        let io_error = |source| TransportError::Io {
+            operation: "setting up a socket",
+            source,
+        };
+        socket::prepare(&stream).map_err(|error| (io_error(error), None))?;
+        let credentials = self
+            .credentials
+            .load()
+            .await
+            .map_err(|error| (error.into(), None))?;
+        let established = tls::accept(stream, address, &credentials, &self.limits.roles).await?;
+        Ok(SecureStream::new(established, address))
+    }
+}
+
+/// Ends our direction, then reads the peer's until it ends too.
+async fn see_off(mut stream: TcpStream) {
+    if stream.shutdown().await.is_ok() {
+        let mut discarded = [0; 4096];
+        while matches!(stream.read(&mut discarded).await, Ok(1..)) {}
+    }
+}

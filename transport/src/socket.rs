@@ -1,0 +1,83 @@
+//! How our TCP sockets are set up.
+//!
+//! Buffer sizes are left to the kernel, which tunes them to the path as long as nobody sets them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// How long a connection may be silent before the kernel asks whether the peer is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+/// How long it waits between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How many it asks; a dead peer is thus noticed after 30 s of silence.
+const KEEPALIVE_PROBES: u32 = 3;
+/// How long sent bytes may stay unacknowledged (RFC 5482). The same 30 s: it is the other way to
+/// notice a dead peer, while there is something to send, and would otherwise be a quarter of an
+/// hour.
+///
+/// It has a price. Since Linux 5.11 it also ends a connection whose peer is well but keeps its
+/// window shut, so an end that reads nothing for this long, as its disk hangs, loses its
+/// connections.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections that the kernel completes before we accept them; more are dropped and dialed again.
+const BACKLOG: i32 = 128;
+
+/// Prepares a connection, dialed or accepted.
+pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    // Frames are written whole, so there is nothing for Nagle's algorithm to gather.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Opens a port. `[::]` takes IPv4 as well, whatever the system's default is.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // So that a restarted agent gets its port back while old connections linger in TIME-WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_knows_what_we_asked_for() {
+        let port = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let stream = TcpStream::connect(port.local_addr().unwrap())
+            .await
+            .unwrap();
+        prepare(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
+}

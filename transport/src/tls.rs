@@ -1,0 +1,297 @@
+//! TLS 1.3 (RFC 8446) between two ends that know each other by name. Nothing else imports rustls.
+//!
+//! Little is negotiated: one version, one application protocol (ALPN, RFC 7301), no resumption, no
+//! tickets, no early data, no server name. A ticket nobody reads would cost data: when its receiver
+//! closes with it unread, TCP resets the connection and drops what is in flight.
+//!
+//! A configuration is made for each connection, from the credentials as they are on disk then. That
+//! also gives each connection its own [`Judge`], which remembers what it found about the peer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, PeerIncompatible, ServerConfig, SupportedCipherSuite};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+pub(crate) use rustls::pki_types;
+pub(crate) use tokio_rustls::TlsStream;
+
+use crate::error::TransportError;
+use crate::identity::Credentials;
+use crate::name::{PeerName, Role};
+use crate::rejection::{Refusal, Rejection};
+
+pub(crate) use judge::verify_issuer;
+use judge::{Judge, PeerSide};
+use pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+mod judge;
+
+/// The protocol both ends must offer (RFC 7301, section 3.1).
+pub const ALPN: &[u8] = b"volferry/1";
+
+/// A TLS stream and who is at its other end.
+pub(crate) type Established<S> = (TlsStream<S>, PeerName);
+
+/// Shakes hands as the dialing end with whoever plays `expected` in our clone.
+///
+/// The peer has proven its name when this returns, but may not have judged ours yet: its refusal is
+/// an error of a later read (see [`TransportError::from_io`]).
+pub(crate) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    address: SocketAddr,
+    credentials: &Credentials,
+    expected: Role,
+) -> Result<Established<S>, TransportError> {
+    let judge = Arc::new(Judge::new(credentials, &[expected], PeerSide::Server));
+    let config = client_config(credentials, Arc::clone(&judge))
+        .map_err(|error| rejected(address, rejection(error)))?;
+    // TLS wants a server name. Of an address none is sent, and ours are not compared with it.
+    let server_name = ServerName::from(address.ip());
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(server_name, stream)
+        .await;
+    conclude(stream.map(Into::into), address, &judge)
+}
+
+/// Shakes hands as the listening end with whoever plays one of the `expected` roles in our clone.
+///
+/// After a refusal the stream comes back, so that the alert can be seen off; see `listener.rs`.
+pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    address: SocketAddr,
+    credentials: &Credentials,
+    expected: &[Role],
+) -> Result<Established<S>, (TransportError, Option<S>)> {
+    let judge = Arc::new(Judge::new(credentials, expected, PeerSide::Client));
+    let config = server_config(credentials, Arc::clone(&judge))
+        .map_err(|error| (rejected(address, rejection(error)), None))?;
+    match TlsAcceptor::from(Arc::new(config))
+        .accept(stream)
+        .into_fallible()
+        .await
+    {
+        Ok(stream) => conclude(Ok(stream.into()), address, &judge).map_err(|error| (error, None)),
+        Err((error, stream)) => Err((handshake_error(error, address, &judge), Some(stream))),
+    }
+}
+
+/// Makes an error of an established stream one that [`TransportError::from_io`] understands.
+pub(crate) fn explain(address: SocketAddr, error: io::Error) -> io::Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(&rustls::Error::AlertReceived(alert)) => {
+            let refusal = Refusal::from_alert(alert.into());
+            io::Error::new(
+                error.kind(),
+                TransportError::RejectedByPeer { address, refusal },
+            )
+        }
+        _ => error,
+    }
+}
+
+/// A failure of the TLS library that has no line in our table.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error(transparent)]
+pub struct TlsFailure(rustls::Error);
+
+/// Our certificate chain and the key it speaks for.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnKey(Arc<CertifiedKey>);
+
+/// Why a key is not one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KeyError {
+    Unusable,
+    Mismatch,
+}
+
+impl OwnKey {
+    pub(crate) fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, KeyError> {
+        let key = PROVIDER
+            .key_provider
+            .load_private_key(key)
+            .map_err(|_| KeyError::Unusable)?;
+        let certified = CertifiedKey::new(chain, key);
+        certified.keys_match().map_err(|_| KeyError::Mismatch)?;
+        Ok(Self(Arc::new(certified)))
+    }
+
+    fn resolver(&self) -> Arc<SingleCertAndKey> {
+        Arc::new(Arc::clone(&self.0).into())
+    }
+}
+
+/// The cryptography, always handed over and never a process-wide default that others could change.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: cipher_suites(has_aes()),
+        // The hybrid first: volumes are worth recording today for a quantum computer of tomorrow,
+        // and the extra KiB is paid once for a connection.
+        kx_groups: vec![
+            aws_lc_rs::kx_group::X25519MLKEM768,
+            aws_lc_rs::kx_group::X25519,
+            aws_lc_rs::kx_group::SECP256R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
+});
+
+/// The fastest suite first. The dialing end's order counts.
+fn cipher_suites(has_aes: bool) -> Vec<SupportedCipherSuite> {
+    use aws_lc_rs::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    if has_aes {
+        vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ]
+    } else {
+        vec![
+            TLS13_CHACHA20_POLY1305_SHA256,
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+        ]
+    }
+}
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+// The version is spelled out because cargo unites features: another crate in the same build can
+// turn rustls' TLS 1.2 on, and its "safe defaults" would then include it.
+
+fn client_config(
+    credentials: &Credentials,
+    judge: Arc<Judge>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous() // rustls calls every verifier but its own so; ours asks for more, see `Judge`
+        .with_custom_certificate_verifier(judge)
+        .with_client_cert_resolver(credentials.key.resolver());
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.enable_sni = false;
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn server_config(
+    credentials: &Credentials,
+    judge: Arc<Judge>,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(judge)
+        .with_cert_resolver(credentials.key.resolver());
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(config)
+}
+
+/// The last word on a handshake that the library is done with.
+fn conclude<S>(
+    stream: io::Result<TlsStream<S>>,
+    address: SocketAddr,
+    judge: &Judge,
+) -> Result<Established<S>, TransportError> {
+    let stream = stream.map_err(|error| handshake_error(error, address, judge))?;
+    // rustls lets a peer through that says nothing at all about protocols.
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+        return Err(rejected(address, Rejection::NoCommonProtocol));
+    }
+    match judge.verdict() {
+        Some(Ok(peer_name)) => Ok((stream, *peer_name)),
+        Some(Err(rejection)) => Err(rejected(address, rejection.clone())),
+        None => Err(rejected(address, Rejection::NoCertificate)),
+    }
+}
+
+fn handshake_error(error: io::Error, address: SocketAddr, judge: &Judge) -> TransportError {
+    if let Some(Err(rejection)) = judge.verdict() {
+        return rejected(address, rejection.clone());
+    }
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
+        Some(&rustls::Error::AlertReceived(alert)) => TransportError::RejectedByPeer {
+            address,
+            refusal: Refusal::from_alert(alert.into()),
+        },
+        Some(inner) => rejected(address, rejection(inner.clone())),
+        None => TransportError::from_io("the TLS handshake", error),
+    }
+}
+
+const fn rejected(address: SocketAddr, rejection: Rejection) -> TransportError {
+    TransportError::Rejected { address, rejection }
+}
+
+/// What the library refuses by itself. What it knows of certificates it has from our [`Judge`].
+fn rejection(error: rustls::Error) -> Rejection {
+    use rustls::{Error, InvalidMessage};
+    match error {
+        Error::NoCertificatesPresented => Rejection::NoCertificate,
+        Error::NoApplicationProtocol => Rejection::NoCommonProtocol,
+        Error::PeerIncompatible(
+            PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::ServerDoesNotSupportTls12Or13,
+        ) => Rejection::OldTlsVersion,
+        // All about the five bytes before a record, which in a handshake are those of the first.
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType
+            | InvalidMessage::UnknownProtocolVersion
+            | InvalidMessage::MessageTooLarge,
+        ) => Rejection::NotTls,
+        other => Rejection::Other(TlsFailure(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A second lock on the door that `with_protocol_versions` shuts: no version without a suite.
+    #[test]
+    fn every_suite_is_of_tls_1_3() {
+        assert!(
+            PROVIDER
+                .cipher_suites
+                .iter()
+                .all(|suite| suite.tls13().is_some())
+        );
+        assert_eq!(PROVIDER.cipher_suites, cipher_suites(has_aes()));
+    }
+
+    #[test]
+    fn the_cpu_decides_on_the_first_suite() {
+        let first = |has_aes| cipher_suites(has_aes)[0].suite();
+        assert_eq!(first(true), rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(
+            first(false),
+            rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+        );
+    }
+}
