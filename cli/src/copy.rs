@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use volferry_agent::failure;
 use volferry_agent::options::parse_chunk_size;
 use volferry_agent::outcome;
-use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;

@@ -15,8 +15,8 @@ use crate::pair;
 /// Bytes of the sample volume.
 const VOLUME_SIZE: u64 = 1 << 30;
 
-/// Bytes between the starts of its islands of data.
-const ISLAND_STRIDE: u64 = 64 << 20;
+/// How many islands of data it has.
+const ISLANDS: u64 = 16;
 
 /// Bytes of an island.
 const ISLAND_LEN: usize = 6 << 20;
@@ -93,7 +93,8 @@ fn make_sample(path: &Path) -> std::io::Result<()> {
     let file = File::create_new(path)?;
     file.set_len(VOLUME_SIZE)?;
     let mut island = vec![0; ISLAND_LEN];
-    for start in (ISLAND_STRIDE / 2..VOLUME_SIZE).step_by(ISLAND_STRIDE as usize) {
+    for number in 0..ISLANDS {
+        let start = VOLUME_SIZE / ISLANDS * number + (1 << 20);
         fill(&mut island, start);
         file.write_all_at(&island, start)?;
     }

@@ -90,7 +90,7 @@ fn describe(source: &Report, target: &Report) -> String {
         "{} of {} durable  {}/s  ETA {eta}  data {}  zero {}{limit}",
         human_bytes(target.durable_bytes),
         human_bytes(target.logical_bytes),
-        human_bytes(target.bytes_per_second as u64),
+        human_size(target.bytes_per_second),
         human_bytes(target.data_bytes),
         human_bytes(target.zero_bytes),
     )
@@ -130,7 +130,7 @@ pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
         human_bytes(u64::from(receipt.chunk_size.bytes())),
         human_bytes(receipt.wire_bytes),
         human_seconds(receipt.seconds),
-        human_bytes(receipt.bytes_per_second as u64),
+        human_size(receipt.bytes_per_second),
         end(&receipt.source),
         end(&receipt.target),
     )
@@ -138,11 +138,14 @@ pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
 
 /// Bytes with a binary unit and three digits or so.
 pub(crate) fn human_bytes(bytes: u64) -> String {
+    human_size(bytes as f64)
+}
+
+fn human_size(mut value: f64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
+    if value < 1024.0 {
+        return format!("{value:.0} B");
     }
-    let mut value = bytes as f64;
     let mut unit = "B";
     for larger in UNITS {
         // What would be rounded to 1024 is one of the next unit.
@@ -160,7 +163,7 @@ fn human_seconds(seconds: f64) -> String {
     if seconds < 60.0 {
         return format!("{seconds:.1} s");
     }
-    let whole = seconds as u64;
+    let whole = Duration::try_from_secs_f64(seconds).map_or(u64::MAX, |time| time.as_secs());
     let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
     if hours > 0 {
         format!("{hours} h {minutes:02} min")

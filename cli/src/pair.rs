@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 use volferry_agent::cpu::CpuMeter;
-use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::{End, Report};
 use volferry_agent::run::{Context, runtime};

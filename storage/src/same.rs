@@ -1,5 +1,6 @@
 //! Whether two paths lead to the same bytes, in which case cloning one to the other would eat it.
 
+use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -20,6 +21,16 @@ pub enum SameReason {
     /// One shows bytes of the other: a loop device and its backing file, or a partition and its
     /// disk.
     Within,
+}
+
+impl fmt::Display for SameReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "both paths lead to the same file",
+            Self::Device => "both paths lead to the same device",
+            Self::Within => "one shows bytes of the other",
+        })
+    }
 }
 
 /// Tells whether `a` and `b` share bytes; a path that leads nowhere shares none.

@@ -15,14 +15,13 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How many it asks; a dead peer is thus noticed after 30 s of silence.
 const KEEPALIVE_PROBES: u32 = 3;
-/// How long sent bytes may stay unacknowledged (RFC 5482). The same 30 s: it is the other way to
-/// notice a dead peer, while there is something to send, and would otherwise be a quarter of an
-/// hour.
+/// How long sent bytes may stay unacknowledged (RFC 5482), instead of the kernel's quarter of an
+/// hour or so.
 ///
-/// It has a price. Since Linux 5.11 it also ends a connection whose peer is well but keeps its
-/// window shut, so an end that reads nothing for this long, as its disk hangs, loses its
-/// connections.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Not shorter: since Linux 5.11 it also ends a connection whose peer is well but keeps its window
+/// shut, and a target reads nothing while its disk hangs in a flush. A peer that is gone is noticed
+/// long before, by its silence on the control connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Connections that the kernel completes before we accept them; more are dropped and dialed again.
 const BACKLOG: i32 = 128;
