@@ -167,12 +167,12 @@ const LINE: usize = 22;
 const ROW_HEAD: usize = 24;
 const ROW_GAP: usize = 28;
 const SPEED: Column = Column {
-    left: 260,
-    width: 280,
+    left: 290,
+    width: 260,
 };
 const CPU: Column = Column {
-    left: 620,
-    width: 270,
+    left: 630,
+    width: 260,
 };
 const INK: &str = "#1f2933";
 const OWN: &str = "#0b7285";

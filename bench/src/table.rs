@@ -79,6 +79,9 @@ fn verdict(runs: &[Run]) -> String {
     if let Some(failure) = runs.iter().find_map(|run| run.failure.as_ref()) {
         return format!("failed: {failure}");
     }
+    if runs.is_empty() {
+        return "not run".into();
+    }
     let is_identical = runs.iter().all(|run| run.is_identical);
     if is_identical { "yes" } else { "NO" }.to_owned()
 }
