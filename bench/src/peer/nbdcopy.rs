@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::port;
 use crate::process::Group;
 
-/// Pushing beats pulling here: nbdkit writes from several threads, and nbdcopy reads ahead.
+/// Why pushing, and why these numbers: README.md has what was tried.
 pub(crate) const PEER: Peer = Peer {
     name: "nbdcopy",
     programs: &["nbdcopy", "nbdkit"],

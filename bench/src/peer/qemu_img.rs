@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::port;
 use crate::process::Group;
 
-/// Pulling is a little faster than pushing; so are writes in order, unless there are holes.
+/// Why pulling, and why these options: README.md has what was tried.
 pub(crate) const PEER: Peer = Peer {
     name: "qemu-img",
     programs: &["qemu-img", "qemu-nbd"],
