@@ -1,2 +1,49 @@
-//! Placeholder.
-fn main() {}
+//! Measures volferry and its peers on the same volumes, in one run.
+//!
+//! A *row* is a kind of volume, a *peer* a way to clone one over TLS, a *run* one clone. For every
+//! row the volume is made once; then each peer clones it in turn, several times, each time onto a
+//! target prepared alike and with cold caches. The order rotates, so that no peer always follows
+//! the same other, and noise is shared.
+//!
+//! A run is timed from the start of its first process until its target is flushed. Then the target
+//! is read back and compared, outside of the timed part. What a run cost is the processor time of
+//! all of its processes, servers included, and beside it the busy time of the whole machine, which
+//! alone shows kernel threads.
+//!
+//! Where to start reading: [`run`] is the loop, [`peer`] the table of peers, [`row`] the volumes.
+
+mod args;
+mod chart;
+mod devices;
+mod error;
+mod floor;
+mod input;
+mod limit;
+mod machine;
+mod output;
+mod peer;
+mod pki;
+mod port;
+mod process;
+mod results;
+mod row;
+mod run;
+mod signals;
+mod size;
+mod stats;
+mod table;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match run::run(&args::Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::progress(&format!("bench: {}", error::chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
