@@ -162,8 +162,8 @@ fn the_admin_port_tells_of_a_clone_under_way() {
         );
         assert_eq!(report["logical_bytes"], HeldClone::SIZE);
         let durable = report["durable_bytes"].as_u64().unwrap();
-        // Both handshakes' worth of chunks may have passed beside the gate.
-        assert!(durable <= HeldClone::PASSED + 4 * MIB, "{report}");
+        // A little may have passed beside the gate, as any connection's first bytes do.
+        assert!(durable <= HeldClone::PASSED + MIB, "{report}");
 
         assert_eq!(
             metric(admin, "volferry_logical_bytes"),
@@ -289,7 +289,7 @@ fn keys_come_from_files_only() {
 fn memory_stays_bounded_however_large_the_volume() {
     let agents = Agents::default();
     let [source_volume, target_volume] = ["source", "target"].map(|name| agents.path(name));
-    let size = 320 * MIB;
+    let size = 256 * MIB;
     volume::create_dense(&source_volume, size, 8);
     let target = agents.start_target(&target_volume, &[]);
     let source = agents.start_source(target.address(), &source_volume, &[]);
