@@ -229,8 +229,9 @@ fn the_environment_configures_agents_as_flags_do() {
         .env("VOLFERRY_IDENTITY", agents.identity.good(Role::Target))
         .env("VOLFERRY_RECEIPT", agents.receipt_path(Role::Target))
         .env("VOLFERRY_ADMIN_LISTEN", "127.0.0.1:0")
-        .env("VOLFERRY_OVERWRITE", "true")
-        .env("VOLFERRY_ZERO_TAIL", "true")
+        .env("VOLFERRY_OVERWRITE", "1")
+        .env("VOLFERRY_ZERO_TAIL", "yes")
+        .env("VOLFERRY_PREALLOCATE", "false")
         .env("VOLFERRY_MEMORY_MIB", "16")
         .env("VOLFERRY_STREAMS_MAX", "2")
         .env("VOLFERRY_WRITERS", "1");
