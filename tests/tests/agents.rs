@@ -11,7 +11,8 @@ use serde_json::Value;
 use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents, HeldClone};
 use volferry_tests::device::{Loop, Namespaces};
-use volferry_tests::http::{ask, eventually, get, metric, progress};
+use volferry_tests::gate::Gate;
+use volferry_tests::http::{ask, eventually, get, metric, progress, wait_until_settled};
 use volferry_tests::programs::{self, Running, volferry};
 use volferry_tests::volume::{self, DIRT};
 use volferry_transport::Role;
@@ -293,7 +294,12 @@ fn memory_stays_bounded_however_large_the_volume() {
     let size = 256 * MIB;
     volume::create_dense(&source_volume, size, 8);
     let target = agents.start_target(&target_volume, &[]);
-    let source = agents.start_source(target.address(), &source_volume, &[]);
+    // Held in the middle, the source reads ahead as far as it may.
+    let gate = Gate::closing_after(32 * MIB, target.address());
+    let mut source = agents.start_source(gate.address(), &source_volume, &[]);
+    gate.wait_until_it_holds();
+    wait_until_settled(source.admin(), "volferry_peak_memory_bytes");
+    gate.open();
     for (role, ended) in [("source", source.end()), ("target", target.end())] {
         let ended = ended.succeeded();
         let peak = ended.peak_memory_bytes.max(

@@ -12,7 +12,7 @@ use volferry_protocol::message::{Hello, Message, Watermark};
 use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents};
-use volferry_tests::http::{eventually, metric};
+use volferry_tests::http::{eventually, metric, wait_until_settled};
 use volferry_tests::peer::{self, FakeSource, FakeTarget, Peer, Wire, chunk, header};
 use volferry_tests::programs::Ended;
 use volferry_tests::volume::{self, DIRT};
@@ -585,6 +585,7 @@ fn a_target_that_takes_nothing() {
     eventually("the first chunk", || {
         metric(admin, "volferry_wire_bytes_total") > 0.0
     });
+    wait_until_settled(admin, "volferry_peak_memory_bytes");
     control.close();
     let ended = source.end().failed(5, &["closed"]);
     drop(data);
