@@ -24,6 +24,11 @@ const QUEUE_LEN: usize = 16;
 /// away when a connection is closed over unread bytes, so that the one who speaks last waits.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a data connection's end may go unexplained. A peer that fails says why on the control
+/// connection and drops the others; which of the two arrives first is chance, and only the former
+/// is the cause. A lost segment is sent again within this time.
+pub const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// One end of a control connection.
 #[derive(Debug)]
 pub struct Control {

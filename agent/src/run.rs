@@ -133,6 +133,8 @@ where
         )
     })?;
     let outcome = runtime.block_on(async {
+        // Before any work: opening a volume may take long.
+        let signalled = signalled();
         let (trigger, shutdown) = shutdown();
         let context = Context::new(end, clone_id, cpu, shutdown);
         let admin = context.admin.clone();
@@ -150,7 +152,7 @@ where
             }
         };
         let ask_to_end = async {
-            signalled().await;
+            signalled.await;
             trigger.request();
             std::future::pending().await
         };

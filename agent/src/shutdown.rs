@@ -34,19 +34,27 @@ impl ShutdownTrigger {
     }
 }
 
-/// Waits for SIGTERM or SIGINT. From the first call on their default action stays off, so that a
-/// second signal is ignored: an agent in its last flush is not torn from it.
-pub async fn signalled() {
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM can't be caught: it will end the agent at once");
-            return std::future::pending().await;
+/// Waits for SIGTERM or SIGINT. From the call on, awaited or not, their default action stays off:
+/// a signal that comes while a volume is being opened is kept, and a second one is ignored, so that
+/// an agent in its last flush is not torn from it.
+///
+/// # Panics
+/// When it is called outside of a runtime.
+pub fn signalled() -> impl Future<Output = ()> {
+    let caught = signal(SignalKind::terminate())
+        .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    async {
+        let (mut terminate, mut interrupt) = match caught {
+            Ok(caught) => caught,
+            Err(error) => {
+                tracing::warn!(%error, "signals can't be caught: they will end the agent at once");
+                return std::future::pending().await;
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
         }
-    };
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
-        _ = tokio::signal::ctrl_c() => tracing::info!("SIGINT: ending"),
     }
 }
 

@@ -45,6 +45,10 @@ pub(crate) fn clone(
     let (source_cpu, target_cpu) = (CpuMeter::default(), CpuMeter::default());
     let source_runtime = runtime(End::Source, &source_cpu).map_err(no_threads)?;
     let target_runtime = runtime(End::Target, &target_cpu).map_err(no_threads)?;
+    let signalled = {
+        let _inside = target_runtime.enter();
+        volferry_agent::shutdown::signalled()
+    };
     let (source_trigger, source_shutdown) = shutdown();
     let (target_trigger, target_shutdown) = shutdown();
     let source_context = Context::new(End::Source, clone_id, source_cpu, source_shutdown);
@@ -104,7 +108,7 @@ pub(crate) fn clone(
         joined(outcome)
     };
     let cancel = async {
-        volferry_agent::shutdown::signalled().await;
+        signalled.await;
         source_trigger.request();
         target_trigger.request();
         std::future::pending::<()>().await

@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use volferry_agent::control::Control;
+use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
 use volferry_agent::cpu::peak_memory_bytes;
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
@@ -63,6 +63,7 @@ where
         machine: SourceSession::new(Instant::now(), hello),
         control: Control::start(control, End::Target),
         connections: JoinSet::new(),
+        lost: None,
         wire_bytes: 0,
         sent_sender,
         sent,
@@ -85,6 +86,9 @@ struct Session<'a, C> {
     machine: SourceSession,
     control: Control,
     connections: JoinSet<Result<u64, Failure>>,
+    /// A data connection that broke, and when that counts as the cause: until then the target may
+    /// still say what was.
+    lost: Option<(Instant, Failure)>,
     /// What the data connections that have ended sent.
     wire_bytes: u64,
     sent_sender: mpsc::Sender<Sent>,
@@ -127,7 +131,8 @@ impl<C: Connector + 'static> Session<'_, C> {
 
     /// The only wait.
     async fn select(&mut self) -> Event {
-        let timeout = self.machine.poll_timeout();
+        let lost_at = self.lost.as_ref().map(|(at, _)| *at);
+        let timeout = self.machine.poll_timeout().into_iter().chain(lost_at).min();
         let sleep = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -172,18 +177,26 @@ impl<C: Connector + 'static> Session<'_, C> {
             }
             Event::Sent(Sent::Zero(chunks)) => self.machine.handle_zero(chunks),
             Event::ConnectionEnded(Ok(wire_bytes)) => self.connection_drained(wire_bytes),
+            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
+                self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+            }
             Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
             Event::ReadFailed(error) => {
                 self.machine.fail(failure::of_storage(End::Source, &error));
             }
-            Event::Timeout => self.machine.handle_timeout(now),
+            Event::Timeout => {
+                if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= now) {
+                    self.machine.fail(failure);
+                }
+                self.machine.handle_timeout(now);
+            }
             Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
 
     fn connection_drained(&mut self, wire_bytes: u64) {
         self.wire_bytes += wire_bytes;
-        if !self.connections.is_empty() {
+        if self.lost.is_some() || !self.connections.is_empty() {
             return;
         }
         let complete = self.manifest.take().map_or(Ok(()), ManifestFile::finish);

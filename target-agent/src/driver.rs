@@ -10,7 +10,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use volferry_agent::control::Control;
+use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
 use volferry_agent::cpu::peak_memory_bytes;
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
@@ -71,6 +71,7 @@ where
         control: Control::start(control, End::Source),
         transfer: None,
         connections: JoinSet::new(),
+        lost: None,
         refusals: JoinSet::new(),
         written_sender,
         written,
@@ -91,6 +92,9 @@ struct Session<'a, S> {
     /// From the welcome on.
     transfer: Option<Transfer>,
     connections: JoinSet<Result<(), Failure>>,
+    /// A data connection that broke, and when that counts as the cause: until then the source may
+    /// still say what was.
+    lost: Option<(Instant, Failure)>,
     /// Goodbyes to those who came too late.
     refusals: JoinSet<()>,
     written_sender: mpsc::Sender<Written>,
@@ -165,7 +169,8 @@ where
 
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
-        let timeout = self.machine.poll_timeout();
+        let lost_at = self.lost.as_ref().map(|(at, _)| *at);
+        let timeout = self.machine.poll_timeout().into_iter().chain(lost_at).min();
         let sleep = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -205,8 +210,16 @@ where
             Event::Prepared(prepared) => self.start_transfer(now, prepared),
             Event::Written(written) => self.apply_written(now, written),
             Event::ConnectionEnded(Ok(())) => {}
+            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
+                self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+            }
             Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
-            Event::Timeout => self.machine.handle_timeout(now),
+            Event::Timeout => {
+                if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= now) {
+                    self.machine.fail(failure);
+                }
+                self.machine.handle_timeout(now);
+            }
             Event::Shutdown => self.machine.fail(cancelled()),
         }
     }

@@ -202,7 +202,7 @@ pub struct HeldClone {
 
 impl HeldClone {
     /// Bytes of the volume: all data, and more than both agents and the sockets between them hold.
-    pub const SIZE: u64 = 96 * MIB;
+    pub const SIZE: u64 = 64 * MIB;
 
     /// Bytes that pass the gate before it closes.
     pub const PASSED: u64 = 4 * MIB;
@@ -213,10 +213,11 @@ impl HeldClone {
         let agents = Agents::default();
         let (source_volume, target_volume) = (agents.path("source"), agents.path("target"));
         volume::create_dense(&source_volume, Self::SIZE, 7);
-        let small = ["--memory-mib", "16"];
-        let target = agents.start_target(&target_volume, &small);
+        let target = agents.start_target(&target_volume, &["--memory-mib", "16"]);
         let gate = Gate::closing_after(Self::PASSED, target.address());
-        let source = agents.start_source(gate.address(), &source_volume, &small);
+        // One reader and one connection: the volume is read in order, and little is under way.
+        let in_order = ["--memory-mib", "16", "--readers", "1", "--streams", "1"];
+        let source = agents.start_source(gate.address(), &source_volume, &in_order);
         gate.wait_until_it_holds();
         Self {
             agents,

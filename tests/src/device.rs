@@ -185,6 +185,8 @@ impl Namespaces {
                 "-n {right} address add {}/24 dev cable",
                 Self::RIGHT_ADDRESS
             ),
+            format!("-n {left} link set lo up"),
+            format!("-n {right} link set lo up"),
             format!("-n {left} link set cable up"),
             format!("-n {right} link set cable up"),
         ] {

@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+
 use crate::PATIENCE;
 
 /// Bytes that each connection may pass in any case: a handshake and the control connection's talk,
@@ -31,6 +33,8 @@ impl Gate {
     #[must_use]
     pub fn closing_after(bytes: u64, target: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // Connections inherit it; the kernel would let tens of MiB pile up before the gate.
+        set_socket_recv_buffer_size(&listener, 256 << 10).unwrap();
         let state = State {
             left: Some(bytes),
             is_holding: false,

@@ -46,6 +46,16 @@ pub fn progress(address: SocketAddr) -> Value {
     serde_json::from_str(&get(address, "/progress").1).unwrap()
 }
 
+/// Looks until a metric stands still. Should it only pause, the test proves less, but fails nobody.
+pub fn wait_until_settled(address: SocketAddr, name: &str) {
+    let settled = || {
+        let before = metric(address, name);
+        thread::sleep(Duration::from_millis(700));
+        metric(address, name) == before
+    };
+    eventually(name, settled);
+}
+
 /// Looks until `is_so`; a page shows a change a moment after it happened.
 ///
 /// # Panics

@@ -78,7 +78,10 @@ impl Identity {
     /// Credentials whose time is over.
     #[must_use]
     pub fn expired(&self, role: Role) -> PathBuf {
-        self.bent(role, |request| request.not_after = SystemTime::now() - HOUR)
+        self.bent(role, |request| {
+            request.not_before = SystemTime::now() - 2 * HOUR;
+            request.not_after = SystemTime::now() - HOUR;
+        })
     }
 
     /// Credentials whose time has not come.

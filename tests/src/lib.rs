@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::missing_panics_doc,
     reason = "a test's helper may panic: that is how a test fails"
 )]

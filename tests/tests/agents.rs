@@ -11,7 +11,8 @@ use serde_json::Value;
 use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents, HeldClone};
 use volferry_tests::device::{Loop, Namespaces};
-use volferry_tests::http::{ask, eventually, get, metric, progress};
+use volferry_tests::gate::Gate;
+use volferry_tests::http::{ask, eventually, get, metric, progress, wait_until_settled};
 use volferry_tests::programs::{self, Running, volferry};
 use volferry_tests::volume::{self, DIRT};
 use volferry_transport::Role;
@@ -162,8 +163,8 @@ fn the_admin_port_tells_of_a_clone_under_way() {
         );
         assert_eq!(report["logical_bytes"], HeldClone::SIZE);
         let durable = report["durable_bytes"].as_u64().unwrap();
-        // Both handshakes' worth of chunks may have passed beside the gate.
-        assert!(durable <= HeldClone::PASSED + 4 * MIB, "{report}");
+        // A little may have passed beside the gate, as any connection's first bytes do.
+        assert!(durable <= HeldClone::PASSED + MIB, "{report}");
 
         assert_eq!(
             metric(admin, "volferry_logical_bytes"),
@@ -229,8 +230,9 @@ fn the_environment_configures_agents_as_flags_do() {
         .env("VOLFERRY_IDENTITY", agents.identity.good(Role::Target))
         .env("VOLFERRY_RECEIPT", agents.receipt_path(Role::Target))
         .env("VOLFERRY_ADMIN_LISTEN", "127.0.0.1:0")
-        .env("VOLFERRY_OVERWRITE", "true")
-        .env("VOLFERRY_ZERO_TAIL", "true")
+        .env("VOLFERRY_OVERWRITE", "1")
+        .env("VOLFERRY_ZERO_TAIL", "yes")
+        .env("VOLFERRY_PREALLOCATE", "false")
         .env("VOLFERRY_MEMORY_MIB", "16")
         .env("VOLFERRY_STREAMS_MAX", "2")
         .env("VOLFERRY_WRITERS", "1");
@@ -289,10 +291,15 @@ fn keys_come_from_files_only() {
 fn memory_stays_bounded_however_large_the_volume() {
     let agents = Agents::default();
     let [source_volume, target_volume] = ["source", "target"].map(|name| agents.path(name));
-    let size = 320 * MIB;
+    let size = 256 * MIB;
     volume::create_dense(&source_volume, size, 8);
     let target = agents.start_target(&target_volume, &[]);
-    let source = agents.start_source(target.address(), &source_volume, &[]);
+    // Held in the middle, the source reads ahead as far as it may.
+    let gate = Gate::closing_after(32 * MIB, target.address());
+    let mut source = agents.start_source(gate.address(), &source_volume, &[]);
+    gate.wait_until_it_holds();
+    wait_until_settled(source.admin(), "volferry_peak_memory_bytes");
+    gate.open();
     for (role, ended) in [("source", source.end()), ("target", target.end())] {
         let ended = ended.succeeded();
         let peak = ended.peak_memory_bytes.max(

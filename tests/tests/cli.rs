@@ -142,7 +142,7 @@ fn verify_notices_one_flipped_byte_and_names_its_chunk() {
         );
         let ended = proven.verify(&["--manifest", "@manifest"]);
         let range = format!("chunks {chunk}..{}", chunk + 1);
-        ended.failed(7, &["1 chunks differ", &range, &bytes]);
+        ended.failed(7, &["chunks that differ: 1", &range, &bytes]);
         volume::flip(&proven.path("target"), offset);
     }
     let _whole_again = proven.verify(&[]).succeeded();

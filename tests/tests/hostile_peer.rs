@@ -12,7 +12,7 @@ use volferry_protocol::message::{Hello, Message, Watermark};
 use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents};
-use volferry_tests::http::{eventually, metric};
+use volferry_tests::http::{eventually, metric, wait_until_settled};
 use volferry_tests::peer::{self, FakeSource, FakeTarget, Peer, Wire, chunk, header};
 use volferry_tests::programs::Ended;
 use volferry_tests::volume::{self, DIRT};
@@ -75,7 +75,7 @@ fn a_source_played_by_a_test_can_clone() {
     (0..4).for_each(|index| wire.send(&chunk(index, &data)));
     wire.send(&header(DataFrame::End { frames: 4 }));
     wire.close();
-    let finish = peer::finish(&[&data; 4]);
+    let finish = peer::finish(&[&data[..]; 4]);
     let digest = finish.digest;
     ends.source.control.say(&Message::Finish(finish));
     let receipt = loop {
@@ -97,7 +97,8 @@ fn a_chunk_that_was_corrupted_on_the_way_is_not_written() {
     let mut changed = data();
     changed[12345] ^= 1;
     let frame = peer::chunk_with_digest(2, &changed, Digest::of_chunk(&data()));
-    ends.source.open_data(0).send(&frame);
+    let mut wire = ends.source.open_data(0);
+    wire.send(&frame);
     let words = "chunk 2 (bytes 2097152..3145728) arrived with other bytes";
     ends.fails(FailureCode::Integrity, words, 0);
 }
@@ -109,7 +110,7 @@ fn a_digest_of_another_volume_is_not_receipted() {
     let mut wire = ends.source.open_data(0);
     (0..4).for_each(|index| wire.send(&chunk(index, &data)));
     wire.send(&header(DataFrame::End { frames: 4 }));
-    let mut finish = peer::finish(&[&data; 4]);
+    let mut finish = peer::finish(&[&data[..]; 4]);
     finish.digest.0[31] ^= 1;
     ends.source.control.say(&Message::Finish(finish));
     ends.fails(
@@ -164,7 +165,8 @@ fn frames_that_are_none() {
         (b"\xff".repeat(4096), "is no frame"),
     ] {
         let ends = AgainstTarget::new();
-        ends.source.open_data(1).send(&frame);
+        let mut wire = ends.source.open_data(1);
+        wire.send(&frame);
         ends.fails(FailureCode::Protocol, words, 0);
     }
 }
@@ -175,7 +177,7 @@ fn a_chunk_that_comes_twice() {
     let mut wire = ends.source.open_data(0);
     wire.send(&chunk(0, &data()));
     wire.send(&chunk(0, &data()));
-    ends.fails(FailureCode::Protocol, "chunk 0", MIB);
+    ends.fails(FailureCode::Protocol, "chunks 0..1 came twice", MIB);
 }
 
 #[test]
@@ -188,7 +190,7 @@ fn zeros_over_a_chunk_that_came() {
         end: ChunkIndex(1),
     };
     wire.send(&header(DataFrame::Zero { chunks }));
-    ends.fails(FailureCode::Protocol, "chunk 0", MIB);
+    ends.fails(FailureCode::Protocol, "chunks 0..1 came twice", MIB);
 }
 
 #[test]
@@ -209,7 +211,7 @@ fn a_source_that_leaves_before_all_was_sent() {
     let mut wire = ends.source.open_data(0);
     wire.send(&chunk(0, &data));
     wire.send(&header(DataFrame::End { frames: 1 }));
-    let finish = peer::finish(&[&data; 4]);
+    let finish = peer::finish(&[&data[..]; 4]);
     ends.source.control.say(&Message::Finish(finish));
     ends.source.control.close();
     ends.target.end().failed(5, &["closed"]);
@@ -223,7 +225,7 @@ fn messages_at_the_wrong_time() {
     let hello = |ends: &AgainstTarget| peer::hello(ends.agents.identity.clone_id, SIZE);
     let ends = AgainstTarget::new();
     let again = Message::Hello(hello(&ends));
-    let finish = Message::Finish(peer::finish(&[&data(); 4]));
+    let finish = Message::Finish(peer::finish(&[&data()[..]; 4]));
     for (messages, words) in [
         (vec![again], "sent hello in the stage transfer"),
         (
@@ -270,7 +272,7 @@ fn data_connections_that_do_not_belong_to_the_session() {
     (1..4).for_each(|index| second.send(&chunk(index, &data)));
     first.send(&header(DataFrame::End { frames: 1 }));
     second.send(&header(DataFrame::End { frames: 3 }));
-    let finish = peer::finish(&[&data; 4]);
+    let finish = peer::finish(&[&data[..]; 4]);
     ends.source.control.say(&Message::Finish(finish));
     while !matches!(ends.source.control.hear().unwrap(), Message::Receipt(_)) {}
     drop((ends.source, first, second));
@@ -583,6 +585,7 @@ fn a_target_that_takes_nothing() {
     eventually("the first chunk", || {
         metric(admin, "volferry_wire_bytes_total") > 0.0
     });
+    wait_until_settled(admin, "volferry_peak_memory_bytes");
     control.close();
     let ended = source.end().failed(5, &["closed"]);
     drop(data);
