@@ -21,7 +21,7 @@ usage: cargo xtask CHORE
 
   ci [--without-tests]         every check; prints which ran, failed or were skipped and why
   test                         every test: scripts/test
-  tidy                         what no compiler checks: arrows, documents, names, unsafe
+  tidy                         what no compiler checks: arrows, documents, names
   fuzz TARGET [--seconds N]    one fuzz target, for a minute unless told otherwise
   fuzz all [--seconds N]       each fuzz target in turn, after a check that coverage is fed back
 ";
