@@ -50,7 +50,9 @@ fn check_operations(tree: &Tree, text: &str, findings: &mut Findings) {
         name.starts_with("volferry_")
     });
     compare("flag", &agent_flags, &|_| false);
-    let every_flag: BTreeSet<_> = tree.rust().flat_map(|(_, text)| flags(text)).collect();
+    let of_clap = ["--help", "--version"].map(str::to_owned);
+    let own = tree.rust().flat_map(|(_, text)| flags(text));
+    let every_flag: BTreeSet<_> = own.chain(of_clap).collect();
     let is_unknown = |name: &&String| name.starts_with("--") && !every_flag.contains(*name);
     let unknown = documented.iter().filter(is_unknown);
     findings.extend(unknown.map(|name| format!("{OPERATIONS}: there is no flag `{name}`")));
