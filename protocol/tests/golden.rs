@@ -4,6 +4,8 @@
 //! later version has to write and read alike. A change here is a new version of the protocol
 //! (another ALPN) or of the receipt, never an edit.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fmt::Debug;
 
 use uuid::Uuid;

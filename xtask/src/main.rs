@@ -1,2 +1,86 @@
-//! Placeholder.
-fn main() {}
+//! The chores of the project: `cargo xtask ci` runs every check that a reviewer will run.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a chore talks to whoever runs it"
+)]
+
+mod ci;
+mod fuzz;
+mod tidy;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+const USAGE: &str = "\
+usage: cargo xtask CHORE
+
+  ci [--without-tests]         every check; prints which ran, failed or were skipped and why
+  test                         every test: scripts/test
+  tidy                         what no compiler checks: arrows, documents, names
+  fuzz TARGET [--seconds N]    one fuzz target, for a minute unless told otherwise
+  fuzz all [--seconds N]       each fuzz target in turn, after a check that coverage is fed back
+";
+
+/// How a chore went when it didn't fail.
+enum Outcome {
+    Ran,
+    /// It can't run here, and why.
+    Skipped(String),
+}
+
+/// A chore's outcome, or what went wrong, in words.
+type Chore = Result<Outcome, String>;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let chore = match words[..] {
+        ["ci"] => ci::all(true),
+        ["ci", "--without-tests"] => ci::all(false),
+        ["test"] => run(Command::new("scripts/test")),
+        ["tidy"] => tidy::run(),
+        ["fuzz", target] => fuzz::run(target, Duration::from_secs(60)),
+        ["fuzz", target, "--seconds", seconds] => match seconds.parse() {
+            Ok(seconds) => fuzz::run(target, Duration::from_secs(seconds)),
+            Err(_) => Err(format!("{seconds:?} is no number of seconds")),
+        },
+        _ => Err(USAGE.to_owned()),
+    };
+    match chore {
+        Ok(Outcome::Ran) => ExitCode::SUCCESS,
+        Ok(Outcome::Skipped(why)) => {
+            println!("skipped: {why}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
+
+/// Runs `command` in the root of the repository.
+fn run(mut command: Command) -> Chore {
+    match command.current_dir(root()).status() {
+        Ok(status) if status.success() => Ok(Outcome::Ran),
+        Ok(status) => Err(format!("{command:?}: {status}")),
+        Err(error) => Err(format!("{command:?} can't be started: {error}")),
+    }
+}
+
+/// Whether `program` can be started.
+fn is_there(program: &str) -> bool {
+    let version = Command::new(program).arg("--version").output();
+    version.is_ok_and(|output| output.status.success())
+}
