@@ -124,9 +124,19 @@ async fn read_messages<S: AsyncRead>(
 ) {
     loop {
         let message = read_message(&mut stream, peer).await;
-        let is_last = message.is_err();
-        if received.send(message).await.is_err() || is_last {
+        let failed = message.as_ref().err().map(|failure| failure.code);
+        if received.send(message).await.is_err() {
             return;
+        }
+        match failed {
+            None => {}
+            // What else it says is read into nothing until it closes: closing over unread bytes
+            // would throw away what it is told.
+            Some(FailureCode::Protocol) => {
+                let _closed = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+                return;
+            }
+            Some(_) => return,
         }
     }
 }

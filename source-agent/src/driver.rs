@@ -160,6 +160,10 @@ impl<C: Connector + 'static> Session<'_, C> {
         let now = Instant::now();
         match event {
             Event::Message(Ok(message)) => self.machine.handle_message(now, message),
+            // A peer that can't be understood is still there to be told.
+            Event::Message(Err(failure)) if failure.code == FailureCode::Protocol => {
+                self.machine.fail(failure);
+            }
             Event::Message(Err(failure)) => self.machine.end(failure),
             Event::Sent(Sent::Chunk {
                 index,

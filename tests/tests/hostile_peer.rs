@@ -245,6 +245,18 @@ fn messages_at_the_wrong_time() {
     }
 }
 
+/// Who can't be understood is told so, whatever it says behind that.
+#[test]
+fn a_message_that_is_none() {
+    for json in ["null", "{}", "{\"type\":\"solar_flare\"}"] {
+        let mut ends = AgainstTarget::new();
+        ends.source.control.say_json(json);
+        ends.source.control.send(&[b' '; 4096]);
+        let words = "the source agent sent what is no frame";
+        ends.fails(FailureCode::Protocol, words, 0);
+    }
+}
+
 /// Only the control connection knows the token; and each number comes in once.
 #[test]
 fn data_connections_that_do_not_belong_to_the_session() {
@@ -522,11 +534,15 @@ fn answers_that_are_none() {
         b"\0\0\0\x02{}",
         b"\0\0\0\x04\xff\xfe\xfd\xfc",
     ] {
+        let words = "the target agent sent what is no frame";
         let (ended, _) = against_source(|_, mut control, _| {
             control.send(bytes);
-            control.wait_until_closed();
+            control.send(&[b' '; 4096]);
+            let told = control.hear_failure();
+            assert_eq!(told.code, FailureCode::Protocol);
+            assert!(told.text.contains(words), "{}", told.text);
         });
-        ended.failed(5, &["the target agent sent what is no frame"]);
+        ended.failed(5, &[words]);
     }
 }
 
