@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -176,7 +176,7 @@ fn a_file_in_use_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let swap = dir.path().join("swap");
     fs::write(&swap, vec![0; 8 << 20]).unwrap();
-    if run("mkswap", &[], &swap).is_none() || run("swapon", &[], &swap).is_none() {
+    if try_run("mkswap", &[], &swap).is_none() || try_run("swapon", &[], &swap).is_none() {
         return;
     }
     let refused = TargetVolume::open(&swap, overwrite).map(|_| ());
@@ -334,7 +334,7 @@ impl Loop {
             file.sync_all().unwrap();
         }
         let command = [&["-f", "--show"], arguments].concat();
-        let device = run("losetup", &command, &backing)?;
+        let device = try_run("losetup", &command, &backing)?;
         Some(Self {
             device: device.trim().into(),
             backing,
@@ -351,7 +351,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        run("losetup", &["-d"], &self.device);
+        let _left_over = run("losetup", &["-d"], &self.device);
     }
 }
 
@@ -360,9 +360,9 @@ struct Mount(TempDir);
 
 impl Mount {
     fn of_new_filesystem(mkfs: &str, device: &Loop) -> Option<Self> {
-        run(mkfs, &["-q"], &device.device)?;
+        try_run(mkfs, &["-q"], &device.device)?;
         let dir = tempfile::tempdir().unwrap();
-        run("mount", &[device.device.to_str().unwrap()], dir.path())?;
+        try_run("mount", &[device.device.to_str().unwrap()], dir.path())?;
         Some(Self(dir))
     }
 }
@@ -372,31 +372,52 @@ impl Drop for Mount {
     /// mount is busy for that moment. It must go before its directory is removed with what is in it.
     fn drop(&mut self) {
         for _ in 0..100 {
-            if run("umount", &[], self.0.path()).is_some() {
+            if run("umount", &[], self.0.path()).is_ok() {
                 return;
             }
             thread::sleep(Duration::from_millis(50));
         }
-        run("umount", &["--lazy"], self.0.path());
+        let _left_over = run("umount", &["--lazy"], self.0.path());
     }
 }
 
-/// Runs a program with `path` as its last argument. When it fails, says so as the reason to skip
-/// and gives `None`.
-fn run(program: &str, arguments: &[&str], path: &Path) -> Option<String> {
+/// Runs a program with `path` as its last argument. When it fails, the test is skipped for what it
+/// said.
+fn try_run(program: &str, arguments: &[&str], path: &Path) -> Option<String> {
+    run(program, arguments, path).map_or_else(|reason| skip(&reason), Some)
+}
+
+/// Runs a program with `path` as its last argument; what it printed, or why it failed.
+fn run(program: &str, arguments: &[&str], path: &Path) -> Result<String, String> {
     let output = Command::new(program).args(arguments).arg(path).output();
     match output {
         Ok(output) if output.status.success() => {
-            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         }
-        Ok(output) => skipped(&String::from_utf8_lossy(&output.stderr)),
-        Err(error) => skipped(&format!("{program}: {error}")),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        Err(error) => Err(format!("{program}: {error}")),
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a skipped test says so")]
-fn skipped<T>(reason: &str) -> Option<T> {
-    println!("SKIPPED: {}", reason.trim());
+/// Says that a test is skipped, as `skip` of tests/src/skip.rs does, which this crate can't use:
+/// its own tests would depend on what depends on it.
+fn skip<T>(reason: &str) -> Option<T> {
+    let reason = reason.trim();
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let may_skip = std::env::var("VOLFERRY_TESTS_SKIP").as_deref() != Ok("never");
+    assert!(
+        may_skip,
+        "{test} can't run here, and nothing may be skipped: {reason}"
+    );
+    let line = format!("SKIPPED: {test}: {reason}\n");
+    // Not `eprintln!`, which the test harness swallows when the test passes.
+    let _unseen = std::io::stderr().write_all(line.as_bytes());
+    // The test runs from `<target directory>/<profile>/deps`.
+    let program = std::env::current_exe().unwrap();
+    let list = program.ancestors().nth(3).unwrap();
+    let list = list.join("skipped-tests.txt");
+    let list = OpenOptions::new().create(true).append(true).open(list);
+    let _unkept = list.and_then(|mut list| list.write_all(line.as_bytes()));
     None
 }
 
