@@ -1,6 +1,7 @@
 //! A data connection of the target: reads frames, and puts chunks into aligned buffers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use volferry_agent::control::read_exact;
@@ -14,6 +15,9 @@ use volferry_storage::{Buffer, BufferPool};
 
 use crate::writers::Incoming;
 
+/// How long a source may leave a data connection open behind its last frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// One data connection of a session.
 #[derive(Debug)]
 pub(crate) struct DataConnection {
@@ -24,11 +28,12 @@ pub(crate) struct DataConnection {
 }
 
 impl DataConnection {
-    /// Receives until the source ends the connection in order.
+    /// Receives until the source ends the connection in order. Gives the number of frames that
+    /// went to the writers.
     ///
     /// # Errors
     /// When it ends otherwise, or carries what is no frame. Nothing of that frame is written.
-    pub(crate) async fn run<S>(self, mut stream: S) -> Result<(), Failure>
+    pub(crate) async fn run<S>(self, mut stream: S) -> Result<u64, Failure>
     where
         S: AsyncRead + Unpin,
     {
@@ -50,7 +55,7 @@ impl DataConnection {
                     let Some(mut bytes) =
                         self.progress.volume_wait.time(self.pool.checkout()).await
                     else {
-                        return Ok(()); // the session ends
+                        return Ok(frames); // the session ends
                     };
                     bytes.set_len(self.geometry.chunk_len(index) as usize);
                     let payload = read_payload(&mut stream, &zero_map, &mut bytes);
@@ -69,7 +74,6 @@ impl DataConnection {
                     return Err(bad_frame(FrameError::Missing { seen: frames, sent }));
                 }
             };
-            frames += 1;
             if self
                 .progress
                 .volume_wait
@@ -77,14 +81,15 @@ impl DataConnection {
                 .await
                 .is_err()
             {
-                return Ok(()); // the session ends
+                return Ok(frames); // the session ends
             }
+            frames += 1;
         }
         // The source closes behind its last frame; what else it says is read into nothing, so that
         // closing this end doesn't reset the connection.
         let mut rest = [0; 1];
-        let _closed = stream.read(&mut rest).await;
-        Ok(())
+        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
+        Ok(frames)
     }
 
     async fn read_zero_map<S>(

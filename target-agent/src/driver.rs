@@ -91,7 +91,8 @@ struct Session<'a, S> {
     control: Control,
     /// From the welcome on.
     transfer: Option<Transfer>,
-    connections: JoinSet<Result<(), Failure>>,
+    /// Each gives the number of frames that it handed to the writers.
+    connections: JoinSet<Result<u64, Failure>>,
     /// A data connection that broke, and when that counts as the cause: until then the source may
     /// still say what was.
     lost: Option<(Instant, Failure)>,
@@ -115,6 +116,10 @@ struct Transfer {
     /// Numbers of the data connections that were let in.
     numbers: BTreeSet<u16>,
     streams: u16,
+    /// Frames that the data connections handed to the writers before they ended.
+    frames_received: u64,
+    /// Frames of any data connection that were written.
+    frames_written: u64,
     geometry: Geometry,
     pool: BufferPool,
     queue: async_channel::Sender<Incoming>,
@@ -134,7 +139,7 @@ enum Event<S> {
     Greeted(Result<Greeted<S>, Failure>),
     Prepared(Result<Arc<dyn Sink>, StorageError>),
     Written(Written),
-    ConnectionEnded(Result<(), Failure>),
+    ConnectionEnded(Result<u64, Failure>),
     Timeout,
     Shutdown,
 }
@@ -213,7 +218,7 @@ where
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
             Event::Prepared(prepared) => self.start_transfer(now, prepared),
             Event::Written(written) => self.apply_written(now, written),
-            Event::ConnectionEnded(Ok(())) => {}
+            Event::ConnectionEnded(Ok(frames)) => self.count_frames(now, frames, 0),
             Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
                 self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
             }
@@ -236,8 +241,12 @@ where
                 data_len,
             } => {
                 self.machine.handle_chunk(now, index, digest, data_len);
+                self.count_frames(now, 0, 1);
             }
-            Written::Zero(chunks) => self.machine.handle_zero(now, chunks),
+            Written::Zero(chunks) => {
+                self.machine.handle_zero(now, chunks);
+                self.count_frames(now, 0, 1);
+            }
             Written::Flushed => self.machine.handle_flushed(now),
             Written::Corrupt(index) => {
                 let range = self
@@ -257,6 +266,22 @@ where
             Written::Failed(error) => {
                 self.machine.fail(failure::of_storage(End::Target, &error));
             }
+        }
+    }
+
+    /// Counts frames, and tells the machine when nothing more can come. A data connection that is
+    /// still on its way can bring chunks, so all that were granted must have come and gone.
+    fn count_frames(&mut self, now: Instant, received: u64, written: u64) {
+        let Some(transfer) = &mut self.transfer else {
+            return;
+        };
+        transfer.frames_received += received;
+        transfer.frames_written += written;
+        let all_came = transfer.numbers.len() == usize::from(transfer.streams);
+        let all_ended = self.connections.is_empty() && self.lost.is_none();
+        let all_written = transfer.frames_received == transfer.frames_written;
+        if all_came && all_ended && all_written {
+            self.machine.handle_drained(now);
         }
     }
 
@@ -401,6 +426,8 @@ where
             token,
             numbers: BTreeSet::new(),
             streams,
+            frames_received: 0,
+            frames_written: 0,
             geometry,
             pool,
             queue,

@@ -220,6 +220,25 @@ fn a_source_that_leaves_before_all_was_sent() {
     volume::assert_holds_only(&ends.agents.path("target"), MIB, SIZE, DIRT);
 }
 
+/// It goes on pinging, and still doesn't hold the target for ever.
+#[test]
+fn a_source_that_finishes_before_all_was_sent() {
+    let mut ends = AgainstTarget::new();
+    let data = data();
+    for (number, chunks) in [(0, 0..2), (1, 2..3)] {
+        let mut wire = ends.source.open_data(number);
+        let frames = chunks.end - chunks.start;
+        chunks.for_each(|index| wire.send(&chunk(index, &data)));
+        wire.send(&header(DataFrame::End { frames }));
+        wire.close();
+    }
+    let finish = peer::finish(&[&data[..]; 4]);
+    ends.source.control.say(&Message::Finish(finish));
+    ends.source.control.say(&Message::Ping);
+    let words = "the source finished, and chunk 3 never came";
+    ends.fails(FailureCode::Protocol, words, 3 * MIB);
+}
+
 #[test]
 fn messages_at_the_wrong_time() {
     let hello = |ends: &AgainstTarget| peer::hello(ends.agents.identity.clone_id, SIZE);

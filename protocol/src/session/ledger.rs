@@ -137,6 +137,12 @@ impl Ledger {
         self.written.count() == self.geometry.chunk_count()
     }
 
+    /// The first chunk that is not written; `None` when all are.
+    #[must_use]
+    pub fn first_missing(&self) -> Option<ChunkIndex> {
+        (!self.is_written()).then(|| self.written.watermark())
+    }
+
     /// Whether every chunk is durable.
     #[must_use]
     pub fn is_durable(&self) -> bool {

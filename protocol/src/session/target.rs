@@ -67,6 +67,8 @@ pub struct TargetSession {
     data_bytes: u64,
     zero_bytes: u64,
     finish: Option<Finish>,
+    /// Whether no chunk can come any more.
+    is_drained: bool,
     messages: VecDeque<Message>,
     actions: VecDeque<TargetAction>,
     started_at: Instant,
@@ -99,6 +101,7 @@ impl TargetSession {
             data_bytes: 0,
             zero_bytes: 0,
             finish: None,
+            is_drained: false,
             messages: VecDeque::new(),
             actions: VecDeque::new(),
             started_at: now,
@@ -292,6 +295,13 @@ impl TargetSession {
         self.settle(now);
     }
 
+    /// Every data connection that was granted has ended in order, and all that came on them was
+    /// written.
+    pub fn handle_drained(&mut self, now: Instant) {
+        self.is_drained = true;
+        self.settle(now);
+    }
+
     /// Decides what follows from the state: flush, tell, compare.
     fn settle(&mut self, now: Instant) {
         if self.stage == Stage::Done {
@@ -310,6 +320,10 @@ impl TargetSession {
         let (Some(ledger), Some(finish)) = (&self.ledger, &self.finish) else {
             return;
         };
+        if let Some(index) = ledger.first_missing().filter(|_| self.is_drained) {
+            self.fail_protocol(format!("the source finished, and chunk {index} never came"));
+            return;
+        }
         let is_flushed = self.unflushed_since.is_none() && !ledger.is_flushing();
         if self.stage != Stage::Verify || !ledger.is_durable() || !is_flushed {
             return;

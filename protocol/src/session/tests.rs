@@ -256,6 +256,44 @@ fn a_session_goes_on_from_what_is_durable() {
 }
 
 #[test]
+fn a_finish_with_chunks_missing_is_refused_once_none_can_come() {
+    for finish_first in [true, false] {
+        let mut pair = Pair::greeted(3);
+        pair.send(0);
+        pair.send(1);
+        let digest = Digest::of_chunk(b"never sent");
+        pair.source.handle_chunk(ChunkIndex(2), digest, 4096);
+        if finish_first {
+            pair.finish();
+            assert_eq!(pair.target_outcome, None, "the chunk may be on its way");
+            pair.target.handle_drained(pair.now);
+        } else {
+            pair.target.handle_drained(pair.now);
+            assert_eq!(pair.target.stage(), Stage::Transfer, "finish may come");
+            pair.finish();
+        }
+        pair.settle();
+        assert_eq!(
+            pair.failed_with(),
+            (FailureCode::Protocol, FailureCode::Protocol)
+        );
+        let failure = pair.target_outcome.unwrap().unwrap_err();
+        assert!(failure.text.contains("chunk 2"), "{}", failure.text);
+    }
+}
+
+#[test]
+fn a_clone_of_which_all_came_is_proven_after_the_connections_ended() {
+    let mut pair = Pair::greeted(2);
+    pair.send(0);
+    pair.send(1);
+    pair.target.handle_drained(pair.now);
+    pair.finish();
+    pair.flushed();
+    assert!(matches!(pair.target_outcome, Some(Ok(_))));
+}
+
+#[test]
 fn another_digest_is_no_success() {
     let mut pair = Pair::greeted(2);
     pair.send(0);
