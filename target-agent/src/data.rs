@@ -1,15 +1,18 @@
 //! A data connection of the target: reads frames, and puts chunks into aligned buffers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 use volferry_agent::control::read_exact;
 use volferry_agent::failure;
 use volferry_agent::progress::{End, Progress};
-use volferry_protocol::failure::Failure;
+use volferry_protocol::digest::ChunkRefused;
+use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{DataFrame, FrameError, decode_zero_map};
-use volferry_protocol::geometry::{ChunkIndex, Geometry};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::range_set::ChunkSet;
+use volferry_protocol::session::Ledger;
 use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
 use volferry_storage::{Buffer, BufferPool};
 
@@ -18,10 +21,47 @@ use crate::writers::Incoming;
 /// How long a source may leave a data connection open behind its last frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The chunks that a session has taken in, on any of its data connections, durable ones included.
+///
+/// The ledger refuses a chunk that comes twice, but it learns of a chunk when it is written. Here
+/// the second one is refused before it is, so that a chunk that was acknowledged stays as it is.
+#[derive(Debug)]
+pub(crate) struct Claims {
+    chunks: Mutex<ChunkSet>,
+}
+
+impl Claims {
+    /// What is durable already may not come again.
+    pub(crate) fn of(ledger: &Ledger) -> Self {
+        let mut chunks = ChunkSet::default();
+        for subtree in ledger.durable() {
+            chunks.insert(subtree.chunks(&ledger.geometry()));
+        }
+        Self {
+            chunks: Mutex::new(chunks),
+        }
+    }
+
+    /// Takes in `chunks`.
+    ///
+    /// # Errors
+    /// When any of them was taken in before.
+    fn claim(&self, chunks: ChunkRange) -> Result<(), Failure> {
+        let mut claimed = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        if claimed.intersects(chunks) {
+            let text = format!("the source sent {}", ChunkRefused::Known(chunks));
+            return Err(Failure::new(FailureCode::Protocol, text));
+        }
+        claimed.insert(chunks);
+        Ok(())
+    }
+}
+
 /// One data connection of a session.
 #[derive(Debug)]
 pub(crate) struct DataConnection {
     pub(crate) geometry: Geometry,
+    pub(crate) claims: Arc<Claims>,
     pub(crate) pool: BufferPool,
     pub(crate) queue: async_channel::Sender<Incoming>,
     pub(crate) progress: Arc<Progress>,
@@ -51,6 +91,7 @@ impl DataConnection {
                     digest,
                     payload_len,
                 } => {
+                    self.claims.claim(ChunkRange::one(index))?;
                     let zero_map = self.read_zero_map(&mut stream, index, payload_len).await?;
                     let Some(mut bytes) =
                         self.progress.volume_wait.time(self.pool.checkout()).await
@@ -68,7 +109,10 @@ impl DataConnection {
                         bytes,
                     }
                 }
-                DataFrame::Zero { chunks } => Incoming::Zero(chunks),
+                DataFrame::Zero { chunks } => {
+                    self.claims.claim(chunks)?;
+                    Incoming::Zero(chunks)
+                }
                 DataFrame::End { frames: sent } if sent == frames => break,
                 DataFrame::End { frames: sent } => {
                     return Err(bad_frame(FrameError::Missing { seen: frames, sent }));

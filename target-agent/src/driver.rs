@@ -25,7 +25,7 @@ use volferry_protocol::session::{Ledger, TargetAction, TargetLimits, TargetSessi
 use volferry_storage::{BufferPool, Sink, StorageError, TargetVolume};
 
 use crate::TargetConfig;
-use crate::data::DataConnection;
+use crate::data::{Claims, DataConnection};
 use crate::greeter::{Greeted, Greeter, Purpose};
 use crate::writers::{Incoming, Writers, Written};
 
@@ -121,6 +121,7 @@ struct Transfer {
     /// Frames of any data connection that were written.
     frames_written: u64,
     geometry: Geometry,
+    claims: Arc<Claims>,
     pool: BufferPool,
     queue: async_channel::Sender<Incoming>,
     flush: async_channel::Sender<()>,
@@ -310,6 +311,7 @@ where
                 transfer.numbers.insert(number);
                 let connection = DataConnection {
                     geometry: transfer.geometry,
+                    claims: Arc::clone(&transfer.claims),
                     pool: transfer.pool.clone(),
                     queue: transfer.queue.clone(),
                     progress: Arc::clone(&self.context.progress),
@@ -417,6 +419,7 @@ where
             .map_err(|error| internal(format!("threads can't be started: {error}")))?;
         let token = new_token()?;
         let ledger = Ledger::new(geometry);
+        let claims = Arc::new(Claims::of(&ledger));
         let resumed_bytes = ledger.watermark().durable_bytes;
         self.context
             .progress
@@ -429,6 +432,7 @@ where
             frames_received: 0,
             frames_written: 0,
             geometry,
+            claims,
             pool,
             queue,
             flush,

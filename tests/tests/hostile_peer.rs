@@ -180,6 +180,38 @@ fn a_chunk_that_comes_twice() {
     ends.fails(FailureCode::Protocol, "chunks 0..1 came twice", MIB);
 }
 
+/// The second of two is refused before it is written: what the first brought stays.
+#[test]
+fn a_chunk_that_came_is_not_overwritten() {
+    let data = data();
+    let mut other = data.clone();
+    other[0] ^= 1;
+    let chunks = ChunkRange {
+        start: ChunkIndex(0),
+        end: ChunkIndex(2),
+    };
+    for second in [chunk(0, &other), header(DataFrame::Zero { chunks })] {
+        let ends = AgainstTarget::new();
+        let volume = ends.agents.path("target");
+        let mut wire = ends.source.open_data(0);
+        wire.send(&chunk(0, &data));
+        eventually("the first is written", || {
+            volume::read(&volume, 0, MIB) == data
+        });
+        let mut wire = ends.source.open_data(1);
+        wire.send(&second);
+        let told = {
+            let mut source = ends.source;
+            source.control.hear_failure()
+        };
+        assert_eq!(told.code, FailureCode::Protocol);
+        assert!(told.text.contains("came twice"), "{}", told.text);
+        ends.target.end().failed(5, &["came twice"]);
+        assert!(volume::read(&volume, 0, MIB) == data);
+        volume::assert_holds_only(&volume, MIB, SIZE, DIRT);
+    }
+}
+
 #[test]
 fn zeros_over_a_chunk_that_came() {
     let ends = AgainstTarget::new();
