@@ -71,7 +71,7 @@ pub fn write(outcome: &Outcome, path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Checks that [`write`] will be able to write to `path`: at the end of a long clone is no time to
+/// Checks that [`write()`] will be able to write to `path`: at the end of a long clone is no time to
 /// find out. Creates the file, and leaves alone what it holds.
 ///
 /// # Errors
