@@ -245,6 +245,9 @@ impl World {
         };
         if transfer.durable.count() + self.read.count() == self.geometry.chunk_count() {
             self.source.handle_drained(0, AgentStats::default());
+            if self.arriving.is_empty() {
+                self.target.handle_drained(self.now);
+            }
         }
     }
 
