@@ -8,9 +8,10 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::receipt::AgentStats;
 
 use crate::admin::{self, Admin};
-use crate::cpu::{CountedThread, CpuMeter};
+use crate::cpu::{CountedThread, CpuMeter, peak_memory_bytes};
 use crate::metrics::Metrics;
 use crate::options::AgentOptions;
 use crate::outcome::{self, Outcome};
@@ -46,6 +47,18 @@ impl Context {
             cpu,
             shutdown,
             admin,
+        }
+    }
+}
+
+impl Context {
+    /// What the work has cost by now, for the receipt. `agent` is the agent's name and version.
+    #[must_use]
+    pub fn stats(&self, agent: &str) -> AgentStats {
+        AgentStats {
+            agent: agent.to_owned(),
+            cpu_seconds: self.cpu.total().as_secs_f64(),
+            peak_memory_bytes: peak_memory_bytes(),
         }
     }
 }

@@ -8,7 +8,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
-use volferry_agent::cpu::peak_memory_bytes;
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
@@ -16,7 +15,6 @@ use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::Preamble;
 use volferry_protocol::message::{Hello, Message};
-use volferry_protocol::receipt::AgentStats;
 use volferry_protocol::session::source::Transfer;
 use volferry_protocol::session::{SourceAction, SourceSession};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
@@ -209,11 +207,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             self.machine.fail(failure);
             return;
         }
-        let stats = AgentStats {
-            agent: self.agent.clone(),
-            cpu_seconds: self.context.cpu.total().as_secs_f64(),
-            peak_memory_bytes: peak_memory_bytes(),
-        };
+        let stats = self.context.stats(&self.agent);
         self.machine.handle_drained(self.wire_bytes, stats);
     }
 

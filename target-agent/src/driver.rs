@@ -11,7 +11,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
-use volferry_agent::cpu::peak_memory_bytes;
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
@@ -20,7 +19,6 @@ use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::frame::SessionToken;
 use volferry_protocol::geometry::{ChunkRange, Geometry};
 use volferry_protocol::message::Message;
-use volferry_protocol::receipt::AgentStats;
 use volferry_protocol::session::{Ledger, TargetAction, TargetLimits, TargetSession};
 use volferry_storage::{BufferPool, Sink, StorageError, TargetVolume};
 
@@ -441,11 +439,7 @@ where
     }
 
     fn seal(&mut self) {
-        let stats = AgentStats {
-            agent: self.agent.clone(),
-            cpu_seconds: self.context.cpu.total().as_secs_f64(),
-            peak_memory_bytes: peak_memory_bytes(),
-        };
+        let stats = self.context.stats(&self.agent);
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());

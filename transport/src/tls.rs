@@ -34,8 +34,7 @@ use pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 mod judge;
 
-/// The protocol both ends must offer (RFC 7301, section 3.1).
-pub const ALPN: &[u8] = b"volferry/1";
+pub use volferry_protocol::frame::ALPN;
 
 /// Bytes that may wait, encrypted, for one write to the socket: sixteen records, so that the system
 /// call doesn't count, and few enough to stay in a processor's second-level cache.
