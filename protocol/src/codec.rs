@@ -31,6 +31,27 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    /// Takes the next `len` bytes.
+    ///
+    /// # Errors
+    /// When fewer are left; nothing is taken then.
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8], Truncated> {
+        let Some((head, tail)) = self.rest.split_at_checked(len) else {
+            return Err(Truncated {
+                want: len,
+                have: self.rest.len(),
+            });
+        };
+        self.rest = tail;
+        Ok(head)
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Takes one byte.
     ///
     /// # Errors

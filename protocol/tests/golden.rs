@@ -436,6 +436,7 @@ fn hello() -> Hello {
         features: vec!["tree".into()],
         required_features: vec!["tree".into()],
         agent: "volferry-source 0.1.0".into(),
+        tree: None,
     }
 }
 
@@ -452,6 +453,7 @@ fn welcome() -> Welcome {
         }],
         features: vec!["tree".into()],
         agent: "volferry-target 0.1.0".into(),
+        tree: None,
     }
 }
 
@@ -471,6 +473,7 @@ fn finish() -> Finish {
             wire_bytes: 5000,
         },
         source: stats("volferry-source 0.1.0"),
+        tree: None,
     }
 }
 
@@ -498,6 +501,7 @@ fn receipt() -> Receipt {
         finished_unix_seconds: 1_800_000_000,
         source: stats("volferry-source 0.1.0"),
         target: stats("volferry-target 0.1.0"),
+        tree: None,
     }
 }
 

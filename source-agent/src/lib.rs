@@ -117,6 +117,7 @@ where
         features: Vec::new(),
         required_features: Vec::new(),
         agent: volferry_agent::agent_name("volferry-source"),
+        tree: None,
     };
     let mut shutdown = context.shutdown.clone();
     let stream = tokio::select! {

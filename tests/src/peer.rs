@@ -296,6 +296,7 @@ pub fn hello(clone_id: Uuid, volume_size: u64) -> Hello {
         features: Vec::new(),
         required_features: Vec::new(),
         agent: "a test".to_owned(),
+        tree: None,
     }
 }
 
@@ -310,6 +311,7 @@ pub fn welcome(hello: &Hello) -> Welcome {
         durable: Vec::new(),
         features: Vec::new(),
         agent: "a test".to_owned(),
+        tree: None,
     }
 }
 
@@ -359,6 +361,7 @@ pub fn finish(chunks: &[&[u8]]) -> Finish {
         digest: tree.volume_digest().unwrap(),
         sent: Sent::default(),
         source: AgentStats::default(),
+        tree: None,
     }
 }
 

@@ -454,6 +454,7 @@ fn new_source(now: Instant, geometry: &Geometry) -> SourceSession {
         features: vec![],
         required_features: vec![],
         agent: String::new(),
+        tree: None,
     };
     SourceSession::new(now, hello)
 }

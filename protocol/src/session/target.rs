@@ -192,6 +192,10 @@ impl TargetSession {
             );
             return Err(Failure::new(FailureCode::WrongClone, text));
         }
+        if hello.tree.is_some() {
+            let text = "the source brings a tree, and the target is no directory; name a directory";
+            return Err(Failure::new(FailureCode::Unsupported, text));
+        }
         let unknown = hello
             .required_features
             .iter()
@@ -230,6 +234,7 @@ impl TargetSession {
             durable: ledger.durable().collect(),
             features: FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
+            tree: None,
         };
         self.resumed_bytes = ledger.watermark().durable_bytes;
         self.ledger = Some(ledger);
@@ -405,6 +410,7 @@ impl TargetSession {
             finished_unix_seconds: unix_seconds,
             source: finish.source,
             target,
+            tree: None,
         };
         self.stage = Stage::Done;
         self.messages

@@ -37,6 +37,7 @@ fn hello(chunks: u64) -> Hello {
         features: vec!["something new".into()],
         required_features: vec![],
         agent: String::new(),
+        tree: None,
     }
 }
 

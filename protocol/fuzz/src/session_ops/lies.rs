@@ -28,6 +28,7 @@ pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
                 wire_bytes: number(input),
             },
             source: AgentStats::default(),
+            tree: None,
         }),
         _ => Message::Receipt(Box::new(receipt(input, truth))),
     }
@@ -48,6 +49,7 @@ fn hello(input: &mut Input<'_>) -> Hello {
             vec![]
         },
         agent: String::new(),
+        tree: None,
     }
 }
 
@@ -65,6 +67,7 @@ fn welcome(input: &mut Input<'_>) -> Welcome {
         durable: (0..input.below(4)).map(|_| subtree(input)).collect(),
         features: vec![],
         agent: String::new(),
+        tree: None,
     }
 }
 
@@ -85,6 +88,7 @@ fn receipt(input: &mut Input<'_>, truth: Digest) -> Receipt {
         finished_unix_seconds: 0,
         source: AgentStats::default(),
         target: AgentStats::default(),
+        tree: None,
     }
 }
 
