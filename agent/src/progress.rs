@@ -78,6 +78,7 @@ pub struct Progress {
     resumed_bytes: AtomicU64,
     data_bytes: AtomicU64,
     zero_bytes: AtomicU64,
+    entries: AtomicU64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
@@ -158,6 +159,9 @@ pub struct Report {
     pub data_bytes: u64,
     /// Bytes that are zero and didn't travel.
     pub zero_bytes: u64,
+    /// Names of a tree that were read or made so far; 0 for a block volume.
+    #[serde(default)]
+    pub entries: u64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: u64,
     /// Seconds since the agent started.
@@ -189,6 +193,7 @@ impl Progress {
             resumed_bytes: AtomicU64::new(0),
             data_bytes: AtomicU64::new(0),
             zero_bytes: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
             wire_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
@@ -226,6 +231,11 @@ impl Progress {
     pub fn set_moved(&self, data_bytes: u64, zero_bytes: u64) {
         self.data_bytes.store(data_bytes, Ordering::Relaxed);
         self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
+    }
+
+    /// So many names of a tree were read or made.
+    pub fn set_entries(&self, entries: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
     }
 
     /// So much is durable at the target.
@@ -269,6 +279,7 @@ impl Progress {
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
             data_bytes: self.data_bytes.load(Ordering::Relaxed),
             zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
+            entries: self.entries.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,

@@ -17,7 +17,7 @@ pub mod walk;
 
 pub use error::{Refusal, TreeError};
 pub use restore::{Restore, RestoreWorker, TreeTarget, TreeTargetOptions};
-pub use walk::{Outgoing, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
+pub use walk::{Outgoing, Seen, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
 
 /// The directory at the root of a volume in which filesystem checkers put what they find. It
 /// belongs to the filesystem, not to the tree.

@@ -156,6 +156,17 @@ pub struct Walked {
     pub is_complete: bool,
 }
 
+/// What a walk has seen so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Names.
+    pub names: u64,
+    /// Bytes of files that were read, holes included.
+    pub bytes: u64,
+    /// Bytes in blocks that hold data.
+    pub data_bytes: u64,
+}
+
 /// A walk under way: what its threads share.
 pub struct Walk<End> {
     source: TreeSource,
@@ -310,11 +321,21 @@ impl<End: WalkEnd> Walk<End> {
         (self.pool.buffer_count() / 3).max(1)
     }
 
-    /// Names that were met so far, and bytes of files.
+    /// What was seen so far.
     #[must_use]
-    pub fn seen(&self) -> (u64, u64) {
+    pub fn seen(&self) -> Seen {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (load(&self.names_seen), load(&self.bytes_seen))
+        Seen {
+            names: load(&self.names_seen),
+            bytes: load(&self.bytes_seen),
+            data_bytes: load(&self.data_bytes),
+        }
+    }
+
+    /// Where the walk puts what it makes.
+    #[must_use]
+    pub const fn end(&self) -> &End {
+        &self.end
     }
 
     /// Works until the tree is read, nobody wants more, or an error. To be called on every thread
