@@ -21,6 +21,7 @@ use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkSize, Geometry};
 use volferry_protocol::message::Hello;
+use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{Generation, SourceOptions, open_source};
 use volferry_transport::{Class, Connector, TransportError};
 
@@ -30,11 +31,12 @@ pub mod digest;
 mod driver;
 pub mod manifest;
 mod readers;
+pub mod tree;
 
 /// How a source agent does its work.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
-    /// The volume: a block device or a regular file.
+    /// The volume: a block device, a regular file, or a directory.
     pub volume: PathBuf,
     /// Chunk size to offer.
     pub chunk_size: ChunkSize,
@@ -48,8 +50,12 @@ pub struct SourceConfig {
     pub direct: bool,
     /// How long the target may take to appear.
     pub connect_timeout: Duration,
-    /// Where to write the digest of every chunk.
+    /// Where to write the digest of every chunk, or of every file of a tree.
     pub manifest: Option<PathBuf>,
+    /// What of a tree has to be kept.
+    pub terms: TreeTerms,
+    /// Clone a tree though files of it change while they are read.
+    pub allow_changed: bool,
 }
 
 impl SourceConfig {
@@ -69,6 +75,8 @@ impl SourceConfig {
             direct: true,
             connect_timeout: Duration::from_secs(60),
             manifest: None,
+            terms: TreeTerms::default(),
+            allow_changed: false,
         }
     }
 }
@@ -93,6 +101,9 @@ async fn clone<C>(config: &SourceConfig, context: &Context, connector: Arc<C>) -
 where
     C: Connector + 'static,
 {
+    if config.volume.is_dir() {
+        return tree::clone(config, context, connector).await;
+    }
     let of_storage = |error| failure::of_storage(End::Source, &error);
     let options = SourceOptions {
         direct: config.direct,
@@ -119,16 +130,26 @@ where
         agent: volferry_agent::agent_name("volferry-source"),
         tree: None,
     };
-    let mut shutdown = context.shutdown.clone();
-    let stream = tokio::select! {
-        stream = dial_until(&*connector, context, config.connect_timeout) => stream?,
-        () = shutdown.requested() => return Err(cancelled()),
-    };
-    context.admin.set_ready(true);
+    let stream = dial(config, context, &*connector).await?;
     driver::run(
         config, context, connector, stream, hello, source, generation,
     )
     .await
+}
+
+/// Dials the target, which may take its time to appear.
+pub(crate) async fn dial<C: Connector>(
+    config: &SourceConfig,
+    context: &Context,
+    connector: &C,
+) -> Result<C::Stream, Failure> {
+    let mut shutdown = context.shutdown.clone();
+    let stream = tokio::select! {
+        stream = dial_until(connector, context, config.connect_timeout) => stream?,
+        () = shutdown.requested() => return Err(cancelled()),
+    };
+    context.admin.set_ready(true);
+    Ok(stream)
 }
 
 /// Dials the target until it answers: the two agents start in no order.
