@@ -32,11 +32,23 @@ const WRITTEN_QUEUE_LEN: usize = 64;
 
 /// How a session ended.
 #[derive(Debug)]
-pub(crate) enum SessionEnd {
+pub(crate) enum SessionEnd<Volume> {
     /// The clone is proven, or it failed.
     Over(Outcome),
     /// The session ended before the volume was touched.
-    Untouched(TargetVolume, Failure),
+    Untouched(Volume, Failure),
+}
+
+impl<Volume> SessionEnd<Volume> {
+    /// How it ended, from the outcome and the volume where that is still untouched.
+    pub(crate) fn of(volume: Option<Volume>, outcome: Outcome) -> Self {
+        match (volume, outcome) {
+            (Some(volume), Err(failure)) if is_of_peer(&failure) => {
+                Self::Untouched(volume, failure)
+            }
+            (_, outcome) => Self::Over(outcome),
+        }
+    }
 }
 
 /// Runs one session over `control`; its data connections come through `greeter`.
@@ -47,7 +59,7 @@ pub(crate) async fn run<S>(
     control: S,
     greeter: &mut Greeter<S>,
     epoch: u64,
-) -> SessionEnd
+) -> SessionEnd<TargetVolume>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -147,7 +159,7 @@ impl<S> Session<'_, S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    async fn run(mut self) -> SessionEnd {
+    async fn run(mut self) -> SessionEnd<TargetVolume> {
         let outcome = loop {
             if let Some(outcome) = self.settle() {
                 break outcome;
@@ -163,12 +175,7 @@ where
         self.connections.shutdown().await;
         self.control.close().await;
         self.refusals.shutdown().await;
-        match (self.volume, outcome) {
-            (Some(volume), Err(failure)) if is_of_peer(&failure) => {
-                SessionEnd::Untouched(volume, failure)
-            }
-            (_, outcome) => SessionEnd::Over(outcome),
-        }
+        SessionEnd::of(self.volume, outcome)
     }
 
     /// The only wait.
@@ -448,7 +455,7 @@ where
 }
 
 /// Tells a source that came too late, and waits for a moment until it has heard.
-async fn refuse_busy<S>(stream: S)
+pub(crate) async fn refuse_busy<S>(stream: S)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -473,7 +480,7 @@ fn is_of_peer(failure: &Failure) -> bool {
     )
 }
 
-fn new_token() -> Result<SessionToken, Failure> {
+pub(crate) fn new_token() -> Result<SessionToken, Failure> {
     let mut token = [0; 32];
     let filled = getrandom(&mut token, GetRandomFlags::empty());
     match filled {

@@ -20,6 +20,8 @@ use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::Failure;
+use volferry_protocol::tree::session::TreeTerms;
+use volferry_storage::tree::{TreeTarget, TreeTargetOptions};
 use volferry_storage::{TargetOptions, TargetVolume};
 use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportError};
 
@@ -29,12 +31,13 @@ use crate::greeter::{Greeted, Greeter, Purpose};
 mod data;
 mod driver;
 mod greeter;
+mod tree;
 mod writers;
 
 /// How a target agent does its work.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
-    /// The volume: a block device, or a regular file that may not exist yet.
+    /// The volume: a block device, a regular file that may not exist yet, or a directory.
     pub volume: PathBuf,
     /// How the volume may be treated.
     pub options: TargetOptions,
@@ -44,6 +47,10 @@ pub struct TargetConfig {
     pub writers: usize,
     /// Bytes of chunks in flight.
     pub memory_bytes: usize,
+    /// What of a tree has to be kept.
+    pub terms: TreeTerms,
+    /// Remove what a target directory holds before a tree is cloned into it.
+    pub delete_extra: bool,
 }
 
 impl TargetConfig {
@@ -59,16 +66,38 @@ impl TargetConfig {
                 .map_or(1, usize::from)
                 .min(4),
             memory_bytes: 64 << 20,
+            terms: TreeTerms::default(),
+            delete_extra: false,
         }
     }
+}
+
+/// A volume that was claimed for a clone.
+#[derive(Debug)]
+pub enum ClaimedVolume {
+    /// A block device or a regular file.
+    Block(TargetVolume),
+    /// A directory.
+    Tree(TreeTarget),
 }
 
 /// Claims the volume, before anybody may connect.
 ///
 /// # Errors
 /// When the volume can't be what a clone is written to.
-pub fn open(config: &TargetConfig) -> Result<TargetVolume, Failure> {
+pub fn open(config: &TargetConfig) -> Result<ClaimedVolume, Failure> {
+    if config.volume.is_dir() {
+        let options = TreeTargetOptions {
+            overwrite: config.options.overwrite,
+            delete_extra: config.delete_extra,
+            direct: config.options.direct,
+        };
+        return TreeTarget::open(&config.volume, options)
+            .map(ClaimedVolume::Tree)
+            .map_err(|error| failure::of_tree(End::Target, &error));
+    }
     TargetVolume::open(&config.volume, config.options)
+        .map(ClaimedVolume::Block)
         .map_err(|error| failure::of_storage(End::Target, &error))
 }
 
@@ -104,7 +133,7 @@ pub async fn listen(
 pub async fn serve<A>(
     config: &TargetConfig,
     context: Context,
-    volume: TargetVolume,
+    volume: ClaimedVolume,
     acceptor: A,
 ) -> Outcome
 where
@@ -121,7 +150,7 @@ where
 async fn serve_sessions<S>(
     config: &TargetConfig,
     context: &Context,
-    mut volume: TargetVolume,
+    mut volume: ClaimedVolume,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
@@ -151,7 +180,25 @@ where
             }
         };
         epoch += 1;
-        match driver::run(config, context, volume, control, greeter, epoch).await {
+        let ended = match volume {
+            ClaimedVolume::Block(volume) => {
+                match driver::run(config, context, volume, control, greeter, epoch).await {
+                    SessionEnd::Over(outcome) => SessionEnd::Over(outcome),
+                    SessionEnd::Untouched(volume, failure) => {
+                        SessionEnd::Untouched(ClaimedVolume::Block(volume), failure)
+                    }
+                }
+            }
+            ClaimedVolume::Tree(target) => {
+                match tree::driver::run(config, context, target, control, greeter, epoch).await {
+                    SessionEnd::Over(outcome) => SessionEnd::Over(outcome),
+                    SessionEnd::Untouched(target, failure) => {
+                        SessionEnd::Untouched(ClaimedVolume::Tree(target), failure)
+                    }
+                }
+            }
+        };
+        match ended {
             SessionEnd::Over(outcome) => {
                 if let Err(failure) = &outcome {
                     context.metrics.count_failure(failure);
