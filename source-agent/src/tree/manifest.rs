@@ -14,7 +14,7 @@ pub(crate) struct TreeManifest {
     path: PathBuf,
     file: BufWriter<File>,
     failed: Option<io::Error>,
-    /// Files whose names `b3sum` can't read.
+    /// Files that `b3sum` could not open.
     left_out: u64,
 }
 
@@ -46,7 +46,8 @@ impl TreeManifest {
         if self.left_out > 0 {
             tracing::warn!(
                 files = self.left_out,
-                "the manifest leaves out files whose names are not UTF-8: b3sum can't read those"
+                "the manifest leaves out files that b3sum can't open: names that are not UTF-8, paths \
+                 beyond 4095 bytes"
             );
         }
         let written = self.failed.take().map_or(Ok(()), Err);
@@ -60,7 +61,12 @@ impl TreeManifest {
 /// The line of a file, or `None` when no line that `b3sum` reads can name it. A backslash before
 /// the line says that there are escapes in the name.
 fn line(path: &[u8], digest: Digest) -> Option<String> {
+    /// What the kernel opens at once.
+    const OPENED_MAX: usize = 4095;
     let path = str::from_utf8(path).ok()?;
+    if path.len() > OPENED_MAX {
+        return None;
+    }
     if path.contains('\u{fffd}') {
         return None; // it stands for a name that could not be read
     }
@@ -93,6 +99,7 @@ mod tests {
         check(b"-rf", Some(format!("{hex}  -rf\n")));
         check(b"a\nb\\c\r", Some(format!("\\{hex}  a\\nb\\\\c\\r\n")));
         check(b"\xff", None);
+        check(&[b'x'; 4096], None);
         check("\u{fffd}".as_bytes(), None);
     }
 }
