@@ -65,6 +65,18 @@ const READINGS: &[Reading] = &[
         |r| r.wire_bytes as f64,
     ),
     (
+        "volferry_checked_bytes_total",
+        "Bytes of the target read to compare or verify them",
+        Kind::Counter,
+        |r| r.checked_bytes as f64,
+    ),
+    (
+        "volferry_sessions_total",
+        "Sessions; each reconnect begins one",
+        Kind::Counter,
+        |r| r.sessions as f64,
+    ),
+    (
         "volferry_bytes_per_second",
         "Durable bytes a second over ten seconds",
         Kind::Gauge,

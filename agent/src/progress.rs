@@ -5,11 +5,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use volferry_protocol::journal::Checkpoint;
 use volferry_protocol::session::Stage;
 
 /// The rate is taken over this window: long enough to bridge the flushes, in whose rhythm durable
@@ -78,6 +79,11 @@ pub struct Progress {
     resumed_bytes: AtomicU64,
     data_bytes: AtomicU64,
     zero_bytes: AtomicU64,
+    checked_bytes: AtomicU64,
+    session_count: AtomicU64,
+    /// When something last became durable or was checked; `None` before the first session.
+    grown_at: Mutex<Option<Instant>>,
+    checkpoint: Mutex<Option<Checkpoint>>,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
@@ -158,8 +164,12 @@ pub struct Report {
     pub data_bytes: u64,
     /// Bytes that are zero and didn't travel.
     pub zero_bytes: u64,
+    /// Bytes of the target that were read to compare or verify them.
+    pub checked_bytes: u64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: u64,
+    /// Sessions so far, as this agent has seen them; a reconnect begins a new one.
+    pub sessions: u64,
     /// Seconds since the agent started.
     pub seconds: f64,
     /// Durable bytes a second, over the last ten seconds.
@@ -173,6 +183,9 @@ pub struct Report {
     pub volume_wait_seconds: f64,
     /// Seconds that data connections waited for the peer, added over all of them.
     pub peer_wait_seconds: f64,
+    /// What is durable, for `--resume-from` of a new target agent; only at the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
 }
 
 impl Progress {
@@ -189,6 +202,10 @@ impl Progress {
             resumed_bytes: AtomicU64::new(0),
             data_bytes: AtomicU64::new(0),
             zero_bytes: AtomicU64::new(0),
+            checked_bytes: AtomicU64::new(0),
+            session_count: AtomicU64::new(0),
+            grown_at: Mutex::new(None),
+            checkpoint: Mutex::new(None),
             wire_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
@@ -219,6 +236,9 @@ impl Progress {
         self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
         self.resumed_bytes.store(resumed_bytes, Ordering::Relaxed);
         self.durable_bytes.store(resumed_bytes, Ordering::Relaxed);
+        self.session_count.fetch_add(1, Ordering::Relaxed);
+        // A new session is no progress yet.
+        self.grown_at().get_or_insert_with(Instant::now);
         self.sample(resumed_bytes);
     }
 
@@ -228,11 +248,40 @@ impl Progress {
         self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
     }
 
-    /// So much is durable at the target.
-    pub fn set_durable(&self, durable_bytes: u64) {
-        if self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes {
+    /// So much is durable at the target. Says whether that is news.
+    pub fn set_durable(&self, durable_bytes: u64) -> bool {
+        let is_news = self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes;
+        if is_news {
             self.sample(durable_bytes);
+            *self.grown_at() = Some(Instant::now());
         }
+        is_news
+    }
+
+    /// So much of the target was read to compare or verify it.
+    pub fn set_checked(&self, checked_bytes: u64) {
+        if self.checked_bytes.swap(checked_bytes, Ordering::Relaxed) != checked_bytes {
+            *self.grown_at() = Some(Instant::now());
+        }
+    }
+
+    /// What a new target agent could go on from.
+    pub fn set_checkpoint(&self, checkpoint: Checkpoint) {
+        *self
+            .checkpoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
+    }
+
+    /// How long nothing has become durable, and nothing was checked; `None` before the first
+    /// session.
+    #[must_use]
+    pub fn stalled_for(&self) -> Option<Duration> {
+        self.grown_at().map(|at| at.elapsed())
+    }
+
+    fn grown_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.grown_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sample(&self, durable_bytes: u64) {
@@ -269,13 +318,20 @@ impl Progress {
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
             data_bytes: self.data_bytes.load(Ordering::Relaxed),
             zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
+            checked_bytes: self.checked_bytes.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
+            sessions: self.session_count.load(Ordering::Relaxed),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,
             eta_seconds,
             limit: self.limit(),
             volume_wait_seconds: self.volume_wait.sum().as_secs_f64(),
             peer_wait_seconds: self.peer_wait.sum().as_secs_f64(),
+            checkpoint: self
+                .checkpoint
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 

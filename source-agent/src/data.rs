@@ -25,6 +25,15 @@ pub(crate) enum Sent {
         data_len: u32,
     },
     Zero(ChunkRange),
+    Offer {
+        index: ChunkIndex,
+        digest: Digest,
+    },
+    /// Nothing was: the target has the chunk.
+    Known {
+        index: ChunkIndex,
+        digest: Digest,
+    },
 }
 
 /// One data connection of a session.
@@ -57,6 +66,12 @@ impl DataConnection {
         let mut header = self.preamble.encode();
         header.reserve(DataFrame::HEADER_LEN + ENCODED_LEN_MAX);
         while let Ok(outgoing) = self.progress.volume_wait.time(self.queue.recv()).await {
+            if let Outgoing::Known { index, digest } = outgoing {
+                if self.sent.send(Sent::Known { index, digest }).await.is_err() {
+                    break;
+                }
+                continue;
+            }
             // The preamble travels with the first frame.
             let sent = encode_header(&outgoing, &mut header);
             let mut slices = vec![IoSlice::new(&header)];
@@ -121,6 +136,15 @@ fn encode_header(outgoing: &Outgoing, header: &mut Vec<u8>) -> Sent {
             DataFrame::Zero { chunks: *chunks }.encode(header);
             Sent::Zero(*chunks)
         }
+        Outgoing::Offer { index, digest } => {
+            let (index, digest) = (*index, *digest);
+            DataFrame::Offer { index, digest }.encode(header);
+            Sent::Offer { index, digest }
+        }
+        Outgoing::Known { index, digest } => Sent::Known {
+            index: *index,
+            digest: *digest,
+        },
     }
 }
 
