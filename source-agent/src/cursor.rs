@@ -145,7 +145,7 @@ mod tests {
     fn what_a_manifest_lacks_is_read_for_its_digest() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8 * CHUNK).unwrap();
-        let bytes = vec![1; 4 * CHUNK as usize];
+        let bytes = vec![1; 4 * 65536];
         std::os::unix::fs::FileExt::write_all_at(file.as_file(), &bytes, 0).unwrap();
         let source = open_source(file.path(), &SourceOptions::default()).unwrap();
         let geometry = Geometry::new(8 * CHUNK, ChunkSize::MIN).unwrap();

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn the_digest_is_that_of_what_is_there() {
         for size in [0, 1, CHUNK, 5 * CHUNK + 17] {
-            let content: Vec<u8> = (0..size).map(|at| (at / 1000) as u8).collect();
+            let content: Vec<u8> = (0..size).map(|at| (at / 1000).to_le_bytes()[0]).collect();
             let geometry = Geometry::new(size as u64, ChunkSize::MIN).unwrap();
             let mut tree = DigestTree::new(geometry);
             for (index, chunk) in content.chunks(CHUNK).enumerate() {

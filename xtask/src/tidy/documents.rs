@@ -14,6 +14,7 @@ const AGENT_FLAGS: [&str; 3] = [
     "agent/src/options.rs",
     "source-agent/src/main.rs",
     "target-agent/src/main.rs",
+    "target-agent/src/options.rs",
 ];
 
 pub(super) fn check(tree: &Tree) -> Findings {
