@@ -10,7 +10,7 @@ use super::{Findings, Tree};
 const OPERATIONS: &str = "docs/operations.md";
 const PROTOCOL: &str = "docs/protocol.md";
 
-const AGENT_FLAGS: [&str; 3] = [
+const AGENT_FLAGS: [&str; 4] = [
     "agent/src/options.rs",
     "source-agent/src/main.rs",
     "target-agent/src/main.rs",
