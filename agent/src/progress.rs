@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
 use volferry_protocol::journal::Checkpoint;
+use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::session::Stage;
 
 /// The rate is taken over this window: long enough to bridge the flushes, in whose rhythm durable
@@ -80,6 +82,7 @@ pub struct Progress {
     data_bytes: AtomicU64,
     zero_bytes: AtomicU64,
     checked_bytes: AtomicU64,
+    travelled: Mutex<Travelled>,
     session_count: AtomicU64,
     /// When something last became durable or was checked; `None` before the first session.
     grown_at: Mutex<Option<Instant>>,
@@ -92,6 +95,14 @@ pub struct Progress {
     /// Time that they waited for the peer.
     pub peer_wait: Clock,
     samples: Mutex<VecDeque<Sample>>,
+}
+
+/// The chunks that went from end to end, in all sessions of this agent.
+#[derive(Debug, Default)]
+struct Travelled {
+    chunks: ChunkSet,
+    sent_bytes: u64,
+    resent_bytes: u64,
 }
 
 /// Progress at a moment when durable bytes grew.
@@ -164,6 +175,10 @@ pub struct Report {
     pub data_bytes: u64,
     /// Bytes that are zero and didn't travel.
     pub zero_bytes: u64,
+    /// Bytes of data that went from end to end in all sessions of this agent.
+    pub sent_bytes: u64,
+    /// Of these, bytes that went more than once.
+    pub resent_bytes: u64,
     /// Bytes of the target that were read to compare or verify them.
     pub checked_bytes: u64,
     /// Bytes handed to the transport, or taken from it, before encryption.
@@ -203,6 +218,7 @@ impl Progress {
             data_bytes: AtomicU64::new(0),
             zero_bytes: AtomicU64::new(0),
             checked_bytes: AtomicU64::new(0),
+            travelled: Mutex::default(),
             session_count: AtomicU64::new(0),
             grown_at: Mutex::new(None),
             checkpoint: Mutex::new(None),
@@ -258,6 +274,24 @@ impl Progress {
         is_news
     }
 
+    /// A chunk with so many bytes of data was sent, or taken in.
+    pub fn count_chunk(&self, index: ChunkIndex, data_len: u32) {
+        let mut travelled = self.travelled();
+        let data_len = u64::from(data_len);
+        travelled.sent_bytes += data_len;
+        if travelled.chunks.contains(index) {
+            travelled.resent_bytes += data_len;
+        } else {
+            travelled.chunks.insert(ChunkRange::one(index));
+        }
+    }
+
+    fn travelled(&self) -> MutexGuard<'_, Travelled> {
+        self.travelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// So much of the target was read to compare or verify it.
     pub fn set_checked(&self, checked_bytes: u64) {
         if self.checked_bytes.swap(checked_bytes, Ordering::Relaxed) != checked_bytes {
@@ -309,6 +343,10 @@ impl Progress {
         let bytes_per_second = self.rate();
         let left = logical_bytes.saturating_sub(durable_bytes);
         let eta_seconds = (bytes_per_second > 0.0).then(|| left as f64 / bytes_per_second);
+        let (sent_bytes, resent_bytes) = {
+            let travelled = self.travelled();
+            (travelled.sent_bytes, travelled.resent_bytes)
+        };
         Report {
             clone_id: self.clone_id,
             end: self.end,
@@ -318,6 +356,8 @@ impl Progress {
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
             data_bytes: self.data_bytes.load(Ordering::Relaxed),
             zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
+            sent_bytes,
+            resent_bytes,
             checked_bytes: self.checked_bytes.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
             sessions: self.session_count.load(Ordering::Relaxed),
@@ -406,6 +446,16 @@ mod tests {
             report.resumed_bytes, 200,
             "what was there before is no rate"
         );
+    }
+
+    #[test]
+    fn what_travels_twice_is_told() {
+        let progress = Progress::new(End::Source, Uuid::nil());
+        for (index, data_len) in [(3, 10), (0, 20), (3, 10), (1, 5)] {
+            progress.count_chunk(ChunkIndex(index), data_len);
+        }
+        let report = progress.report();
+        assert_eq!((report.sent_bytes, report.resent_bytes), (45, 10));
     }
 
     #[test]

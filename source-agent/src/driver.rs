@@ -178,6 +178,7 @@ impl<C: Connector + 'static> Session<'_, C> {
                 data_len,
             }) => {
                 self.machine.handle_chunk(index, digest, data_len);
+                self.context.progress.count_chunk(index, data_len);
                 self.record(index, digest);
             }
             Event::Sent(Sent::Offer { index, digest }) => {

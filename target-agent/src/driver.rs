@@ -75,6 +75,8 @@ pub(crate) struct Held {
     pub(crate) known: Known,
     /// What is known after a session.
     pub(crate) standing: Option<Standing>,
+    /// Bytes of data and of zeros taken in by earlier sessions.
+    pub(crate) moved: (u64, u64),
 }
 
 /// The target volume.
@@ -247,6 +249,8 @@ where
         let may_go_on = !matches!(self.held.volume, Volume::Away);
         let is_untouched = self.machine.geometry().is_none();
         self.held.fence.release();
+        self.held.moved.0 += self.machine.data_bytes();
+        self.held.moved.1 += self.machine.zero_bytes();
         if let Some(standing) = self.machine.into_standing() {
             self.held.standing = Some(standing);
         }
@@ -419,6 +423,7 @@ where
                 data_len,
             } => {
                 self.machine.handle_chunk(now, index, digest, data_len);
+                self.context.progress.count_chunk(index, data_len);
                 self.count_frames(now, 0, 1);
             }
             Written::Matched {
@@ -567,7 +572,11 @@ where
         }
         let progress = &self.context.progress;
         progress.set_stage(self.machine.stage());
-        progress.set_moved(self.machine.data_bytes(), self.machine.zero_bytes());
+        let (data_bytes, zero_bytes) = self.held.moved;
+        progress.set_moved(
+            data_bytes + self.machine.data_bytes(),
+            zero_bytes + self.machine.zero_bytes(),
+        );
         if let Some(transfer) = &self.transfer {
             let checked = transfer.checked_bytes.load(Ordering::Relaxed);
             self.machine.set_checked(checked);

@@ -144,6 +144,7 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         fence: Fence::after(epoch),
         known,
         standing: None,
+        moved: (0, 0),
     };
     Ok(Target { held })
 }
