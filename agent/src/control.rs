@@ -3,7 +3,7 @@
 //! Two tasks own the two directions, so that the session's owner never waits for the peer: it sends
 //! into a bounded queue and takes messages as they come.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a data connection's end may go unexplained. A peer that fails says why on the control
 /// connection and drops the others; which of the two arrives first is chance, and only the former
 /// is the cause. A lost segment is sent again within this time.
-pub const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One end of a control connection.
 #[derive(Debug)]
@@ -35,7 +35,8 @@ pub struct Control {
     outbox: mpsc::Sender<Message>,
     inbox: mpsc::Receiver<Result<Message, Failure>>,
     writer: JoinHandle<()>,
-    reader: JoinHandle<()>,
+    /// Gives whether the peer ended in order.
+    reader: JoinHandle<bool>,
 }
 
 impl Control {
@@ -77,23 +78,24 @@ impl Control {
     }
 
     /// Sends what waits, closes this end, and waits for a moment until the peer has closed its own.
-    pub async fn close(self) {
+    /// Says whether it has: then it has heard all that was said.
+    pub async fn close(self) -> bool {
         let Self {
             outbox,
             mut inbox,
             mut writer,
-            reader,
+            mut reader,
         } = self;
         drop(outbox);
         let goodbye = async {
             let _written = (&mut writer).await;
-            while let Some(Ok(_late)) = inbox.recv().await {}
+            while inbox.recv().await.is_some() {}
+            (&mut reader).await.unwrap_or(false)
         };
-        if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
-            tracing::debug!("the peer did not close its end in time");
-        }
+        let is_closed = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
         writer.abort();
         reader.abort();
+        is_closed.unwrap_or(false)
     }
 }
 
@@ -117,16 +119,25 @@ async fn write_messages<S: AsyncWrite>(
     let _closed = stream.shutdown().await;
 }
 
+/// Reads until the connection ends. Says whether it ended in order, between two messages.
 async fn read_messages<S: AsyncRead>(
     mut stream: ReadHalf<S>,
     peer: End,
     received: mpsc::Sender<Result<Message, Failure>>,
-) {
+) -> bool {
     loop {
-        let message = read_message(&mut stream, peer).await;
+        let mut header = [0; ControlFrame::HEADER_LEN];
+        let [first, ..] = &mut header;
+        let begun = stream.read(std::slice::from_mut(first)).await;
+        let is_ended = matches!(begun, Ok(0));
+        let message = match begun {
+            Ok(0) => Err(ended()),
+            Ok(_) => read_rest(&mut stream, peer, header, 1).await,
+            Err(error) => Err(read_failed(error)),
+        };
         let failed = message.as_ref().err().map(|failure| failure.code);
         if received.send(message).await.is_err() {
-            return;
+            return is_ended;
         }
         match failed {
             None => {}
@@ -134,9 +145,9 @@ async fn read_messages<S: AsyncRead>(
             // would throw away what it is told.
             Some(FailureCode::Protocol) => {
                 let _closed = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
-                return;
+                return false;
             }
-            Some(_) => return,
+            Some(_) => return is_ended,
         }
     }
 }
@@ -149,8 +160,17 @@ pub async fn read_message(
     stream: &mut (impl AsyncRead + Unpin),
     peer: End,
 ) -> Result<Message, Failure> {
-    let mut header = [0; ControlFrame::HEADER_LEN];
-    read_exact(stream, &mut header).await?;
+    read_rest(stream, peer, [0; ControlFrame::HEADER_LEN], 0).await
+}
+
+/// Reads one message, of whose header `have` bytes were read.
+async fn read_rest(
+    stream: &mut (impl AsyncRead + Unpin),
+    peer: End,
+    mut header: [u8; ControlFrame::HEADER_LEN],
+    have: usize,
+) -> Result<Message, Failure> {
+    read_exact(stream, header.get_mut(have..).unwrap_or_default()).await?;
     let bad = |error| failure::of_frame(peer, &error);
     let len = ControlFrame::message_len(header).map_err(bad)?;
     let mut json = vec![0; len];
@@ -168,10 +188,46 @@ pub async fn read_exact(
 ) -> Result<(), Failure> {
     match stream.read_exact(bytes).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(failure::of_transport(&TransportError::from_io(
-            "reading from the peer",
-            error,
-        ))),
+        Err(error) => Err(read_failed(error)),
+    }
+}
+
+fn read_failed(error: std::io::Error) -> Failure {
+    failure::of_transport(&TransportError::from_io("reading from the peer", error))
+}
+
+/// What becomes of a data connection that broke.
+///
+/// The other end fails for a reason, says it on the control connection, and drops the others; which
+/// of the two arrives first is chance. So a broken connection counts as the cause only when the
+/// peer has had time for a last word.
+#[derive(Debug, Default)]
+pub struct LastWord {
+    lost: Option<(Instant, Failure)>,
+}
+
+impl LastWord {
+    /// A connection broke. Only the first one counts.
+    pub fn lose(&mut self, now: Instant, failure: Failure) {
+        self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+    }
+
+    /// Whether one broke.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    /// When [`Self::take_due`] may have something.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.lost.as_ref().map(|(at, _)| *at)
+    }
+
+    /// The cause, once the peer has had its time.
+    pub fn take_due(&mut self, now: Instant) -> Option<Failure> {
+        let (_, failure) = self.lost.take_if(|(at, _)| *at <= now)?;
+        Some(failure)
     }
 }
 

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod backoff;
 pub mod control;
 pub mod cpu;
 pub mod failure;
 pub mod metrics;
 pub mod options;
 pub mod outcome;
+pub mod patience;
 pub mod progress;
 pub mod run;
 pub mod shutdown;

@@ -71,6 +71,30 @@ const READINGS: &[Reading] = &[
         |r| r.wire_bytes as f64,
     ),
     (
+        "volferry_sent_bytes_total",
+        "Bytes of data that went from end to end, in all sessions",
+        Kind::Counter,
+        |r| r.sent_bytes as f64,
+    ),
+    (
+        "volferry_resent_bytes_total",
+        "Bytes of data that went more than once",
+        Kind::Counter,
+        |r| r.resent_bytes as f64,
+    ),
+    (
+        "volferry_checked_bytes_total",
+        "Bytes of the target read to compare or verify them",
+        Kind::Counter,
+        |r| r.checked_bytes as f64,
+    ),
+    (
+        "volferry_sessions_total",
+        "Sessions; each reconnect begins one",
+        Kind::Counter,
+        |r| r.sessions as f64,
+    ),
+    (
         "volferry_bytes_per_second",
         "Durable bytes a second over ten seconds",
         Kind::Gauge,

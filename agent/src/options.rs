@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::BoolishValueParser;
@@ -13,6 +14,7 @@ use volferry_protocol::tree::session::TreeTerms;
 use volferry_transport::{Credentials, TransportError};
 
 use crate::failure;
+use crate::patience::PatienceLimits;
 use crate::telemetry::LogFormat;
 
 /// Flags of every agent.
@@ -41,6 +43,27 @@ pub struct AgentOptions {
     )]
     #[arg(value_parser = clap::value_parser!(u32).range(16..=65536))]
     pub memory_mib: u32,
+
+    /// Give up when the clone is not done after this time; 0 for never
+    #[arg(
+        long,
+        env = "VOLFERRY_DEADLINE",
+        value_name = "DURATION",
+        default_value = "0"
+    )]
+    #[arg(value_parser = parse_duration)]
+    pub deadline: Duration,
+
+    /// Give up when nothing becomes durable for this time, counted from the first session on; 0
+    /// for never
+    #[arg(
+        long,
+        env = "VOLFERRY_STALL_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "10m"
+    )]
+    #[arg(value_parser = parse_duration)]
+    pub stall_timeout: Duration,
 
     /// How log lines look
     #[arg(long, env = "VOLFERRY_LOG_FORMAT", value_enum, default_value_t)]
@@ -119,6 +142,48 @@ pub fn parse_class(text: &str) -> Result<FidelityClass, String> {
     })
 }
 
+impl AgentOptions {
+    /// How long the agent keeps trying.
+    #[must_use]
+    pub fn patience(&self) -> PatienceLimits {
+        let limit = |duration: Duration| (!duration.is_zero()).then_some(duration);
+        PatienceLimits {
+            deadline: limit(self.deadline),
+            stall_timeout: limit(self.stall_timeout),
+        }
+    }
+}
+
+/// Reads a duration: a number of seconds, or one with ms, s, m, h or d behind it.
+///
+/// # Errors
+/// When the text is no such duration.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits_len = text
+        .find(|char: char| !char.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_len);
+    let unit_ms: u64 = match unit.trim() {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => {
+            return Err(format!(
+                "{text:?} is not a duration such as 90, 90s, 10m or 2h"
+            ));
+        }
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|error| format!("{text:?} is not a duration: {error}"))?;
+    number
+        .checked_mul(unit_ms)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is too long"))
+}
+
 /// Reads a size: a number of bytes, or one with KiB, MiB, GiB or TiB behind it (or K, M, G, T).
 ///
 /// # Errors
@@ -162,6 +227,31 @@ pub fn parse_chunk_size(text: &str) -> Result<ChunkSize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let check = |text: &str, seconds: Option<f64>| {
+            let read = parse_duration(text).ok().map(|read| read.as_secs_f64());
+            assert_eq!(read, seconds, "{text}");
+        };
+        check("0", Some(0.0));
+        check("90", Some(90.0));
+        check("250ms", Some(0.25));
+        check("10m", Some(600.0));
+        check("2 h", Some(7200.0));
+        check("1d", Some(86400.0));
+        for bad in [
+            "",
+            "m",
+            "-1",
+            "1.5h",
+            "1 week",
+            "99999999999999999999",
+            "999999999999999d",
+        ] {
+            check(bad, None);
+        }
+    }
 
     #[test]
     fn sizes_are_read_as_people_write_them() {

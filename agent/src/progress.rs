@@ -5,11 +5,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
+use volferry_protocol::journal::Checkpoint;
+use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::session::Stage;
 
 /// The rate is taken over this window: long enough to bridge the flushes, in whose rhythm durable
@@ -79,6 +82,12 @@ pub struct Progress {
     data_bytes: AtomicU64,
     zero_bytes: AtomicU64,
     entries: AtomicU64,
+    checked_bytes: AtomicU64,
+    travelled: Mutex<Travelled>,
+    session_count: AtomicU64,
+    /// When something last became durable or was checked; `None` before the first session.
+    grown_at: Mutex<Option<Instant>>,
+    checkpoint: Mutex<Option<Checkpoint>>,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
@@ -87,6 +96,14 @@ pub struct Progress {
     /// Time that they waited for the peer.
     pub peer_wait: Clock,
     samples: Mutex<VecDeque<Sample>>,
+}
+
+/// The chunks that went from end to end, in all sessions of this agent.
+#[derive(Debug, Default)]
+struct Travelled {
+    chunks: ChunkSet,
+    sent_bytes: u64,
+    resent_bytes: u64,
 }
 
 /// Progress at a moment when durable bytes grew.
@@ -162,8 +179,16 @@ pub struct Report {
     /// Names of a tree that were read or made so far; 0 for a block volume.
     #[serde(default)]
     pub entries: u64,
+    /// Bytes of data that went from end to end in all sessions of this agent.
+    pub sent_bytes: u64,
+    /// Of these, bytes that went more than once.
+    pub resent_bytes: u64,
+    /// Bytes of the target that were read to compare or verify them.
+    pub checked_bytes: u64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: u64,
+    /// Sessions so far, as this agent has seen them; a reconnect begins a new one.
+    pub sessions: u64,
     /// Seconds since the agent started.
     pub seconds: f64,
     /// Durable bytes a second, over the last ten seconds.
@@ -177,6 +202,9 @@ pub struct Report {
     pub volume_wait_seconds: f64,
     /// Seconds that data connections waited for the peer, added over all of them.
     pub peer_wait_seconds: f64,
+    /// What is durable, for `--resume-from` of a new target agent; only at the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
 }
 
 impl Progress {
@@ -194,6 +222,11 @@ impl Progress {
             data_bytes: AtomicU64::new(0),
             zero_bytes: AtomicU64::new(0),
             entries: AtomicU64::new(0),
+            checked_bytes: AtomicU64::new(0),
+            travelled: Mutex::default(),
+            session_count: AtomicU64::new(0),
+            grown_at: Mutex::new(None),
+            checkpoint: Mutex::new(None),
             wire_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
@@ -224,6 +257,9 @@ impl Progress {
         self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
         self.resumed_bytes.store(resumed_bytes, Ordering::Relaxed);
         self.durable_bytes.store(resumed_bytes, Ordering::Relaxed);
+        self.session_count.fetch_add(1, Ordering::Relaxed);
+        // A new session is no progress yet.
+        self.grown_at().get_or_insert_with(Instant::now);
         self.sample(resumed_bytes);
     }
 
@@ -233,16 +269,69 @@ impl Progress {
         self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
     }
 
+    /// A tree turned out to hold so many bytes. Unlike that of a volume, its clone does not grow
+    /// durable step by step, so that nobody's patience is measured by it.
+    pub fn set_size(&self, logical_bytes: u64) {
+        self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
+    }
+
     /// So many names of a tree were read or made.
     pub fn set_entries(&self, entries: u64) {
         self.entries.store(entries, Ordering::Relaxed);
     }
 
-    /// So much is durable at the target.
-    pub fn set_durable(&self, durable_bytes: u64) {
-        if self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes {
+    /// So much is durable at the target. Says whether that is news.
+    pub fn set_durable(&self, durable_bytes: u64) -> bool {
+        let is_news = self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes;
+        if is_news {
             self.sample(durable_bytes);
+            *self.grown_at() = Some(Instant::now());
         }
+        is_news
+    }
+
+    /// A chunk with so many bytes of data was sent, or taken in.
+    pub fn count_chunk(&self, index: ChunkIndex, data_len: u32) {
+        let mut travelled = self.travelled();
+        let data_len = u64::from(data_len);
+        travelled.sent_bytes += data_len;
+        if travelled.chunks.contains(index) {
+            travelled.resent_bytes += data_len;
+        } else {
+            travelled.chunks.insert(ChunkRange::one(index));
+        }
+    }
+
+    fn travelled(&self) -> MutexGuard<'_, Travelled> {
+        self.travelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much of the target was read to compare or verify it.
+    pub fn set_checked(&self, checked_bytes: u64) {
+        if self.checked_bytes.swap(checked_bytes, Ordering::Relaxed) != checked_bytes {
+            *self.grown_at() = Some(Instant::now());
+        }
+    }
+
+    /// What a new target agent could go on from.
+    pub fn set_checkpoint(&self, checkpoint: Checkpoint) {
+        *self
+            .checkpoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(checkpoint);
+    }
+
+    /// How long nothing has become durable, and nothing was checked; `None` before the first
+    /// session.
+    #[must_use]
+    pub fn stalled_for(&self) -> Option<Duration> {
+        self.grown_at().map(|at| at.elapsed())
+    }
+
+    fn grown_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.grown_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sample(&self, durable_bytes: u64) {
@@ -270,6 +359,10 @@ impl Progress {
         let bytes_per_second = self.rate();
         let left = logical_bytes.saturating_sub(durable_bytes);
         let eta_seconds = (bytes_per_second > 0.0).then(|| left as f64 / bytes_per_second);
+        let (sent_bytes, resent_bytes) = {
+            let travelled = self.travelled();
+            (travelled.sent_bytes, travelled.resent_bytes)
+        };
         Report {
             clone_id: self.clone_id,
             end: self.end,
@@ -280,13 +373,22 @@ impl Progress {
             data_bytes: self.data_bytes.load(Ordering::Relaxed),
             zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
             entries: self.entries.load(Ordering::Relaxed),
+            sent_bytes,
+            resent_bytes,
+            checked_bytes: self.checked_bytes.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
+            sessions: self.session_count.load(Ordering::Relaxed),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,
             eta_seconds,
             limit: self.limit(),
             volume_wait_seconds: self.volume_wait.sum().as_secs_f64(),
             peer_wait_seconds: self.peer_wait.sum().as_secs_f64(),
+            checkpoint: self
+                .checkpoint
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 
@@ -361,6 +463,16 @@ mod tests {
             report.resumed_bytes, 200,
             "what was there before is no rate"
         );
+    }
+
+    #[test]
+    fn what_travels_twice_is_told() {
+        let progress = Progress::new(End::Source, Uuid::nil());
+        for (index, data_len) in [(3, 10), (0, 20), (3, 10), (1, 5)] {
+            progress.count_chunk(ChunkIndex(index), data_len);
+        }
+        let report = progress.report();
+        assert_eq!((report.sent_bytes, report.resent_bytes), (45, 10));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::cpu::{CountedThread, CpuMeter, peak_memory_bytes};
 use crate::metrics::Metrics;
 use crate::options::AgentOptions;
 use crate::outcome::{self, Outcome};
+use crate::patience::{Patience, PatienceLimits};
 use crate::progress::{End, Progress};
 use crate::shutdown::{Shutdown, shutdown, signalled};
 use crate::telemetry;
@@ -32,21 +33,31 @@ pub struct Context {
     pub shutdown: Shutdown,
     /// What the admin port says of readiness.
     pub admin: Admin,
+    /// How long it keeps trying.
+    pub patience: Patience,
 }
 
 impl Context {
     /// A context for the agent at `end` of the clone, with counters at zero.
     #[must_use]
-    pub fn new(end: End, clone_id: Uuid, cpu: CpuMeter, shutdown: Shutdown) -> Self {
+    pub fn new(
+        end: End,
+        clone_id: Uuid,
+        cpu: CpuMeter,
+        shutdown: Shutdown,
+        limits: PatienceLimits,
+    ) -> Self {
         let progress = Arc::new(Progress::new(end, clone_id));
         let metrics = Metrics::new(Arc::clone(&progress), cpu.clone());
         let admin = Admin::new(metrics.clone(), Arc::clone(&progress));
+        let patience = Patience::new(limits, Arc::clone(&progress));
         Self {
             progress,
             metrics,
             cpu,
             shutdown,
             admin,
+            patience,
         }
     }
 }
@@ -149,7 +160,7 @@ where
         // Before any work: opening a volume may take long.
         let signalled = signalled();
         let (trigger, shutdown) = shutdown();
-        let context = Context::new(end, clone_id, cpu, shutdown);
+        let context = Context::new(end, clone_id, cpu, shutdown, options.patience());
         let admin = context.admin.clone();
         let listener = match options.admin_listen {
             Some(address) => Some(bind_admin(address).await.map_err(|error| {

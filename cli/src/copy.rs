@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use uuid::Uuid;
 use volferry_agent::options::{TreeOptions, parse_chunk_size};
 use volferry_agent::outcome;
 use volferry_protocol::failure::{Failure, FailureCode};
@@ -10,6 +11,7 @@ use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
 use volferry_storage::{TargetOptions, same_volume};
 use volferry_target_agent::TargetConfig;
+use volferry_target_agent::options::ResumeOptions;
 
 use crate::output::{self, Meter};
 use crate::pair;
@@ -46,6 +48,14 @@ pub(crate) struct Arguments {
     /// Allocate all of the target's space, also for zeros
     #[arg(long)]
     preallocate: bool,
+
+    #[command(flatten)]
+    resume: ResumeOptions,
+
+    /// What tells this state of the source from others, such as the uid of a snapshot: a clone goes
+    /// on only from the same [default: size, and for a file inode and times]
+    #[arg(long, value_name = "ID")]
+    source_generation: Option<String>,
 
     /// Data connections [default: one for each processor, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -117,6 +127,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
+        generation: arguments.source_generation.clone(),
         ..source
     };
     let target = TargetConfig {
@@ -131,10 +142,32 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         delete_extra: arguments.delete_extra,
         ..TargetConfig::new(arguments.target.clone())
     };
+    let target = arguments.resume.apply(target);
+    let clone_id = if arguments.resume.has_journal() {
+        clone_id_of(&arguments.source, &arguments.target)
+    } else {
+        Uuid::new_v4()
+    };
     let mut meter = Meter::new();
-    let outcome = pair::clone(source, target, |source, target| meter.show(source, target));
+    let outcome = pair::clone(clone_id, source, target, |source, target| {
+        meter.show(source, target);
+    });
     meter.clear();
     outcome
+}
+
+/// The same clone has the same id whenever it is run: its journal is found by it.
+fn clone_id_of(source: &Path, target: &Path) -> Uuid {
+    let mut hasher = blake3::Hasher::new_derive_key("volferry 2026-11-21 copy v1");
+    for path in [source, target] {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let bytes = path.as_os_str().as_encoded_bytes();
+        hasher.update(&(bytes.len() as u64).to_be_bytes());
+        hasher.update(bytes);
+    }
+    let [first @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] =
+        *hasher.finalize().as_bytes();
+    uuid::Builder::from_custom_bytes(first).into_uuid()
 }
 
 /// A volume must not be cloned onto itself: the target is written while the source is read.

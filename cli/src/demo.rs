@@ -52,6 +52,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     ));
     output::line("Two agents clone it over mutually authenticated TLS 1.3 on loopback ...\n");
     let receipt = pair::clone(
+        uuid::Uuid::new_v4(),
         SourceConfig::new(source),
         TargetConfig::new(target.clone()),
         |_source, _target| {},

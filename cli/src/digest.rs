@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     })?;
     recorded?;
-    manifest.map_or(Ok(()), ManifestFile::finish)?;
+    manifest.as_mut().map_or(Ok(()), ManifestFile::finish)?;
     if arguments.json {
         let printed = Printed {
             digest,

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 use volferry_agent::cpu::CpuMeter;
 use volferry_agent::outcome::Outcome;
+use volferry_agent::patience::PatienceLimits;
 use volferry_agent::progress::{End, Report};
 use volferry_agent::run::{Context, runtime};
 use volferry_agent::shutdown::shutdown;
@@ -27,12 +28,12 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// # Errors
 /// Whatever ends the clone.
 pub(crate) fn clone(
+    clone_id: Uuid,
     source: SourceConfig,
     target: TargetConfig,
     on_progress: impl FnMut(&Report, &Report),
 ) -> Outcome {
     let internal = |text: String| Failure::new(FailureCode::Internal, text);
-    let clone_id = Uuid::new_v4();
     let identities = tempfile::tempdir()
         .map_err(|error| internal(format!("no directory for the credentials: {error}")))?;
     mint(clone_id, VALIDITY)
@@ -51,15 +52,16 @@ pub(crate) fn clone(
     };
     let (source_trigger, source_shutdown) = shutdown();
     let (target_trigger, target_shutdown) = shutdown();
-    let source_context = Context::new(End::Source, clone_id, source_cpu, source_shutdown);
-    let target_context = Context::new(End::Target, clone_id, target_cpu, target_shutdown);
+    let patience = PatienceLimits::default();
+    let source_context = Context::new(End::Source, clone_id, source_cpu, source_shutdown, patience);
+    let target_context = Context::new(End::Target, clone_id, target_cpu, target_shutdown, patience);
     let reports = (
         source_context.progress.clone(),
         target_context.progress.clone(),
     );
 
     // The volume is claimed before the source is told where to dial.
-    let volume = volferry_target_agent::open(&target)?;
+    let opened = volferry_target_agent::open(&target, clone_id)?;
     let (listening, address) = oneshot::channel();
     let target_credentials = credentials(Role::Target);
     let target_task = target_runtime.spawn(async move {
@@ -69,7 +71,7 @@ pub(crate) fn clone(
             volferry_target_agent::listen(any_port, target_credentials, &metrics).await?;
         // A source that is gone already shows as a shutdown.
         let _gone = listening.send(listener.local_address());
-        volferry_target_agent::serve(&target, target_context, volume, listener).await
+        volferry_target_agent::serve(&target, target_context, opened, listener).await
     });
     let source_credentials = credentials(Role::Source);
     let source_task = source_runtime.spawn(async move {

@@ -35,7 +35,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// When fewer are left; nothing is taken then.
-    pub fn take(&mut self, len: usize) -> Result<&'a [u8], Truncated> {
+    pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], Truncated> {
         let Some((head, tail)) = self.rest.split_at_checked(len) else {
             return Err(Truncated {
                 want: len,
@@ -93,4 +93,31 @@ pub struct Truncated {
     pub want: usize,
     /// Bytes that were left.
     pub have: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_not_taken() {
+        let mut reader = Reader::new(&[1, 2, 3, 4, 5, 6]);
+        assert_eq!(reader.u8(), Ok(1));
+        assert_eq!(reader.u16(), Ok(0x0203));
+        assert_eq!(reader.u32(), Err(Truncated { want: 4, have: 3 }));
+        assert_eq!(reader.bytes(4), Err(Truncated { want: 4, have: 3 }));
+        assert_eq!(
+            reader.bytes(usize::MAX),
+            Err(Truncated {
+                want: usize::MAX,
+                have: 3
+            })
+        );
+        assert!(!reader.is_empty());
+        assert_eq!(reader.bytes(0), Ok(&[][..]));
+        assert_eq!(reader.bytes(2), Ok(&[4, 5][..]));
+        assert_eq!(reader.array(), Ok([6]));
+        assert!(reader.is_empty());
+        assert_eq!(reader.u64(), Err(Truncated { want: 8, have: 0 }));
+    }
 }

@@ -134,10 +134,14 @@ failure_codes! {
     TargetTooSmall = "target_too_small", Target, retry: false, "the target volume is smaller than the source";
     TargetNoSpace = "target_no_space", Target, retry: false, "no space is left for the target volume";
     TargetWrite = "target_write", Target, retry: false, "the target volume can't be written";
+    TargetJournal = "target_journal", Target, retry: false, "the target's journal can't be written";
     Connect = "connect", Network, retry: true, "the peer can't be reached";
     Disconnected = "disconnected", Network, retry: true, "the connection to the peer was lost";
     Silent = "silent", Network, retry: true, "the peer said nothing for too long";
     Busy = "busy", Network, retry: true, "the target serves another session";
+    Fenced = "fenced", Network, retry: false, "another run of the source agent took over";
+    Stalled = "stalled", Network, retry: false, "nothing became durable for too long";
+    Deadline = "deadline", Network, retry: false, "the clone took longer than it may";
     Protocol = "protocol", Network, retry: false, "the peer breaks the protocol";
     Unsupported = "unsupported", Network, retry: false, "the peer wants what this version does not know";
     Identity = "identity", Identity, retry: false, "the credentials of one end are not accepted";

@@ -141,12 +141,12 @@ impl ControlFrame {
 /// The header of a frame on a data connection.
 ///
 /// ```text
-/// 0   1  1 = chunk, 2 = zero, 3 = end
+/// 0   1  1 = chunk, 2 = zero, 3 = end, 4 = offer
 /// 1   3  0
 /// 4   4  payload length in bytes (chunk), else 0
-/// 8   8  first chunk index (chunk, zero), else 0
+/// 8   8  first chunk index (chunk, zero, offer), else 0
 /// 16  8  chunks (zero), frames sent before on this connection (end), else 0
-/// 24 32  chunk digest (chunk), else 0
+/// 24 32  chunk digest (chunk, offer), else 0
 /// ```
 ///
 /// A chunk frame goes on with its zero map (as long as the chunk needs) and its payload: the
@@ -172,6 +172,13 @@ pub enum DataFrame {
         /// How many frames came before on this connection.
         frames: u64,
     },
+    /// One chunk that holds data, by its digest alone: it is sent where the target's differs.
+    Offer {
+        /// Which chunk.
+        index: ChunkIndex,
+        /// The digest of the whole chunk, zeros included.
+        digest: Digest,
+    },
 }
 
 impl DataFrame {
@@ -189,6 +196,7 @@ impl DataFrame {
             } => (1, payload_len, index.0, 0, digest),
             Self::Zero { chunks } => (2, 0, chunks.start.0, chunks.count(), Self::NO_DIGEST),
             Self::End { frames } => (3, 0, 0, frames, Self::NO_DIGEST),
+            Self::Offer { index, digest } => (4, 0, index.0, 0, digest),
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(payload_len.to_be_bytes());
@@ -215,6 +223,7 @@ impl DataFrame {
             1 => count == 0,
             2 => payload_len == 0 && digest == Self::NO_DIGEST,
             3 => payload_len == 0 && first == 0 && digest == Self::NO_DIGEST,
+            4 => payload_len == 0 && count == 0,
             other => return Err(FrameError::Kind(other)),
         };
         if reserved != [0; 3] || !is_unused_zero {
@@ -250,6 +259,13 @@ impl DataFrame {
                     return Err(FrameError::Outside(chunks));
                 }
                 Ok(Self::Zero { chunks })
+            }
+            4 => {
+                let index = ChunkIndex(first);
+                if !geometry.holds(ChunkRange::one(index)) {
+                    return Err(FrameError::Outside(ChunkRange::one(index)));
+                }
+                Ok(Self::Offer { index, digest })
             }
             _ => Ok(Self::End { frames: count }),
         }

@@ -7,7 +7,7 @@
 //!
 //! What holds throughout:
 //! - Bytes of a peer never reach a panic, and every length is bounded before anything is allocated.
-//! - Durable means flushed; only durable bytes are progress, and only they are acknowledged.
+//! - Durable means flushed and journaled; only durable bytes are progress, and only they are acknowledged.
 //! - A receipt exists only where both ends computed the same digest.
 //!
 //! Payload bytes never pass through here: the state machines decide about chunks, the agents move
@@ -30,6 +30,7 @@ pub mod digest;
 pub mod failure;
 pub mod frame;
 pub mod geometry;
+pub mod journal;
 pub mod manifest;
 pub mod message;
 pub mod range_set;

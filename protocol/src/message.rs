@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::digest::{Digest, Subtree};
 use crate::failure::Failure;
 use crate::geometry::{ChunkIndex, ChunkSize};
+use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt};
 use crate::tree::session::{TreeFinish, TreeTerms};
 
@@ -32,6 +33,8 @@ pub enum Message {
     Watermark(Watermark),
     /// Source: all was sent.
     Finish(Finish),
+    /// Target: not all is right yet; these chunks are needed.
+    Want(Want),
     /// Target: all is durable and proven.
     Receipt(Box<Receipt>),
     /// Either: the session is over.
@@ -48,6 +51,7 @@ impl Message {
             Self::Ping => "ping",
             Self::Watermark(_) => "watermark",
             Self::Finish(_) => "finish",
+            Self::Want(_) => "want",
             Self::Receipt(_) => "receipt",
             Self::Error(_) => "error",
         }
@@ -59,8 +63,14 @@ impl Message {
 pub struct Hello {
     /// The clone that the source works on.
     pub clone_id: Uuid,
-    /// How often the source has connected for this clone, from 1.
+    /// The run of the source agent: made up at its start, the same in all its sessions.
+    #[serde(default)]
+    pub instance: Uuid,
+    /// How often this run of the source agent has connected for this clone, from 1.
     pub attempt: u32,
+    /// Whether the source shuts out another run of the source agent that holds the session.
+    #[serde(default)]
+    pub take_over: bool,
     /// Bytes of the source volume.
     pub volume_size: u64,
     /// The chunk size that the source wants, in bytes.
@@ -97,6 +107,9 @@ pub struct Welcome {
     /// What is durable at the target already and must not be sent again.
     #[serde(default)]
     pub durable: Vec<Subtree>,
+    /// Whether the source offers its chunks by digest first, instead of sending them.
+    #[serde(default)]
+    pub offer: bool,
     /// Features that the session uses.
     #[serde(default)]
     pub features: Vec<String>,
@@ -140,14 +153,29 @@ pub struct Watermark {
     pub watermark: ChunkIndex,
     /// Bytes of the volume that are durable, zeros included.
     pub durable_bytes: u64,
+    /// Bytes that the target has read of its own volume to compare or verify them; they are no
+    /// progress, but a sign of life.
+    #[serde(default)]
+    pub checked_bytes: u64,
 }
 
-/// The source's last message: it has sent all.
+/// What the target needs beyond what it was sent: the source opens new data connections for it,
+/// with the token of the `Welcome`, and finishes again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// The chunks; at least one.
+    pub chunks: ChunkSet,
+    /// Whether the source offers them by digest, instead of sending them.
+    #[serde(default)]
+    pub offer: bool,
+}
+
+/// The source has sent all that it was asked for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Finish {
     /// The volume's digest as the source computed it.
     pub digest: Digest,
-    /// What the source sent in this session.
+    /// What this run of the source agent has sent, in all its sessions.
     pub sent: Sent,
     /// What the clone cost the source.
     pub source: AgentStats,
@@ -156,7 +184,7 @@ pub struct Finish {
     pub tree: Option<TreeFinish>,
 }
 
-/// Bytes that a session moved.
+/// Bytes that a run of the source agent moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// Bytes in blocks that hold data.

@@ -77,6 +77,45 @@ impl ChunkSet {
             .map(|(start, _)| ChunkIndex(*start))
     }
 
+    /// The chunks of `all` that are not in the set.
+    #[must_use]
+    pub fn complement(&self, all: ChunkRange) -> Self {
+        let mut rest = Self::default();
+        let mut at = all.start;
+        while at < all.end {
+            let gap_end = self.next_from(at).map_or(all.end, |next| next.min(all.end));
+            rest.insert(ChunkRange {
+                start: at,
+                end: gap_end,
+            });
+            at = self.range_end(gap_end).unwrap_or(all.end);
+        }
+        rest
+    }
+
+    /// The first run of `chunks` that is in the set.
+    #[must_use]
+    pub fn intersection(&self, chunks: ChunkRange) -> Option<ChunkRange> {
+        let start = self
+            .next_from(chunks.start)
+            .filter(|start| *start < chunks.end)?;
+        let end = self.range_end(start)?.min(chunks.end);
+        Some(ChunkRange { start, end })
+    }
+
+    /// The first `count` ranges of the set.
+    #[must_use]
+    pub fn first_ranges(&self, count: usize) -> Self {
+        Self {
+            ranges: self
+                .ranges
+                .iter()
+                .take(count)
+                .map(|(start, end)| (*start, *end))
+                .collect(),
+        }
+    }
+
     /// How many chunks are in the set.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -169,6 +208,25 @@ mod tests {
             for (start, end) in [(0, 96), (3, 3), (10, 20), (63, 64), (5, 6)] {
                 let any = bitmap[start..end].contains(&true);
                 prop_assert_eq!(set.intersects(range(start as u64, end as u64)), any);
+            }
+            for (start, end) in [(0, 96), (3, 3), (10, 20), (63, 64), (5, 6), (90, 200)] {
+                let within = |index: u64| bitmap.get(index as usize).copied().unwrap_or(false);
+                let all = range(start, end);
+                let rest = set.complement(all);
+                for index in 0..210 {
+                    let is_due = (start..end).contains(&index) && !within(index);
+                    prop_assert_eq!(rest.contains(ChunkIndex(index)), is_due, "{} of {}", index, all);
+                }
+                let first = (start..end).find(|index| within(*index));
+                let run = first.map(|first| {
+                    let past = (first..end).find(|index| !within(*index)).unwrap_or(end);
+                    range(first, past)
+                });
+                prop_assert_eq!(set.intersection(all), run);
+            }
+            for count in 0..5 {
+                let first = set.first_ranges(count);
+                prop_assert!(first.ranges().eq(set.ranges().take(count)));
             }
             prop_assert_eq!(set.count(), bitmap.iter().filter(|is_in| **is_in).count() as u64);
             let first_gap = bitmap.iter().position(|is_in| !is_in).unwrap() as u64;

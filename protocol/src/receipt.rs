@@ -27,10 +27,29 @@ pub struct Receipt {
     pub data_bytes: u64,
     /// Bytes of the volume that are zero.
     pub zero_bytes: u64,
-    /// Bytes that the sessions handed to the transport, headers included, before encryption.
+    /// Bytes that the source handed to the transport in all its sessions, headers included, before
+    /// encryption.
     pub wire_bytes: u64,
-    /// Bytes that were durable at the target before this session and not sent again.
+    /// Bytes, zeros included, that were durable at the target before the last session and not sent
+    /// again.
     pub resumed_bytes: u64,
+    /// Bytes in blocks that hold data, as sent in all sessions that either end knows of.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Of these, bytes that were sent again: they were not durable when a session ended, or had to
+    /// be repaired.
+    #[serde(default)]
+    pub resent_bytes: u64,
+    /// Bytes in blocks that hold data, of chunks that the target held already, as their digests
+    /// showed.
+    #[serde(default)]
+    pub matched_bytes: u64,
+    /// Bytes of chunks that read back wrong after they were flushed, and were sent and written again.
+    #[serde(default)]
+    pub repaired_bytes: u64,
+    /// How many sessions the clone took.
+    #[serde(default)]
+    pub sessions: u64,
     /// Seconds from the target's first `Hello` to the last durable byte.
     pub seconds: f64,
     /// Logical bytes for each second.
@@ -71,8 +90,12 @@ impl Receipt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verified {
+    /// Not at all at the target: the digest is the source's, and TLS alone kept the bytes right.
+    None,
     /// Every chunk was checked against the source's digest before it was written and flushed.
     Digest,
+    /// Also, the whole volume was read back from the storage after the last flush, and compared.
+    Readback,
 }
 
 /// What a clone cost at one end.
@@ -113,6 +136,11 @@ mod tests {
                 zero_bytes: 0,
                 wire_bytes: 1,
                 resumed_bytes: 0,
+                sent_bytes: 1,
+                resent_bytes: 0,
+                matched_bytes: 0,
+                repaired_bytes: 0,
+                sessions: 1,
                 seconds,
                 bytes_per_second,
                 finished_unix_seconds: 1,

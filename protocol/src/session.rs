@@ -12,6 +12,14 @@
 //!   close                         ───────►
 //! ```
 //!
+//! Chunks travel in *rounds*: the source opens data connections, sends, ends them in order, and
+//! finishes. Usually there is one. Where the target holds something that may be right already, the
+//! first round only offers digests, and the target answers `Finish` with `Want`: another round. The
+//! same way it has chunks repaired that read back wrong.
+//!
+//! A session that is cut leaves a [`Standing`] at the target, and the next session of the clone
+//! goes on from there. Which source may have it, [`Fence`] decides.
+//!
 //! An `Error` of either end takes the place of any message and ends the session.
 //!
 //! The machines do no I/O. An agent feeds what happened into `handle_*`, then empties
@@ -20,21 +28,26 @@
 
 use std::time::Duration;
 
+pub mod fence;
 pub mod ledger;
 pub mod source;
+pub mod standing;
 pub mod target;
 
+pub use fence::{Admission, Fence};
 pub use ledger::Ledger;
 pub use source::{SourceAction, SourceSession};
+pub use standing::{CannotResume, Standing};
 pub use target::{TargetAction, TargetLimits, TargetSession};
 
 /// How often the source says that it is still here when it has nothing else to say. A scan of a
 /// large hole sends nothing for minutes.
-pub const PING_INTERVAL: Duration = Duration::from_secs(5);
+pub const PING_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How long a peer may say nothing before it counts as gone: six pings, so that one lost round
-/// trip or a stalled disk doesn't end a clone.
-pub const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a peer may say nothing before it counts as gone: five pings, so that a few lost round
+/// trips don't end a session, and a silent partition is noticed soon enough to be back within
+/// seconds when it heals. Disks don't come into it: no message waits for one.
+pub const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// How often the target tells its watermark, at most.
 pub const WATERMARK_INTERVAL: Duration = Duration::from_millis(500);

@@ -15,7 +15,11 @@ use volferry_protocol::frame::{
     ALPN, ControlFrame, DataFrame, FrameError, Preamble, SessionToken, decode_zero_map,
 };
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, ChunkSize, Geometry};
-use volferry_protocol::message::{Finish, Hello, Message, Sent, TokenText, Watermark, Welcome};
+use volferry_protocol::journal::{Checkpoint, JOURNAL_MAGIC, Witness, replay};
+use volferry_protocol::message::{
+    Finish, Hello, Message, Sent, TokenText, Want, Watermark, Welcome,
+};
+use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 use volferry_protocol::zero_map::ZeroMap;
 
@@ -115,6 +119,23 @@ fn end_header_bytes_never_change() {
     check_header(DataFrame::End { frames: 65791 }, &header);
 }
 
+#[test]
+fn offer_header_bytes_never_change() {
+    let offer = DataFrame::Offer {
+        index: ChunkIndex(0x0102),
+        digest: DIGEST,
+    };
+    let header = bytes(&[
+        &[4],                      // offer
+        &[0, 0, 0],                // reserved
+        &[0; 4],                   // no payload
+        &[0, 0, 0, 0, 0, 0, 1, 2], // chunk 258
+        &[0; 8],                   // no count
+        &[0xd1; 32],               // chunk digest
+    ]);
+    check_header(offer, &header);
+}
+
 /// What a kind of frame has no use for is zero: a frame has one form only.
 #[test]
 fn a_header_with_bytes_where_none_belong_is_refused() {
@@ -140,6 +161,13 @@ fn a_header_with_bytes_where_none_belong_is_refused() {
     );
     check(DataFrame::Zero { chunks }, &[1, 3, 4, 7, 24, 55]);
     check(DataFrame::End { frames: 1 }, &[1, 3, 4, 7, 8, 15, 24, 55]);
+    check(
+        DataFrame::Offer {
+            index: ChunkIndex(1),
+            digest: DIGEST,
+        },
+        &[1, 3, 4, 7, 16, 23],
+    );
 }
 
 #[test]
@@ -160,6 +188,13 @@ fn a_header_for_another_volume_is_refused() {
     check(
         DataFrame::Zero {
             chunks: ChunkRange::one(past),
+        },
+        outside,
+    );
+    check(
+        DataFrame::Offer {
+            index: past,
+            digest: DIGEST,
         },
         outside,
     );
@@ -185,8 +220,8 @@ fn a_header_for_another_volume_is_refused() {
         );
     }
     let mut header = encoded(DataFrame::End { frames: 0 });
-    header[0] = 4;
-    assert_eq!(decode_header(&header), Err(FrameError::Kind(4)));
+    header[0] = 5;
+    assert_eq!(decode_header(&header), Err(FrameError::Kind(5)));
 }
 
 #[test]
@@ -244,6 +279,7 @@ fn messages_never_change() {
         &Message::Finish(finish()),
         include_str!("golden/finish.json"),
     );
+    check_message(&Message::Want(want()), include_str!("golden/want.json"));
     check_message(
         &Message::Receipt(Box::new(receipt())),
         include_str!("golden/receipt.json"),
@@ -258,6 +294,8 @@ fn messages_never_change() {
 #[test]
 fn missing_optional_fields_are_empty() {
     let older = Message::Hello(Hello {
+        instance: Uuid::nil(),
+        take_over: false,
         features: vec![],
         required_features: vec![],
         agent: String::new(),
@@ -266,11 +304,22 @@ fn missing_optional_fields_are_empty() {
     check_reads(include_str!("golden/hello-least.json"), &older);
     let older = Message::Welcome(Welcome {
         durable: vec![],
+        offer: false,
         features: vec![],
         agent: String::new(),
         ..welcome()
     });
     check_reads(include_str!("golden/welcome-least.json"), &older);
+    let older = Message::Watermark(Watermark {
+        checked_bytes: 0,
+        ..watermark()
+    });
+    check_reads(include_str!("golden/watermark-least.json"), &older);
+    let older = Message::Want(Want {
+        offer: false,
+        ..want()
+    });
+    check_reads(include_str!("golden/want-least.json"), &older);
 }
 
 /// A newer peer says more: what this version doesn't know it ignores, at every depth.
@@ -296,6 +345,9 @@ fn what_is_no_message_is_refused() {
         r#"{"type":"watermark","watermark":1}"#, // a field is missing
         r#"{"type":"watermark","watermark":-1,"durable_bytes":0}"#,
         r#"{"type":"ping"}{"type":"ping"}"#, // two in one frame
+        r#"{"type":"want"}"#,
+        r#"{"type":"want","chunks":[{"start":2,"end":2}]}"#,
+        r#"{"type":"want","chunks":[{"start":2,"end":3},{"start":3,"end":4}]}"#,
     ] {
         assert_eq!(
             ControlFrame::decode(json.as_bytes()),
@@ -372,8 +424,84 @@ fn receipt_v1_never_changes() {
         serde_json::to_string_pretty(&receipt()).unwrap(),
         stored.trim_end()
     );
+    let first = include_str!("golden/receipt-v1-first.json");
+    let older = Receipt {
+        sent_bytes: 0,
+        resent_bytes: 0,
+        matched_bytes: 0,
+        repaired_bytes: 0,
+        sessions: 0,
+        ..receipt()
+    };
+    assert_eq!(serde_json::from_str::<Receipt>(first).unwrap(), older);
     let newer = stored.replacen('{', r#"{ "fidelity": { "acls": "kept" },"#, 1);
     assert_eq!(serde_json::from_str::<Receipt>(&newer).unwrap(), receipt());
+}
+
+/// A journal outlives the agent that wrote it.
+#[test]
+fn journal_bytes_never_change() {
+    let body = bytes(&[
+        &[
+            0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0x4d, 0xef, // clone id
+            0x81, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef,
+        ],
+        &[0, 0, 1, 0, 0, 0, 0, 0], // volume of 1 TiB
+        &[0, 1, 0, 0],             // chunks of 64 KiB
+        &[0, 0, 0, 0, 0, 0, 1, 2], // epoch 258
+        &[0, 0, 0, 0, 0, 0, 2, 0], // data bytes
+        &[0, 0, 0, 0, 0, 0, 3, 0], // taken bytes
+        &[0, 0, 0, 0, 0, 0, 4, 0], // matched bytes
+        &[0, 0, 0, 0, 0, 0, 5, 0], // inode of the target file
+        &[0, 17],                  // bytes of the generation
+        b"8:1 1099511627776",      // generation
+        &[0, 1],                   // one witness
+        &[0, 0, 0, 0, 0, 0, 0, 9], // chunk 9
+        &[0xd1; 32],               // its digest
+        &[0, 0, 0, 1],             // one subtree
+        &[0, 0, 0, 0, 0, 0, 0, 8], // from chunk 8
+        &[3],                      // of 8 chunks
+        &[0xd1; 32],               // its root
+    ]);
+    let check = blake3::derive_key("volferry 2026-11-21 journal v1", &body);
+    let record = bytes(&[
+        &[0, 0, 0, 174], // body length
+        &body,
+        &check,
+    ]);
+    assert_eq!(checkpoint().encode(), record);
+    assert_eq!(JOURNAL_MAGIC, [b'V', b'F', b'J', b'R', b'N', b'L', 0, 1]);
+    let journal = bytes(&[&JOURNAL_MAGIC, &record]);
+    assert_eq!(
+        hex(&journal),
+        include_str!("golden/journal.hex").replace(char::is_whitespace, "")
+    );
+    let replayed = replay(&journal).unwrap();
+    assert_eq!(replayed.checkpoint, Some(checkpoint()));
+    assert_eq!(replayed.torn_len, 0);
+}
+
+/// A controller keeps a checkpoint, and gives it to the agent of a later version.
+#[test]
+fn checkpoint_json_never_changes() {
+    let stored = include_str!("golden/checkpoint.json");
+    assert_eq!(
+        serde_json::from_str::<Checkpoint>(stored).unwrap(),
+        checkpoint()
+    );
+    assert_eq!(
+        serde_json::to_string_pretty(&checkpoint()).unwrap(),
+        stored.trim_end()
+    );
+    let newer = stored.replacen('{', r#"{ "weather": ["rain"],"#, 1);
+    assert_eq!(
+        serde_json::from_str::<Checkpoint>(&newer).unwrap(),
+        checkpoint()
+    );
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn bytes(fields: &[&[u8]]) -> Vec<u8> {
@@ -428,7 +556,9 @@ fn check_reads(json: &str, message: &Message) {
 fn hello() -> Hello {
     Hello {
         clone_id: Uuid::from_u128(0x01234567_89ab_4def_8123_456789abcdef),
+        instance: Uuid::from_u128(0xfedcba98_7654_4321_8fed_cba987654321),
         attempt: 3,
+        take_over: true,
         volume_size: 1 << 40,
         chunk_size: ChunkSize::MIN,
         streams: 4,
@@ -451,6 +581,7 @@ fn welcome() -> Welcome {
             level: 3,
             digest: DIGEST,
         }],
+        offer: true,
         features: vec!["tree".into()],
         agent: "volferry-target 0.1.0".into(),
         tree: None,
@@ -461,6 +592,40 @@ fn watermark() -> Watermark {
     Watermark {
         watermark: ChunkIndex(16),
         durable_bytes: 1 << 20,
+        checked_bytes: 1 << 18,
+    }
+}
+
+fn want() -> Want {
+    let mut chunks = ChunkSet::default();
+    for (start, end) in [(0, 2), (7, 8)] {
+        chunks.insert(ChunkRange {
+            start: ChunkIndex(start),
+            end: ChunkIndex(end),
+        });
+    }
+    Want {
+        chunks,
+        offer: true,
+    }
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint {
+        clone_id: hello().clone_id,
+        volume_size: hello().volume_size,
+        chunk_size: hello().chunk_size,
+        generation: hello().generation,
+        epoch: 258,
+        data_bytes: 512,
+        taken_bytes: 768,
+        matched_bytes: 1024,
+        target_inode: 1280,
+        witnesses: vec![Witness {
+            index: ChunkIndex(9),
+            digest: DIGEST,
+        }],
+        durable: welcome().durable,
     }
 }
 
@@ -496,6 +661,11 @@ fn receipt() -> Receipt {
         zero_bytes: 8192,
         wire_bytes: 5000,
         resumed_bytes: 1024,
+        sent_bytes: 4096,
+        resent_bytes: 512,
+        matched_bytes: 256,
+        repaired_bytes: 128,
+        sessions: 3,
         seconds: 0.5,
         bytes_per_second: 24576.0,
         finished_unix_seconds: 1_800_000_000,

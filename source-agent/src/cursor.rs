@@ -1,7 +1,8 @@
 //! What to read next: the volume's chunks in order, holes left out.
 //!
 //! Where the filesystem knows of a hole, its chunks become one zero range without any read. Chunks
-//! that are durable at the target already are passed over.
+//! that the target holds already are passed over, or read for their digest alone where a manifest
+//! wants it.
 
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ pub(crate) enum Work {
     Read(ChunkIndex),
     /// These chunks are a hole.
     Zero(ChunkRange),
+    /// Read this chunk for its digest: the target has it, the manifest not yet.
+    Digest(ChunkIndex),
 }
 
 /// Hands out the volume, once, in order.
@@ -27,18 +30,28 @@ pub(crate) enum Work {
 pub(crate) struct Cursor {
     source: Arc<dyn Source>,
     geometry: Geometry,
-    durable: ChunkSet,
+    /// Not to be sent.
+    skip: ChunkSet,
+    /// Of these, not even to be read.
+    known: ChunkSet,
     next: ChunkIndex,
     /// The data that was found last; chunks before its start are a hole.
     data: Option<ByteRange>,
 }
 
 impl Cursor {
-    pub(crate) fn new(source: Arc<dyn Source>, geometry: Geometry, durable: ChunkSet) -> Self {
+    /// Hands out what is not in `skip`, and for its digest what is in `skip` but not in `known`.
+    pub(crate) fn new(
+        source: Arc<dyn Source>,
+        geometry: Geometry,
+        skip: ChunkSet,
+        known: ChunkSet,
+    ) -> Self {
         Self {
             source,
             geometry,
-            durable,
+            skip,
+            known,
             next: ChunkIndex(0),
             data: None,
         }
@@ -46,26 +59,37 @@ impl Cursor {
 
     /// The next piece of work; `None` at the end of the volume.
     pub(crate) fn next(&mut self) -> Result<Option<Work>, StorageError> {
-        while let Some(end) = self.durable.range_end(self.next) {
-            self.next = end;
+        loop {
+            while let Some(end) = self.known.range_end(self.next) {
+                self.next = end;
+            }
+            let at = self.next;
+            if at >= self.geometry.chunks().end {
+                return Ok(None);
+            }
+            let hole_end = self.hole_end(at)?;
+            let skip_end = self.skip.range_end(at);
+            let work = match (hole_end > at, skip_end) {
+                (true, Some(skip_end)) => {
+                    // No manifest speaks of zeros.
+                    self.next = hole_end.min(skip_end);
+                    continue;
+                }
+                (true, None) => {
+                    let skip_at = self.skip.next_from(at).unwrap_or(hole_end);
+                    let end = hole_end
+                        .min(skip_at)
+                        .min(ChunkIndex(at.0.saturating_add(ZERO_RANGE_MAX)));
+                    self.next = end;
+                    Work::Zero(ChunkRange { start: at, end })
+                }
+                (false, skip_end) => {
+                    self.next = ChunkRange::one(at).end;
+                    skip_end.map_or(Work::Read(at), |_| Work::Digest(at))
+                }
+            };
+            return Ok(Some(work));
         }
-        let at = self.next;
-        if at >= self.geometry.chunks().end {
-            return Ok(None);
-        }
-        let hole_end = self.hole_end(at)?;
-        let work = if hole_end > at {
-            let durable_at = self.durable.next_from(at).unwrap_or(hole_end);
-            let end = hole_end
-                .min(durable_at)
-                .min(ChunkIndex(at.0.saturating_add(ZERO_RANGE_MAX)));
-            self.next = end;
-            Work::Zero(ChunkRange { start: at, end })
-        } else {
-            self.next = ChunkRange::one(at).end;
-            Work::Read(at)
-        };
-        Ok(Some(work))
     }
 
     /// The first chunk at or behind `at` that may hold data.
@@ -113,8 +137,33 @@ mod tests {
         let geometry = Geometry::new(size, ChunkSize::MIN).unwrap();
         let mut set = ChunkSet::default();
         durable.iter().for_each(|range| set.insert(*range));
-        let mut cursor = Cursor::new(source, geometry, set);
+        let mut cursor = Cursor::new(source, geometry, set.clone(), set);
         std::iter::from_fn(|| cursor.next().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_a_manifest_lacks_is_read_for_its_digest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8 * CHUNK).unwrap();
+        let bytes = vec![1; 4 * 65536];
+        std::os::unix::fs::FileExt::write_all_at(file.as_file(), &bytes, 0).unwrap();
+        let source = open_source(file.path(), &SourceOptions::default()).unwrap();
+        let geometry = Geometry::new(8 * CHUNK, ChunkSize::MIN).unwrap();
+        let (mut skip, mut known) = (ChunkSet::default(), ChunkSet::default());
+        skip.insert(range(0, 3));
+        skip.insert(range(5, 8));
+        known.insert(range(1, 2));
+        let mut cursor = Cursor::new(source, geometry, skip, known);
+        let work: Vec<_> = std::iter::from_fn(|| cursor.next().unwrap()).collect();
+        assert_eq!(
+            work,
+            [
+                Work::Digest(ChunkIndex(0)),
+                Work::Digest(ChunkIndex(2)),
+                Work::Read(ChunkIndex(3)),
+                Work::Zero(range(4, 5))
+            ]
+        );
     }
 
     #[test]

@@ -26,6 +26,15 @@ pub(crate) enum Sent {
         data_len: u32,
     },
     Zero(ChunkRange),
+    Offer {
+        index: ChunkIndex,
+        digest: Digest,
+    },
+    /// Nothing was: the target has the chunk.
+    Known {
+        index: ChunkIndex,
+        digest: Digest,
+    },
 }
 
 /// What a data connection carries: it frames itself.
@@ -38,6 +47,9 @@ pub(crate) trait Carried: Send + Sync + 'static {
 
     /// The bytes that follow the header, in parts.
     fn payload(&self) -> Vec<IoSlice<'_>>;
+
+    /// Whether it travels at all.
+    fn travels(&self) -> bool;
 
     /// Appends the header that says that no frame follows.
     fn encode_end(frames: u64, header: &mut Vec<u8>);
@@ -75,18 +87,20 @@ impl<T: Carried> DataConnection<T> {
         while let Ok(outgoing) = self.progress.volume_wait.time(self.queue.recv()).await {
             // The preamble travels with the first frame.
             let sent = outgoing.encode_header(&mut header);
-            let mut slices = vec![IoSlice::new(&header)];
-            slices.extend(outgoing.payload());
-            let frame_bytes: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
-            self.progress
-                .peer_wait
-                .time(write_all(stream, &mut slices))
-                .await?;
+            if outgoing.travels() {
+                let mut slices = vec![IoSlice::new(&header)];
+                slices.extend(outgoing.payload());
+                let frame_bytes: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+                self.progress
+                    .peer_wait
+                    .time(write_all(stream, &mut slices))
+                    .await?;
+                header.clear();
+                frames += 1;
+                wire_bytes += frame_bytes;
+                self.progress.wire_bytes.add(frame_bytes);
+            }
             drop(outgoing);
-            header.clear();
-            frames += 1;
-            wire_bytes += frame_bytes;
-            self.progress.wire_bytes.add(frame_bytes);
             if self.sent.send(sent).await.is_err() {
                 break;
             }
@@ -129,6 +143,15 @@ impl Carried for Outgoing {
                 DataFrame::Zero { chunks: *chunks }.encode(header);
                 Sent::Zero(*chunks)
             }
+            Self::Offer { index, digest } => {
+                let (index, digest) = (*index, *digest);
+                DataFrame::Offer { index, digest }.encode(header);
+                Sent::Offer { index, digest }
+            }
+            Self::Known { index, digest } => Sent::Known {
+                index: *index,
+                digest: *digest,
+            },
         }
     }
 
@@ -137,8 +160,12 @@ impl Carried for Outgoing {
             Self::Chunk {
                 zero_map, bytes, ..
             } => data_runs(zero_map, bytes),
-            Self::Zero(_) => Vec::new(),
+            Self::Zero(_) | Self::Offer { .. } | Self::Known { .. } => Vec::new(),
         }
+    }
+
+    fn travels(&self) -> bool {
+        !matches!(self, Self::Known { .. })
     }
 
     fn encode_end(frames: u64, header: &mut Vec<u8>) {

@@ -83,11 +83,13 @@ impl OpenVolume {
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
         let (failed_sender, mut failed) = mpsc::channel(1);
         let source = Arc::clone(&self.source);
-        let cursor = Cursor::new(Arc::clone(&source), self.geometry, ChunkSet::default());
+        let (skip, known) = <(ChunkSet, ChunkSet)>::default();
+        let cursor = Cursor::new(Arc::clone(&source), self.geometry, skip, known);
         let threads = Readers {
             source,
             geometry: self.geometry,
             cursor: Mutex::new(cursor),
+            offer: false,
             pool,
             queue: queue_sender,
             failed: failed_sender,
@@ -103,7 +105,9 @@ impl OpenVolume {
         let mut tree = DigestTree::new(self.geometry);
         while let Ok(outgoing) = queue.recv_blocking() {
             let found = match outgoing {
-                Outgoing::Chunk { index, digest, .. } => Found::Chunk(index, digest),
+                Outgoing::Chunk { index, digest, .. }
+                | Outgoing::Offer { index, digest }
+                | Outgoing::Known { index, digest } => Found::Chunk(index, digest),
                 Outgoing::Zero(chunks) => Found::Zero(chunks),
             };
             fold(&mut tree, found).map_err(|error| {

@@ -7,14 +7,16 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
+use volferry_agent::control::{Control, LastWord};
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
+use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::Preamble;
-use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::geometry::ChunkIndex;
+use volferry_protocol::message::{self, Hello, Message};
 use volferry_protocol::session::source::Transfer;
 use volferry_protocol::session::{SourceAction, SourceSession};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
@@ -29,6 +31,18 @@ use crate::readers::Readers;
 /// Chunks on their way to the owner's books; a few for each connection.
 const SENT_QUEUE_LEN: usize = 64;
 
+/// What outlives a session.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    pub(crate) source: Arc<dyn Source>,
+    /// The source as it was when the agent started.
+    pub(crate) generation: Generation,
+    /// From the first welcome on, where one was asked for.
+    pub(crate) manifest: Option<ManifestFile>,
+    /// What was sent in all sessions.
+    pub(crate) sent: message::Sent,
+}
+
 /// Runs one session on `control`, a fresh connection to the target.
 pub(crate) async fn run<C>(
     config: &SourceConfig,
@@ -36,12 +50,12 @@ pub(crate) async fn run<C>(
     connector: Arc<C>,
     mut control: C::Stream,
     hello: Hello,
-    source: Arc<dyn Source>,
-    generation: Generation,
+    standing: &mut Standing,
 ) -> Outcome
 where
     C: Connector + 'static,
 {
+    check_unchanged(&*standing.source, &standing.generation)?;
     let agent = hello.agent.clone();
     control
         .write_all(&Preamble::Control.encode())
@@ -55,20 +69,18 @@ where
         config,
         context,
         connector,
-        source,
-        generation,
         agent,
-        machine: SourceSession::new(Instant::now(), hello),
+        machine: SourceSession::new(Instant::now(), hello, standing.sent),
+        standing,
         control: Control::start(control, End::Target),
         connections: JoinSet::new(),
-        lost: None,
+        last_word: LastWord::default(),
         wire_bytes: 0,
         sent_sender,
         sent,
         failed_sender,
         read_failed,
         pool: None,
-        manifest: None,
     };
     session.run().await
 }
@@ -77,25 +89,19 @@ struct Session<'a, C> {
     config: &'a SourceConfig,
     context: &'a Context,
     connector: Arc<C>,
-    source: Arc<dyn Source>,
-    /// The source as it was when the session began.
-    generation: Generation,
     agent: String,
     machine: SourceSession,
+    standing: &'a mut Standing,
     control: Control,
     connections: JoinSet<Result<u64, Failure>>,
-    /// A data connection that broke, and when that counts as the cause: until then the target may
-    /// still say what was.
-    lost: Option<(Instant, Failure)>,
-    /// What the data connections that have ended sent.
+    last_word: LastWord,
+    /// What the data connections of this round that have ended sent.
     wire_bytes: u64,
     sent_sender: mpsc::Sender<Sent>,
     sent: mpsc::Receiver<Sent>,
     failed_sender: mpsc::Sender<StorageError>,
     read_failed: mpsc::Receiver<StorageError>,
     pool: Option<BufferPool>,
-    /// From the welcome on, where one was asked for.
-    manifest: Option<ManifestFile>,
 }
 
 /// Whatever can happen to a session.
@@ -106,6 +112,7 @@ enum Event {
     ConnectionEnded(Result<u64, Failure>),
     ReadFailed(StorageError),
     Timeout,
+    PatienceEnded(Failure),
     Shutdown,
 }
 
@@ -123,14 +130,15 @@ impl<C: Connector + 'static> Session<'_, C> {
             pool.close();
         }
         self.connections.shutdown().await;
+        self.standing.sent = self.machine.sent();
         self.control.close().await;
         outcome
     }
 
     /// The only wait.
     async fn select(&mut self) -> Event {
-        let lost_at = self.lost.as_ref().map(|(at, _)| *at);
-        let timeout = self.machine.poll_timeout().into_iter().chain(lost_at).min();
+        let timeouts = [self.machine.poll_timeout(), self.last_word.poll_timeout()];
+        let timeout = timeouts.into_iter().flatten().min();
         let sleep = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -149,6 +157,7 @@ impl<C: Connector + 'static> Session<'_, C> {
                 ended.unwrap_or_else(|error| Err(Failure::new(FailureCode::Internal, error.to_string()))),
             ),
             () = sleep => Event::Timeout,
+            failure = self.context.patience.exhausted() => Event::PatienceEnded(failure),
             () = shutdown.requested() => Event::Shutdown,
         }
     }
@@ -169,46 +178,57 @@ impl<C: Connector + 'static> Session<'_, C> {
                 data_len,
             }) => {
                 self.machine.handle_chunk(index, digest, data_len);
-                let recorded = self
-                    .manifest
-                    .as_mut()
-                    .map(|manifest| manifest.record(index, digest));
-                if let Some(Err(failure)) = recorded {
-                    self.machine.fail(failure);
-                }
+                self.context.progress.count_chunk(index, data_len);
+                self.record(index, digest);
             }
+            Event::Sent(Sent::Offer { index, digest }) => {
+                self.machine.handle_offer(index, digest);
+                self.record(index, digest);
+            }
+            Event::Sent(Sent::Known { index, digest }) => self.record(index, digest),
             Event::Sent(Sent::Zero(chunks)) => self.machine.handle_zero(chunks),
             Event::ConnectionEnded(Ok(wire_bytes)) => self.connection_drained(wire_bytes),
             Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+                self.last_word.lose(now, failure);
             }
             Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
             Event::ReadFailed(error) => {
                 self.machine.fail(failure::of_storage(End::Source, &error));
             }
             Event::Timeout => {
-                if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= now) {
+                if let Some(failure) = self.last_word.take_due(now) {
                     self.machine.fail(failure);
                 }
                 self.machine.handle_timeout(now);
             }
+            Event::PatienceEnded(failure) => self.machine.fail(failure),
             Event::Shutdown => self.machine.fail(cancelled()),
+        }
+    }
+
+    fn record(&mut self, index: ChunkIndex, digest: Digest) {
+        let manifest = self.standing.manifest.as_mut();
+        if let Some(Err(failure)) = manifest.map(|manifest| manifest.record(index, digest)) {
+            self.machine.fail(failure);
         }
     }
 
     fn connection_drained(&mut self, wire_bytes: u64) {
         self.wire_bytes += wire_bytes;
-        if self.lost.is_some() || !self.connections.is_empty() {
+        if self.last_word.is_lost() || !self.connections.is_empty() {
             return;
         }
-        let complete = self.manifest.take().map_or(Ok(()), ManifestFile::finish);
-        let complete = complete.and_then(|()| check_unchanged(&*self.source, &self.generation));
+        let manifest = self.standing.manifest.as_mut();
+        let complete = manifest
+            .map_or(Ok(()), ManifestFile::finish)
+            .and_then(|()| check_unchanged(&*self.standing.source, &self.standing.generation));
         if let Err(failure) = complete {
             self.machine.fail(failure);
             return;
         }
         let stats = self.context.stats(&self.agent);
-        self.machine.handle_drained(self.wire_bytes, stats);
+        self.machine
+            .handle_drained(std::mem::take(&mut self.wire_bytes), stats);
     }
 
     /// Does what the machine asks for, and tells the world. Gives the outcome at the end.
@@ -234,22 +254,43 @@ impl<C: Connector + 'static> Session<'_, C> {
         progress.set_stage(self.machine.stage());
         let sent = self.machine.sent();
         progress.set_moved(sent.data_bytes, sent.zero_bytes);
-        progress.set_durable(self.machine.watermark().durable_bytes);
+        let watermark = self.machine.watermark();
+        progress.set_durable(watermark.durable_bytes);
+        progress.set_checked(watermark.checked_bytes);
         outcome
     }
 
     fn start_transfer(&mut self, transfer: Transfer) -> Result<(), Failure> {
         let internal = |text: String| Failure::new(FailureCode::Internal, text);
-        let chunk_size = transfer.geometry.chunk_size().bytes() as usize;
-        let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
-            .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
-        if let Some(path) = &self.config.manifest {
-            self.manifest = Some(ManifestFile::create(path, &transfer.geometry)?);
+        let geometry = transfer.geometry;
+        let chunk_size = geometry.chunk_size().bytes() as usize;
+        if self.pool.is_none() {
+            // The first round.
+            let resumed_bytes = self.machine.resumed_bytes();
+            self.context
+                .progress
+                .set_volume(geometry.volume_size(), resumed_bytes);
+            if resumed_bytes > 0 {
+                tracing::info!(
+                    resumed_bytes,
+                    "the target goes on from what is durable there"
+                );
+            }
+            let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
+                .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
+            self.pool = Some(pool);
         }
-        let volume_size = transfer.geometry.volume_size();
-        self.context
-            .progress
-            .set_volume(volume_size, self.machine.resumed_bytes());
+        let Some(pool) = self.pool.clone() else {
+            return Ok(());
+        };
+        let manifest = &mut self.standing.manifest;
+        if let (Some(path), None) = (&self.config.manifest, &manifest) {
+            *manifest = Some(ManifestFile::create(path, &geometry)?);
+        }
+        let known = manifest.as_ref().map_or_else(
+            || transfer.skip.clone(),
+            |manifest| manifest.recorded().clone(),
+        );
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
         for number in 0..transfer.streams {
             let connection = DataConnection {
@@ -264,15 +305,13 @@ impl<C: Connector + 'static> Session<'_, C> {
             self.connections
                 .spawn(connection.run(Arc::clone(&self.connector)));
         }
-        self.pool = Some(pool.clone());
+        let source = &self.standing.source;
+        let cursor = Cursor::new(Arc::clone(source), geometry, transfer.skip, known);
         let readers = Readers {
-            source: Arc::clone(&self.source),
-            geometry: transfer.geometry,
-            cursor: Mutex::new(Cursor::new(
-                Arc::clone(&self.source),
-                transfer.geometry,
-                transfer.durable,
-            )),
+            source: Arc::clone(source),
+            geometry,
+            cursor: Mutex::new(cursor),
+            offer: transfer.offer,
             pool,
             queue: queue_sender,
             failed: self.failed_sender.clone(),

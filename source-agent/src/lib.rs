@@ -14,13 +14,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+use volferry_agent::backoff::Backoff;
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkSize, Geometry};
-use volferry_protocol::message::Hello;
+use volferry_protocol::message::{self, Hello};
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{Generation, SourceOptions, open_source};
 use volferry_transport::{Class, Connector, TransportError};
@@ -32,6 +34,8 @@ mod driver;
 pub mod manifest;
 mod readers;
 pub mod tree;
+
+use driver::Standing;
 
 /// How a source agent does its work.
 #[derive(Clone, Debug)]
@@ -50,6 +54,11 @@ pub struct SourceConfig {
     pub direct: bool,
     /// How long the target may take to appear.
     pub connect_timeout: Duration,
+    /// Shut out another run of the source agent that holds the session.
+    pub take_over: bool,
+    /// What tells this state of the source from others, such as the uid of a snapshot; else its
+    /// size, and a file's inode and times.
+    pub generation: Option<String>,
     /// Where to write the digest of every chunk, or of every file of a tree.
     pub manifest: Option<PathBuf>,
     /// What of a tree has to be kept.
@@ -74,6 +83,8 @@ impl SourceConfig {
             memory_bytes: 64 << 20,
             direct: true,
             connect_timeout: Duration::from_secs(60),
+            take_over: false,
+            generation: None,
             manifest: None,
             terms: TreeTerms::default(),
             allow_changed: false,
@@ -97,6 +108,11 @@ where
     outcome
 }
 
+/// A session that lasted as long was no failed attempt; the next pause is short again.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// Runs sessions until one ends in a receipt, in a failure that another would not mend, or
+/// patience is at its end.
 async fn clone<C>(config: &SourceConfig, context: &Context, connector: Arc<C>) -> Outcome
 where
     C: Connector + 'static,
@@ -118,75 +134,125 @@ where
         direct = source.reads_direct(),
         "the source volume is open"
     );
-    let hello = Hello {
+    let instance = Uuid::new_v4();
+    let mut hello = Hello {
         clone_id: context.progress.clone_id(),
-        attempt: 1,
+        instance,
+        attempt: 0,
+        take_over: config.take_over,
         volume_size: geometry.volume_size(),
         chunk_size: geometry.chunk_size(),
         streams: config.streams,
-        generation: generation_text(&generation),
+        generation: generation_text(&generation, config.generation.as_deref()),
         features: Vec::new(),
         required_features: Vec::new(),
         agent: volferry_agent::agent_name("volferry-source"),
         tree: None,
     };
-    let stream = dial(config, context, &*connector).await?;
-    driver::run(
-        config, context, connector, stream, hello, source, generation,
-    )
-    .await
-}
-
-/// Dials the target, which may take its time to appear.
-pub(crate) async fn dial<C: Connector>(
-    config: &SourceConfig,
-    context: &Context,
-    connector: &C,
-) -> Result<C::Stream, Failure> {
-    let mut shutdown = context.shutdown.clone();
-    let stream = tokio::select! {
-        stream = dial_until(connector, context, config.connect_timeout) => stream?,
-        () = shutdown.requested() => return Err(cancelled()),
+    let mut standing = Standing {
+        source,
+        generation,
+        manifest: None,
+        sent: message::Sent::default(),
     };
-    context.admin.set_ready(true);
-    Ok(stream)
-}
-
-/// Dials the target until it answers: the two agents start in no order.
-async fn dial_until<C: Connector>(
-    connector: &C,
-    context: &Context,
-    timeout: Duration,
-) -> Result<C::Stream, Failure> {
-    const PAUSE_MIN: Duration = Duration::from_millis(50);
-    const PAUSE_MAX: Duration = Duration::from_secs(2);
-    let begun = Instant::now();
-    let mut pause = PAUSE_MIN;
+    let (seed, _) = instance.as_u64_pair();
+    let mut backoff = Backoff::new(seed);
     loop {
-        let error = match connector.open().await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => error,
+        let stream = dial(&*connector, config, context, &mut backoff).await?;
+        context.admin.set_ready(true);
+        hello.attempt += 1;
+        let begun = Instant::now();
+        let connector = Arc::clone(&connector);
+        let outcome = driver::run(
+            config,
+            context,
+            connector,
+            stream,
+            hello.clone(),
+            &mut standing,
+        )
+        .await;
+        let failure = match outcome {
+            Err(failure) if failure.code.is_retryable() && !context.shutdown.is_requested() => {
+                failure
+            }
+            outcome => return outcome,
         };
-        let is_absent = error.class() == Class::Network;
-        if matches!(error, TransportError::Rejected { .. }) {
-            context.metrics.count_rejection(error.label());
+        // Before the ends have met, the target may as well belong to another source.
+        if is_late(config, context) {
+            return Err(failure);
         }
-        if !is_absent || begun.elapsed() + pause > timeout {
-            return Err(failure::of_transport(&error));
+        context.patience.note(&failure);
+        context.metrics.count_failure(&failure);
+        tracing::warn!(
+            code = failure.code.label(),
+            attempt = hello.attempt,
+            "the session was lost, trying again: {failure}"
+        );
+        if begun.elapsed() > SETTLED {
+            backoff.reset();
         }
-        tracing::debug!(%error, "the target is not there yet");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause(context, backoff.next_pause()).await?;
     }
 }
 
-/// What tells this state of the source from others, as text for the peer.
-fn generation_text(generation: &Generation) -> String {
-    match generation.file {
-        Some(file) => format!(
-            "size={} inode={} mtime={} ctime={}",
-            generation.size, file.inode, file.mtime_ns, file.ctime_ns
+/// Whether the ends should have met by now. Once they have, patience alone counts.
+fn is_late(config: &SourceConfig, context: &Context) -> bool {
+    let has_met = context.progress.stalled_for().is_some();
+    !has_met && context.patience.age() > config.connect_timeout
+}
+
+/// Waits, unless the agent has to end meanwhile.
+async fn pause(context: &Context, time: Duration) -> Result<(), Failure> {
+    let mut shutdown = context.shutdown.clone();
+    tokio::select! {
+        () = tokio::time::sleep(time) => Ok(()),
+        failure = context.patience.exhausted() => Err(failure),
+        () = shutdown.requested() => Err(cancelled()),
+    }
+}
+
+/// Dials the target until it answers: the two agents start in no order, and either may be away for
+/// a while. Before the ends have met, a target that doesn't appear in time is a failure of its own.
+pub(crate) async fn dial<C: Connector>(
+    connector: &C,
+    config: &SourceConfig,
+    context: &Context,
+    backoff: &mut Backoff,
+) -> Result<C::Stream, Failure> {
+    let mut shutdown = context.shutdown.clone();
+    loop {
+        let opened = tokio::select! {
+            opened = connector.open() => opened,
+            failure = context.patience.exhausted() => return Err(failure),
+            () = shutdown.requested() => return Err(cancelled()),
+        };
+        let error = match opened {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        if matches!(error, TransportError::Rejected { .. }) {
+            context.metrics.count_rejection(error.label());
+        }
+        let next_pause = backoff.next_pause();
+        if error.class() != Class::Network || is_late(config, context) {
+            return Err(context.patience.explain(&failure::of_transport(&error)));
+        }
+        tracing::debug!(%error, "the target does not answer");
+        pause(context, next_pause).await?;
+    }
+}
+
+/// What tells this state of the source from others, as text for the peer. `given` says it where the
+/// system can't: a device has no times.
+fn generation_text(generation: &Generation, given: Option<&str>) -> String {
+    let size = generation.size;
+    match (given, generation.file) {
+        (Some(id), _) => format!("size={size} id={id}"),
+        (None, Some(file)) => format!(
+            "size={size} inode={} mtime={} ctime={}",
+            file.inode, file.mtime_ns, file.ctime_ns
         ),
-        None => format!("size={}", generation.size),
+        (None, None) => format!("size={size}"),
     }
 }

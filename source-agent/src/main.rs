@@ -61,6 +61,15 @@ struct Arguments {
     )]
     connect_timeout: u64,
 
+    /// Shut out another run of the source agent that holds the session, for good
+    #[arg(long, env = "VOLFERRY_TAKE_OVER", value_parser = BoolishValueParser::new())]
+    take_over: bool,
+
+    /// What tells this state of the source from others, such as the uid of a snapshot: a clone goes
+    /// on only from the same [default: size, and for a file inode and times]
+    #[arg(long, env = "VOLFERRY_SOURCE_GENERATION", value_name = "ID")]
+    source_generation: Option<String>,
+
     /// Write the digest of every chunk to this file, for volferry verify --manifest; of a tree the
     /// digest of every file, for b3sum --check
     #[arg(long, env = "VOLFERRY_MANIFEST", value_name = "PATH")]
@@ -87,6 +96,8 @@ fn main() -> ExitCode {
         memory_bytes: arguments.agent.memory_bytes(),
         direct: !arguments.buffered,
         connect_timeout: Duration::from_secs(arguments.connect_timeout),
+        take_over: arguments.take_over,
+        generation: arguments.source_generation.clone(),
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,

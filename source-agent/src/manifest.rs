@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::geometry::{ChunkIndex, Geometry};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::manifest::{chunk_line, first_line};
+use volferry_protocol::range_set::ChunkSet;
 
 /// A manifest that is being written.
 #[derive(Debug)]
 pub struct ManifestFile {
     path: PathBuf,
     file: BufWriter<File>,
+    recorded: ChunkSet,
 }
 
 impl ManifestFile {
@@ -31,14 +33,26 @@ impl ManifestFile {
         Ok(Self {
             path: path.to_owned(),
             file,
+            recorded: ChunkSet::default(),
         })
     }
 
-    /// Adds a chunk that holds data.
+    /// The chunks that stand in it.
+    #[must_use]
+    pub const fn recorded(&self) -> &ChunkSet {
+        &self.recorded
+    }
+
+    /// Adds a chunk that holds data. One that stands there already, since it was sent in an earlier
+    /// session, is not added again.
     ///
     /// # Errors
     /// When it can't be written.
     pub fn record(&mut self, index: ChunkIndex, digest: Digest) -> Result<(), Failure> {
+        if self.recorded.contains(index) {
+            return Ok(());
+        }
+        self.recorded.insert(ChunkRange::one(index));
         let written = self.file.write_all(chunk_line(index, digest).as_bytes());
         written.map_err(|error| cannot_write(&self.path, &error))
     }
@@ -47,7 +61,7 @@ impl ManifestFile {
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn finish(mut self) -> Result<(), Failure> {
+    pub fn finish(&mut self) -> Result<(), Failure> {
         let finished = self
             .file
             .flush()

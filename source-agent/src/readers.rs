@@ -33,6 +33,10 @@ pub(crate) enum Outgoing {
     },
     /// Chunks that hold none.
     Zero(ChunkRange),
+    /// A chunk that holds data, by its digest alone.
+    Offer { index: ChunkIndex, digest: Digest },
+    /// Nothing to send: a chunk that the target has, for the manifest.
+    Known { index: ChunkIndex, digest: Digest },
 }
 
 /// What every reader thread shares.
@@ -41,6 +45,8 @@ pub(crate) struct Readers {
     pub(crate) source: Arc<dyn Source>,
     pub(crate) geometry: Geometry,
     pub(crate) cursor: Mutex<Cursor>,
+    /// Whether chunks are offered by their digest, instead of sent.
+    pub(crate) offer: bool,
     pub(crate) pool: BufferPool,
     /// What was read. The readers end when it is closed, and it ends when they have all ended.
     pub(crate) queue: async_channel::Sender<Outgoing>,
@@ -81,6 +87,13 @@ impl Readers {
             let outgoing = match work {
                 Some(Work::Read(index)) => self.read(index, buffer)?,
                 Some(Work::Zero(chunks)) => Outgoing::Zero(chunks),
+                Some(Work::Digest(index)) => match self.read(index, buffer)? {
+                    Outgoing::Chunk { index, digest, .. } | Outgoing::Offer { index, digest } => {
+                        Outgoing::Known { index, digest }
+                    }
+                    // Zeros don't stand in a manifest.
+                    Outgoing::Zero(_) | Outgoing::Known { .. } => continue,
+                },
                 None => break,
             };
             if self.queue.send_blocking(outgoing).is_err() {
@@ -98,9 +111,13 @@ impl Readers {
         if zero_map.is_all_zero() {
             return Ok(Outgoing::Zero(ChunkRange::one(index)));
         }
+        let digest = Digest::of_chunk(&buffer);
+        if self.offer {
+            return Ok(Outgoing::Offer { index, digest });
+        }
         Ok(Outgoing::Chunk {
             index,
-            digest: Digest::of_chunk(&buffer),
+            digest,
             zero_map,
             bytes: buffer,
         })

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+use volferry_agent::backoff::Backoff;
 use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
@@ -30,9 +32,12 @@ where
     let source =
         TreeSource::open(&config.volume).map_err(|error| failure::of_tree(End::Source, &error))?;
     tracing::info!(volume = %config.volume.display(), "the source directory is open");
+    let instance = Uuid::new_v4();
     let hello = Hello {
         clone_id: context.progress.clone_id(),
+        instance,
         attempt: 1,
+        take_over: false,
         // Nobody knows before it was walked.
         volume_size: 0,
         chunk_size: ChunkSize::DEFAULT,
@@ -43,6 +48,9 @@ where
         agent: volferry_agent::agent_name("volferry-source"),
         tree: Some(config.terms),
     };
-    let stream = dial(config, context, &*connector).await?;
+    let (seed, _) = instance.as_u64_pair();
+    let mut backoff = Backoff::new(seed);
+    let stream = dial(&*connector, config, context, &mut backoff).await?;
+    context.admin.set_ready(true);
     driver::run(config, context, connector, stream, hello, source).await
 }

@@ -208,6 +208,10 @@ impl<V: Sink + ?Sized> Sink for Faulty<V> {
         self.inner.path()
     }
 
+    fn inode(&self) -> u64 {
+        self.inner.inode()
+    }
+
     fn writes_direct(&self) -> bool {
         self.inner.writes_direct()
     }

@@ -128,6 +128,9 @@ pub trait Sink: Send + Sync + Debug {
     /// As for [`Source::read_at`].
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError>;
 
+    /// The inode of a file; 0 for what is none.
+    fn inode(&self) -> u64;
+
     /// Where the volume is, for messages.
     fn path(&self) -> &Path;
 

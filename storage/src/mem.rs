@@ -204,6 +204,10 @@ impl Sink for MemVolume {
         Path::new(PATH)
     }
 
+    fn inode(&self) -> u64 {
+        0
+    }
+
     fn writes_direct(&self) -> bool {
         true
     }

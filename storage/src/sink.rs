@@ -1,6 +1,7 @@
 //! A prepared target: a block device or a regular file.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -84,6 +85,17 @@ impl Sink for VolumeSink {
         let range = range_within(self.path(), offset, buffer.len(), self.size)?;
         self.handle.forget(range)?;
         self.handle.read_at(offset, buffer, self.size)
+    }
+
+    fn inode(&self) -> u64 {
+        match self.room {
+            Room::Device => 0,
+            Room::DirtyFile | Room::FreshFile => self
+                .handle
+                .main()
+                .metadata()
+                .map_or(0, |metadata| metadata.ino()),
+        }
     }
 
     fn path(&self) -> &Path {

@@ -12,7 +12,6 @@ use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{DataFrame, FrameError, decode_zero_map};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::range_set::ChunkSet;
-use volferry_protocol::session::Ledger;
 use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
 use volferry_storage::{Buffer, BufferPool};
 
@@ -21,7 +20,8 @@ use crate::writers::Incoming;
 /// How long a source may leave a data connection open behind its last frame.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The chunks that a session has taken in, on any of its data connections, durable ones included.
+/// The chunks that a round has taken in, on any of its data connections, and those that it may not
+/// bring: what is written already.
 ///
 /// The ledger refuses a chunk that comes twice, but it learns of a chunk when it is written. Here
 /// the second one is refused before it is, so that a chunk that was acknowledged stays as it is.
@@ -31,14 +31,10 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    /// What is durable already may not come again.
-    pub(crate) fn of(ledger: &Ledger) -> Self {
-        let mut chunks = ChunkSet::default();
-        for subtree in ledger.durable() {
-            chunks.insert(subtree.chunks(&ledger.geometry()));
-        }
+    /// What is written already may not come again.
+    pub(crate) fn of(written: ChunkSet) -> Self {
         Self {
-            chunks: Mutex::new(chunks),
+            chunks: Mutex::new(written),
         }
     }
 
@@ -112,6 +108,18 @@ impl DataConnection {
                 DataFrame::Zero { chunks } => {
                     self.claims.claim(chunks)?;
                     Incoming::Zero(chunks)
+                }
+                DataFrame::Offer { index, digest } => {
+                    self.claims.claim(ChunkRange::one(index))?;
+                    let Some(bytes) = self.progress.volume_wait.time(self.pool.checkout()).await
+                    else {
+                        return Ok(frames); // the session ends
+                    };
+                    Incoming::Offer {
+                        index,
+                        digest,
+                        bytes,
+                    }
                 }
                 DataFrame::End { frames: sent } if sent == frames => break,
                 DataFrame::End { frames: sent } => {

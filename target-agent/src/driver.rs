@@ -2,88 +2,134 @@
 //! and does what the machine asks for.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
+use volferry_agent::control::{Control, LastWord};
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::frame::SessionToken;
-use volferry_protocol::geometry::{ChunkRange, Geometry};
-use volferry_protocol::message::Message;
-use volferry_protocol::session::{Ledger, TargetAction, TargetLimits, TargetSession};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::receipt::{Receipt, Verified};
+use volferry_protocol::session::fence::fenced;
+use volferry_protocol::session::{
+    Fence, Stage, Standing, TargetAction, TargetLimits, TargetSession,
+};
 use volferry_storage::{BufferPool, Sink, StorageError, TargetVolume};
 
 use crate::TargetConfig;
 use crate::data::{Claims, DataConnection};
-use crate::greeter::{Greeted, Greeter, Purpose};
-use crate::writers::{Incoming, Writers, Written};
+use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::journal::Journal;
+use crate::readback::{self, ReadBack};
+use crate::resume::{self, Begin, Known};
+use crate::writers::{Incoming, Job, Writers, Written};
+
+/// How long the volume may take for what was received when the agent has to end: within the thirty
+/// seconds that a pod is given.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Written chunks on their way to the owner's books.
 const WRITTEN_QUEUE_LEN: usize = 64;
 
 /// How a session ended.
 #[derive(Debug)]
-pub(crate) enum SessionEnd<Volume> {
-    /// The clone is proven, or it failed.
-    Over(Outcome),
-    /// The session ended before the volume was touched.
-    Untouched(Volume, Failure),
+pub(crate) enum SessionEnd<S> {
+    /// The clone is proven. Whether the source has heard of it is told too.
+    Proven {
+        receipt: Box<Receipt>,
+        is_heard: bool,
+    },
+    /// It failed for good.
+    Failed(Failure),
+    /// Another session may go on; perhaps it is there already.
+    Interrupted(Failure, Option<Ask<S>>),
 }
 
-impl<Volume> SessionEnd<Volume> {
-    /// How it ended, from the outcome and the volume where that is still untouched.
-    pub(crate) fn of(volume: Option<Volume>, outcome: Outcome) -> Self {
-        match (volume, outcome) {
-            (Some(volume), Err(failure)) if is_of_peer(&failure) => {
-                Self::Untouched(volume, failure)
-            }
-            (_, outcome) => Self::Over(outcome),
-        }
-    }
+/// A source that was granted a session.
+#[derive(Debug)]
+pub(crate) struct Ask<S> {
+    pub(crate) hello: Hello,
+    pub(crate) epoch: u64,
+    pub(crate) stream: S,
 }
 
-/// Runs one session over `control`; its data connections come through `greeter`.
+/// What outlives a session.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) volume: Volume,
+    pub(crate) journal: Option<Arc<Mutex<Journal>>>,
+    pub(crate) fence: Fence,
+    /// What is known before the first session.
+    pub(crate) known: Known,
+    /// What is known after a session.
+    pub(crate) standing: Option<Standing>,
+    /// Bytes of data and of zeros taken in by earlier sessions.
+    pub(crate) moved: (u64, u64),
+}
+
+/// The target volume.
+#[derive(Debug)]
+pub(crate) enum Volume {
+    /// Claimed, and not touched yet.
+    Claimed(TargetVolume),
+    /// Made ready.
+    Ready(Arc<dyn Sink>),
+    /// Being made ready, or lost in that.
+    Away,
+}
+
+/// Runs one session with the source that asked; its data connections come through `greeter`.
 pub(crate) async fn run<S>(
     config: &TargetConfig,
     context: &Context,
-    volume: TargetVolume,
-    control: S,
+    held: &mut Held,
+    ask: Ask<S>,
     greeter: &mut Greeter<S>,
-    epoch: u64,
-) -> SessionEnd<TargetVolume>
+) -> SessionEnd<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let agent = volferry_agent::agent_name("volferry-target");
     let limits = TargetLimits {
         streams_max: config.streams_max,
+        has_journal: held.journal.is_some(),
+        verify: config.verify,
         ..TargetLimits::default()
     };
     let clone_id = context.progress.clone_id();
+    let now = Instant::now();
+    let mut machine = TargetSession::new(now, clone_id, ask.epoch, agent.clone(), limits);
+    machine.handle_message(now, Message::Hello(ask.hello));
     let (written_sender, written) = mpsc::channel(WRITTEN_QUEUE_LEN);
     let session = Session {
         config,
         context,
         greeter,
-        machine: TargetSession::new(Instant::now(), clone_id, epoch, agent.clone(), limits),
+        machine,
         agent,
-        volume: Some(volume),
+        held,
         preparing: None,
-        control: Control::start(control, End::Source),
+        control: Control::start(ask.stream, End::Source),
         transfer: None,
+        read_back: None,
         connections: JoinSet::new(),
-        lost: None,
+        last_word: LastWord::default(),
         refusals: JoinSet::new(),
-        written_sender,
+        next: None,
+        volume_failure: None,
+        written_sender: Some(written_sender),
         written,
     };
     session.run().await
@@ -95,20 +141,23 @@ struct Session<'a, S> {
     greeter: &'a mut Greeter<S>,
     machine: TargetSession,
     agent: String,
-    /// Until it is prepared.
-    volume: Option<TargetVolume>,
+    held: &'a mut Held,
     preparing: Option<Preparing>,
     control: Control,
     /// From the welcome on.
     transfer: Option<Transfer>,
+    read_back: Option<oneshot::Receiver<ReadBack>>,
     /// Each gives the number of frames that it handed to the writers.
     connections: JoinSet<Result<u64, Failure>>,
-    /// A data connection that broke, and when that counts as the cause: until then the source may
-    /// still say what was.
-    lost: Option<(Instant, Failure)>,
+    last_word: LastWord,
     /// Goodbyes to those who came too late.
     refusals: JoinSet<()>,
-    written_sender: mpsc::Sender<Written>,
+    /// The source whose session ends this one.
+    next: Option<Ask<S>>,
+    /// What failed at this end's volume or journal.
+    volume_failure: Option<Failure>,
+    /// Until the writers have theirs.
+    written_sender: Option<mpsc::Sender<Written>>,
     written: mpsc::Receiver<Written>,
 }
 
@@ -116,25 +165,34 @@ struct Session<'a, S> {
 #[derive(Debug)]
 struct Preparing {
     geometry: Geometry,
-    done: oneshot::Receiver<Result<Arc<dyn Sink>, StorageError>>,
+    done: oneshot::Receiver<Prepared>,
 }
+
+/// A volume that was made ready, and where the session begins on it.
+type Prepared = (
+    Result<Arc<dyn Sink>, StorageError>,
+    Option<Result<Begin, Failure>>,
+);
 
 /// What moves chunks.
 #[derive(Debug)]
 struct Transfer {
     token: SessionToken,
-    /// Numbers of the data connections that were let in.
+    /// Numbers of the data connections that were let in, in this round.
     numbers: BTreeSet<u16>,
     streams: u16,
     /// Frames that the data connections handed to the writers before they ended.
     frames_received: u64,
-    /// Frames of any data connection that were written.
-    frames_written: u64,
+    /// Frames of any data connection that were written or compared.
+    frames_done: u64,
     geometry: Geometry,
+    sink: Arc<dyn Sink>,
+    is_fresh: Arc<AtomicBool>,
+    checked_bytes: Arc<AtomicU64>,
     claims: Arc<Claims>,
     pool: BufferPool,
     queue: async_channel::Sender<Incoming>,
-    flush: async_channel::Sender<()>,
+    jobs: async_channel::Sender<Job>,
 }
 
 impl Transfer {
@@ -145,13 +203,19 @@ impl Transfer {
 }
 
 /// Whatever can happen to a session.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "events are made and taken one at a time"
+)]
 enum Event<S> {
     Message(Result<Message, Failure>),
     Greeted(Result<Greeted<S>, Failure>),
-    Prepared(Result<Arc<dyn Sink>, StorageError>),
+    Prepared(Prepared),
     Written(Written),
+    ReadBack(ReadBack),
     ConnectionEnded(Result<u64, Failure>),
     Timeout,
+    PatienceEnded(Failure),
     Shutdown,
 }
 
@@ -159,7 +223,7 @@ impl<S> Session<'_, S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    async fn run(mut self) -> SessionEnd<TargetVolume> {
+    async fn run(mut self) -> SessionEnd<S> {
         let outcome = loop {
             if let Some(outcome) = self.settle() {
                 break outcome;
@@ -167,21 +231,123 @@ where
             let event = self.select().await;
             self.apply(event);
         };
-        // Writers end when their queue is closed; connections and what waits are dropped.
+        self.connections.shutdown().await;
+        // A volume that failed is left alone; else nothing that was received is thrown away.
+        let is_of_volume =
+            matches!(&outcome, Err(failure) if failure.code.class() == FailureClass::Target);
+        let drained = if outcome.is_ok() || is_of_volume {
+            Ok(())
+        } else {
+            self.drain_in_time().await
+        };
         if let Some(transfer) = &self.transfer {
             transfer.pool.close();
             transfer.queue.close();
         }
-        self.connections.shutdown().await;
-        self.control.close().await;
+        let is_heard = self.control.close().await;
         self.refusals.shutdown().await;
-        SessionEnd::of(self.volume, outcome)
+        let may_go_on = !matches!(self.held.volume, Volume::Away);
+        let is_untouched = self.machine.geometry().is_none();
+        self.held.fence.release();
+        self.held.moved.0 += self.machine.data_bytes();
+        self.held.moved.1 += self.machine.zero_bytes();
+        if let Some(standing) = self.machine.into_standing() {
+            self.held.standing = Some(standing);
+        }
+        match (outcome, drained) {
+            (Ok(receipt), _) => SessionEnd::Proven {
+                receipt: Box::new(receipt),
+                is_heard,
+            },
+            (Err(_), Err(failure)) => SessionEnd::Failed(failure),
+            (Err(failure), Ok(())) => {
+                let may_go_on = may_go_on
+                    && !self.context.shutdown.is_requested()
+                    && (failure.code.is_retryable()
+                        || self.next.is_some()
+                        || is_untouched && is_of_peer(&failure));
+                if may_go_on {
+                    SessionEnd::Interrupted(failure, self.next)
+                } else {
+                    SessionEnd::Failed(failure)
+                }
+            }
+        }
+    }
+
+    async fn drain_in_time(&mut self) -> Result<(), Failure> {
+        let mut shutdown = self.context.shutdown.clone();
+        let patience = self.context.patience.clone();
+        let overdue = async {
+            shutdown.requested().await;
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
+        };
+        tokio::select! {
+            drained = self.drain() => drained,
+            () = overdue => {
+                tracing::warn!("the volume did not take what was received before the agent has to end");
+                Ok(())
+            }
+            failure = patience.exhausted() => Err(failure),
+        }
+    }
+
+    /// Ends in order what the session has begun on the volume: what was received is written, made
+    /// durable and journaled. Only then the next session may begin, so that no write of this one
+    /// comes after it.
+    async fn drain(&mut self) -> Result<(), Failure> {
+        if let Some(Preparing { done, .. }) = self.preparing.take()
+            && let Ok((prepared, _begin)) = done.await
+        {
+            let sink = prepared.map_err(|error| failure::of_storage(End::Target, &error))?;
+            self.held.volume = Volume::Ready(sink);
+        }
+        let Some(transfer) = self.transfer.take() else {
+            return Ok(());
+        };
+        let Transfer { sink, geometry, .. } = &transfer;
+        let (sink, geometry) = (Arc::clone(sink), *geometry);
+        // The threads answer for each piece that waits, and end behind the last.
+        transfer.queue.close();
+        drop(transfer);
+        self.written_sender = None;
+        while let Some(written) = self.written.recv().await {
+            self.apply_written(Instant::now(), written);
+            if let Some(failure) = self.volume_failure.take() {
+                return Err(failure);
+            }
+        }
+        if !self.machine.begin_last_flush() {
+            return Ok(());
+        }
+        let (written_sender, mut written) = mpsc::channel(1);
+        let (_no_work, nothing) = async_channel::bounded(1);
+        let crew = self.crew(sink, geometry, nothing, written_sender);
+        let jobs = crew
+            .start(0, &self.context.cpu)
+            .map_err(|error| internal(format!("threads can't be started: {error}")))?;
+        let mut job = Job::Flush;
+        loop {
+            // There is room: one job at a time.
+            let _asked = jobs.try_send(job);
+            match written.recv().await {
+                Some(Written::Flushed) => match self.machine.end_last_flush() {
+                    Some(checkpoint) => job = Job::Journal(Box::new(checkpoint)),
+                    None => return Ok(()),
+                },
+                Some(Written::Failed(error)) => {
+                    return Err(failure::of_storage(End::Target, &error));
+                }
+                Some(Written::JournalFailed(failure)) => return Err(failure),
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
-        let lost_at = self.lost.as_ref().map(|(at, _)| *at);
-        let timeout = self.machine.poll_timeout().into_iter().chain(lost_at).min();
+        let timeouts = [self.machine.poll_timeout(), self.last_word.poll_timeout()];
+        let timeout = timeouts.into_iter().flatten().min();
         let sleep = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -194,6 +360,12 @@ where
                 None => std::future::pending().await,
             }
         };
+        let read_back = async {
+            match &mut self.read_back {
+                Some(read_back) => read_back.await,
+                None => std::future::pending().await,
+            }
+        };
         let mut shutdown = self.context.shutdown.clone();
         tokio::select! {
             // What was written counts before the news that depend on it.
@@ -201,11 +373,13 @@ where
             Some(written) = self.written.recv() => Event::Written(written),
             message = self.control.receive() => Event::Message(message),
             Ok(prepared) = prepared => Event::Prepared(prepared),
+            Ok(read_back) = read_back => Event::ReadBack(read_back),
             greeted = self.greeter.next() => Event::Greeted(greeted),
             Some(ended) = self.connections.join_next() => Event::ConnectionEnded(
                 ended.unwrap_or_else(|error| Err(internal(error.to_string()))),
             ),
             () = sleep => Event::Timeout,
+            failure = self.context.patience.exhausted() => Event::PatienceEnded(failure),
             () = shutdown.requested() => Event::Shutdown,
         }
     }
@@ -222,19 +396,21 @@ where
             Event::Message(Err(failure)) => self.machine.end(failure),
             Event::Greeted(Ok(greeted)) => self.admit(greeted),
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
-            Event::Prepared(prepared) => self.start_transfer(now, prepared),
+            Event::Prepared(prepared) => self.apply_prepared(prepared),
+            Event::ReadBack(read_back) => self.apply_read_back(now, read_back),
             Event::Written(written) => self.apply_written(now, written),
             Event::ConnectionEnded(Ok(frames)) => self.count_frames(now, frames, 0),
             Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+                self.last_word.lose(now, failure);
             }
             Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
             Event::Timeout => {
-                if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= now) {
+                if let Some(failure) = self.last_word.take_due(now) {
                     self.machine.fail(failure);
                 }
                 self.machine.handle_timeout(now);
             }
+            Event::PatienceEnded(failure) => self.machine.fail(failure),
             Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
@@ -247,51 +423,70 @@ where
                 data_len,
             } => {
                 self.machine.handle_chunk(now, index, digest, data_len);
+                self.context.progress.count_chunk(index, data_len);
                 self.count_frames(now, 0, 1);
             }
+            Written::Matched {
+                index,
+                digest,
+                data_len,
+            } => {
+                self.machine.handle_match(now, index, digest, data_len);
+                self.count_frames(now, 0, 1);
+            }
+            Written::Differs => self.count_frames(now, 0, 1),
             Written::Zero(chunks) => {
                 self.machine.handle_zero(now, chunks);
                 self.count_frames(now, 0, 1);
             }
             Written::Flushed => self.machine.handle_flushed(now),
-            Written::Corrupt(index) => {
-                let range = self
-                    .machine
-                    .geometry()
-                    .map(|geometry| geometry.bytes_of(ChunkRange::one(index)));
-                let place = range
-                    .map(|range| format!(" (bytes {range})"))
-                    .unwrap_or_default();
-                let text = format!(
-                    "chunk {index}{place} arrived with other bytes than the source read; it was not \
-                     written. Memory or a processor of one of the two nodes is failing"
-                );
-                self.machine
-                    .fail(Failure::new(FailureCode::Integrity, text));
-            }
+            Written::Journaled => self.machine.handle_journaled(now),
+            Written::Corrupt(index) => self.machine.fail(self.corrupt(index)),
             Written::Failed(error) => {
-                self.machine.fail(failure::of_storage(End::Target, &error));
+                self.fail_volume(failure::of_storage(End::Target, &error));
             }
+            Written::JournalFailed(failure) => self.fail_volume(failure),
         }
     }
 
-    /// Counts frames, and tells the machine when nothing more can come. A data connection that is
-    /// still on its way can bring chunks, so all that were granted must have come and gone.
-    fn count_frames(&mut self, now: Instant, received: u64, written: u64) {
+    fn fail_volume(&mut self, failure: Failure) {
+        self.volume_failure.get_or_insert_with(|| failure.clone());
+        self.machine.fail(failure);
+    }
+
+    fn corrupt(&self, index: ChunkIndex) -> Failure {
+        let range = self
+            .machine
+            .geometry()
+            .map(|geometry| geometry.bytes_of(ChunkRange::one(index)));
+        let place = range
+            .map(|range| format!(" (bytes {range})"))
+            .unwrap_or_default();
+        let text = format!(
+            "chunk {index}{place} arrived with other bytes than the source read; it was not \
+             written. Memory or a processor of one of the two nodes is failing"
+        );
+        Failure::new(FailureCode::Integrity, text)
+    }
+
+    /// Counts frames, and tells the machine when nothing more can come in this round. A data
+    /// connection that is still on its way can bring chunks, so all that were granted must have come
+    /// and gone.
+    fn count_frames(&mut self, now: Instant, received: u64, done: u64) {
         let Some(transfer) = &mut self.transfer else {
             return;
         };
         transfer.frames_received += received;
-        transfer.frames_written += written;
+        transfer.frames_done += done;
         let all_came = transfer.numbers.len() == usize::from(transfer.streams);
-        let all_ended = self.connections.is_empty() && self.lost.is_none();
-        let all_written = transfer.frames_received == transfer.frames_written;
-        if all_came && all_ended && all_written {
+        let all_ended = self.connections.is_empty() && !self.last_word.is_lost();
+        let all_done = transfer.frames_received == transfer.frames_done;
+        if all_came && all_ended && all_done {
             self.machine.handle_drained(now);
         }
     }
 
-    /// Lets a data connection of this session in, and nobody else.
+    /// Lets a data connection of this session in; decides what becomes of another source.
     fn admit(&mut self, greeted: Greeted<S>) {
         let Greeted {
             purpose,
@@ -299,12 +494,7 @@ where
             peer_address,
         } = greeted;
         match purpose {
-            Purpose::Control => {
-                tracing::warn!(%peer_address, "a second session was turned away");
-                self.context.metrics.count_rejection("busy");
-                self.refusals.spawn(refuse_busy(stream));
-                while self.refusals.try_join_next().is_some() {}
-            }
+            Purpose::Control(hello) => self.admit_source(*hello, stream, peer_address),
             Purpose::Data { number, token } => {
                 let transfer = self.transfer.as_mut();
                 let Some(transfer) = transfer.filter(|transfer| transfer.admits(number, token))
@@ -326,20 +516,50 @@ where
         }
     }
 
+    fn admit_source(&mut self, hello: Hello, stream: S, peer_address: SocketAddr) {
+        match self
+            .held
+            .fence
+            .ask(&hello, self.machine.check_hello(&hello))
+        {
+            Ok(epoch) => {
+                tracing::info!(%peer_address, epoch, "a newer session takes over");
+                let is_same = self
+                    .machine
+                    .hello()
+                    .is_some_and(|held| held.instance == hello.instance);
+                self.next = Some(Ask {
+                    hello,
+                    epoch,
+                    stream,
+                });
+                if is_same {
+                    let text = "the source connected anew";
+                    self.machine
+                        .end(Failure::new(FailureCode::Disconnected, text));
+                } else {
+                    self.machine.fail(fenced());
+                }
+            }
+            Err(failure) => {
+                tracing::warn!(%peer_address, "a second session was turned away: {failure}");
+                self.context.metrics.count_rejection(failure.code.label());
+                self.refusals.spawn(refuse(stream, failure));
+                while self.refusals.try_join_next().is_some() {}
+            }
+        }
+    }
+
     /// Does what the machine asks for, and tells the world. Gives the outcome at the end.
     fn settle(&mut self) -> Option<Outcome> {
         let mut outcome = None;
         while let Some(action) = self.machine.poll_action() {
             match action {
                 TargetAction::Prepare(geometry) => self.prepare(geometry),
-                TargetAction::Flush => {
-                    // There is room: the machine asks for one flush at a time.
-                    let asked = self
-                        .transfer
-                        .as_ref()
-                        .map(|transfer| transfer.flush.try_send(()));
-                    debug_assert!(matches!(asked, Some(Ok(()))), "one flush at a time");
-                }
+                TargetAction::Flush => self.ask(Job::Flush),
+                TargetAction::Journal(checkpoint) => self.ask(Job::Journal(checkpoint)),
+                TargetAction::NextRound => self.next_round(),
+                TargetAction::ReadBack => self.start_read_back(),
                 TargetAction::Seal => self.seal(),
                 TargetAction::Done(receipt) => outcome = Some(Ok(*receipt)),
                 TargetAction::Fail(failure) => outcome = Some(Err(failure)),
@@ -352,30 +572,123 @@ where
         }
         let progress = &self.context.progress;
         progress.set_stage(self.machine.stage());
-        progress.set_moved(self.machine.data_bytes(), self.machine.zero_bytes());
-        progress.set_durable(self.machine.watermark().durable_bytes);
+        let (data_bytes, zero_bytes) = self.held.moved;
+        progress.set_moved(
+            data_bytes + self.machine.data_bytes(),
+            zero_bytes + self.machine.zero_bytes(),
+        );
+        if let Some(transfer) = &self.transfer {
+            let checked = transfer.checked_bytes.load(Ordering::Relaxed);
+            self.machine.set_checked(checked);
+            progress.set_checked(checked);
+        }
+        let durable_bytes = self.machine.watermark().durable_bytes;
+        if progress.set_durable(durable_bytes)
+            && let Some(checkpoint) = self.machine.checkpoint()
+        {
+            progress.set_checkpoint(checkpoint);
+        }
         outcome
     }
 
-    /// Makes the volume ready on a thread of its own: allocating or zeroing may take long.
-    fn prepare(&mut self, geometry: Geometry) {
-        let Some(volume) = self.volume.take_if(|volume| fits(volume, &geometry)) else {
-            let Some(volume) = &self.volume else { return };
-            let error = StorageError::TargetTooSmall {
-                path: self.config.volume.clone(),
-                capacity: volume.capacity().unwrap_or(0),
-                needed: geometry.volume_size(),
-            };
-            self.machine.fail(failure::of_storage(End::Target, &error));
+    fn ask(&mut self, job: Job) {
+        // There is room: the machine asks for one flush at a time, and for its record.
+        let asked = self
+            .transfer
+            .as_ref()
+            .is_some_and(|transfer| transfer.jobs.try_send(job).is_ok());
+        if !asked {
+            self.machine
+                .fail(internal("the flusher does not take its work".to_owned()));
+        }
+    }
+
+    /// Lets data connections in anew, for what is not written.
+    fn next_round(&mut self) {
+        let Some(transfer) = &mut self.transfer else {
             return;
         };
+        let written = self.machine.written().cloned().unwrap_or_default();
+        transfer.numbers.clear();
+        transfer.claims = Arc::new(Claims::of(written));
+        // Between the zeros of a chunk may lie what it held before.
+        transfer.is_fresh.store(false, Ordering::Relaxed);
+    }
+
+    fn start_read_back(&mut self) {
+        let Some(transfer) = &self.transfer else {
+            return;
+        };
+        tracing::info!("all is durable; reading the volume back");
+        let started = readback::start(
+            self.config.writers,
+            &self.context.cpu,
+            Arc::clone(&transfer.sink),
+            transfer.geometry,
+            transfer.pool.clone(),
+            Arc::clone(&transfer.checked_bytes),
+        );
+        match started {
+            Ok(read_back) => self.read_back = Some(read_back),
+            Err(error) => self
+                .machine
+                .fail(internal(format!("threads can't be started: {error}"))),
+        }
+    }
+
+    fn apply_read_back(&mut self, now: Instant, read_back: ReadBack) {
+        self.read_back = None;
+        match read_back {
+            Ok(digest) => {
+                self.machine.handle_read_back(now, digest);
+                if self.machine.stage() == Stage::Transfer {
+                    tracing::warn!(%digest, "the volume reads back wrong, looking for the chunks");
+                }
+            }
+            Err(error) => self.fail_volume(failure::of_storage(End::Target, &error)),
+        }
+    }
+
+    /// Makes the volume ready on a thread of its own: allocating or zeroing may take long, and so may
+    /// looking whether it is the one that the journal speaks of.
+    fn prepare(&mut self, geometry: Geometry) {
+        let Some(hello) = self.machine.hello().cloned() else {
+            return;
+        };
+        let volume = match std::mem::replace(&mut self.held.volume, Volume::Away) {
+            Volume::Ready(sink) => {
+                self.held.volume = Volume::Ready(Arc::clone(&sink));
+                self.go_on(geometry, &hello, sink);
+                return;
+            }
+            Volume::Claimed(volume) if fits(&volume, &geometry) => volume,
+            Volume::Claimed(volume) => {
+                let error = StorageError::TargetTooSmall {
+                    path: self.config.volume.clone(),
+                    capacity: volume.capacity().unwrap_or(0),
+                    needed: geometry.volume_size(),
+                };
+                self.held.volume = Volume::Claimed(volume);
+                self.machine.fail(failure::of_storage(End::Target, &error));
+                return;
+            }
+            Volume::Away => {
+                self.machine
+                    .fail(internal("the target volume is away".to_owned()));
+                return;
+            }
+        };
+        let known = self.held.known.clone();
         let (sender, done) = oneshot::channel();
         let cpu = self.context.cpu.clone();
         let started = thread::Builder::new()
             .name("target-prepare".to_owned())
             .spawn(move || {
                 let _counted = cpu.count_this_thread();
-                let _nobody_waits = sender.send(volume.prepare(geometry.volume_size()));
+                let prepared = volume.prepare(geometry.volume_size());
+                let sink = prepared.as_deref().ok();
+                let begin = sink.map(|sink| known.begin(geometry, &hello, sink));
+                let _nobody_waits = sender.send((prepared, begin));
             });
         match started {
             Ok(_joins_by_channel) => self.preparing = Some(Preparing { geometry, done }),
@@ -385,13 +698,41 @@ where
         }
     }
 
-    fn start_transfer(&mut self, now: Instant, prepared: Result<Arc<dyn Sink>, StorageError>) {
+    /// A later session: the volume is ready, and what is durable is known.
+    fn go_on(&mut self, geometry: Geometry, hello: &Hello, sink: Arc<dyn Sink>) {
+        let begin = match self.held.standing.take() {
+            Some(standing) => {
+                let kept = standing.clone();
+                resume::go_on(self.held.known.resume, standing, geometry, hello)
+                    .inspect_err(|_changed| self.held.standing = Some(kept))
+            }
+            None => self.held.known.begin(geometry, hello, &*sink),
+        };
+        self.start_transfer(geometry, Ok(sink), begin, false);
+    }
+
+    fn apply_prepared(&mut self, prepared: Prepared) {
         let Some(Preparing { geometry, .. }) = self.preparing.take() else {
             return;
         };
+        let (sink, begin) = prepared;
+        if let Ok(sink) = &sink {
+            self.held.volume = Volume::Ready(Arc::clone(sink));
+        }
+        let begin = begin.unwrap_or_else(|| Err(internal("no volume, no begin".to_owned())));
+        self.start_transfer(geometry, sink, begin, true);
+    }
+
+    fn start_transfer(
+        &mut self,
+        geometry: Geometry,
+        prepared: Result<Arc<dyn Sink>, StorageError>,
+        begin: Result<Begin, Failure>,
+        is_first: bool,
+    ) {
         let started = prepared
             .map_err(|error| failure::of_storage(End::Target, &error))
-            .and_then(|sink| self.greet(now, geometry, sink));
+            .and_then(|sink| self.greet(geometry, sink, begin?, is_first));
         if let Err(failure) = started {
             self.machine.fail(failure);
         }
@@ -399,50 +740,81 @@ where
 
     fn greet(
         &mut self,
-        now: Instant,
         geometry: Geometry,
         sink: Arc<dyn Sink>,
+        begin: Begin,
+        is_first: bool,
     ) -> Result<(), Failure> {
+        let Begin { standing, offer } = begin;
         let chunk_size = geometry.chunk_size().bytes() as usize;
         let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         let (queue, queue_receiver) = async_channel::bounded(pool.buffer_count());
+        let resumed_bytes = standing.ledger.watermark().durable_bytes;
         tracing::info!(
             volume = %sink.path().display(),
             bytes = geometry.volume_size(),
+            resumed_bytes,
+            compares = offer,
             direct = sink.writes_direct(),
             "the target volume is ready"
         );
-        let writers = Writers {
-            sink,
-            geometry,
-            queue: queue_receiver,
-            written: self.written_sender.clone(),
-        };
-        let flush = writers
+        // An earlier run, or session, may have written what it could not vouch for.
+        let is_fresh = is_first && resumed_bytes == 0 && sink.zeroes_for_free();
+        let written_sender = self
+            .written_sender
+            .clone()
+            .ok_or_else(|| internal("the session is at its end".to_owned()))?;
+        let crew = self.crew(Arc::clone(&sink), geometry, queue_receiver, written_sender);
+        crew.is_fresh.store(is_fresh, Ordering::Relaxed);
+        let is_fresh = Arc::clone(&crew.is_fresh);
+        let checked_bytes = Arc::clone(&crew.checked_bytes);
+        let jobs = crew
             .start(self.config.writers, &self.context.cpu)
             .map_err(|error| internal(format!("threads can't be started: {error}")))?;
         let token = new_token()?;
-        let ledger = Ledger::new(geometry);
-        let claims = Arc::new(Claims::of(&ledger));
-        let resumed_bytes = ledger.watermark().durable_bytes;
+        let claims = Arc::new(Claims::of(standing.ledger.written().clone()));
         self.context
             .progress
             .set_volume(geometry.volume_size(), resumed_bytes);
-        let streams = self.machine.handle_prepared(now, token, ledger);
+        let streams = self
+            .machine
+            .handle_prepared(Instant::now(), token, standing, offer);
         self.transfer = Some(Transfer {
             token,
             numbers: BTreeSet::new(),
             streams,
             frames_received: 0,
-            frames_written: 0,
+            frames_done: 0,
             geometry,
+            sink,
+            is_fresh,
+            checked_bytes,
             claims,
             pool,
             queue,
-            flush,
+            jobs,
         });
         Ok(())
+    }
+
+    fn crew(
+        &self,
+        sink: Arc<dyn Sink>,
+        geometry: Geometry,
+        queue: async_channel::Receiver<Incoming>,
+        written: mpsc::Sender<Written>,
+    ) -> Writers {
+        Writers {
+            sink,
+            geometry,
+            is_fresh: Arc::default(),
+            verify: self.config.verify != Verified::None,
+            journal: self.held.journal.clone(),
+            checked_bytes: Arc::default(),
+            queue,
+            written,
+        }
     }
 
     fn seal(&mut self) {
@@ -454,18 +826,6 @@ where
     }
 }
 
-/// Tells a source that came too late, and waits for a moment until it has heard.
-pub(crate) async fn refuse_busy<S>(stream: S)
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    let control = Control::start(stream, End::Source);
-    let busy = Failure::new(FailureCode::Busy, "this target serves another session");
-    if control.send(Message::Error(busy)).is_ok() {
-        control.close().await;
-    }
-}
-
 fn fits(volume: &TargetVolume, geometry: &Geometry) -> bool {
     volume
         .capacity()
@@ -473,7 +833,7 @@ fn fits(volume: &TargetVolume, geometry: &Geometry) -> bool {
 }
 
 /// Whether the peer or the way to it failed, not this end or its volume.
-fn is_of_peer(failure: &Failure) -> bool {
+pub(crate) fn is_of_peer(failure: &Failure) -> bool {
     matches!(
         failure.code.class(),
         FailureClass::Network | FailureClass::Identity

@@ -1,4 +1,5 @@
-//! Sorts connections by their preamble, before they reach the session's owner.
+//! Sorts connections by their preamble, and reads what a source says first, before they reach the
+//! session's owner.
 //!
 //! A peer here has proven who it is, and still costs only bounded memory and time until it says
 //! what it wants.
@@ -9,15 +10,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-use volferry_agent::control::read_exact;
+use volferry_agent::control::{Control, read_exact, read_message};
 use volferry_agent::failure;
 use volferry_agent::metrics::Metrics;
 use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{Preamble, SessionToken};
+use volferry_protocol::message::{Hello, Message};
 use volferry_transport::{Accepted, Acceptor, TransportError};
 
-/// How long a peer may take to say what its connection is for.
+/// How long a peer may take to say what its connection is for, and on a control connection what
+/// it wants cloned.
 const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections at once that have not said it; more wait in the listener.
@@ -35,10 +38,14 @@ pub(crate) struct Greeted<S> {
 }
 
 /// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    Control,
-    Data { number: u16, token: SessionToken },
+    /// A session, with what the source says first.
+    Control(Box<Hello>),
+    Data {
+        number: u16,
+        token: SessionToken,
+    },
 }
 
 /// Takes connections from an acceptor and sorts them.
@@ -102,9 +109,13 @@ async fn sort<A: Acceptor>(
                     match greet(accepted).await {
                         // A closed channel: the agent ends.
                         Ok(greeted) => drop(sorted.send(Ok(greeted)).await),
-                        Err(failure) => {
+                        Err(NotGreeted::NoPreamble(failure)) => {
                             tracing::warn!(%peer_address, "a connection was dropped: {failure}");
                             metrics.count_rejection("no_preamble");
+                        }
+                        Err(NotGreeted::NoHello(failure)) => {
+                            tracing::warn!(%peer_address, "a session did not begin: {failure}");
+                            metrics.count_failure(&failure);
                         }
                     }
                 });
@@ -117,35 +128,81 @@ async fn sort<A: Acceptor>(
     }
 }
 
-async fn greet<S>(accepted: Accepted<S>) -> Result<Greeted<S>, Failure>
+/// Why a connection has no purpose.
+#[derive(Debug)]
+enum NotGreeted {
+    NoPreamble(Failure),
+    NoHello(Failure),
+}
+
+async fn greet<S>(accepted: Accepted<S>) -> Result<Greeted<S>, NotGreeted>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Accepted {
         mut stream,
         peer_address,
         ..
     } = accepted;
-    let mut bytes = [0; Preamble::LEN];
-    let read = read_exact(&mut stream, &mut bytes);
-    tokio::time::timeout(PREAMBLE_TIMEOUT, read)
+    let preamble = in_time(read_preamble(&mut stream))
         .await
-        .unwrap_or_else(|_late| {
-            let late = TransportError::Timeout {
-                operation: "the preamble",
-                after: PREAMBLE_TIMEOUT,
-            };
-            Err(failure::of_transport(&late))
-        })?;
-    let preamble =
-        Preamble::decode(&bytes).map_err(|error| failure::of_frame(End::Source, &error))?;
+        .map_err(NotGreeted::NoPreamble)?;
     let purpose = match preamble {
-        Preamble::Control => Purpose::Control,
         Preamble::Data { number, token } => Purpose::Data { number, token },
+        Preamble::Control => match in_time(read_hello(&mut stream)).await {
+            Ok(hello) => Purpose::Control(Box::new(hello)),
+            // A source that can't be understood is still there to be told.
+            Err(failure) => {
+                if failure.code == FailureCode::Protocol {
+                    refuse(stream, failure.clone()).await;
+                }
+                return Err(NotGreeted::NoHello(failure));
+            }
+        },
     };
     Ok(Greeted {
         purpose,
         stream,
         peer_address,
     })
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let late = |_| {
+        Err(failure::of_transport(&TransportError::Timeout {
+            operation: "the preamble",
+            after: PREAMBLE_TIMEOUT,
+        }))
+    };
+    tokio::time::timeout(PREAMBLE_TIMEOUT, work)
+        .await
+        .unwrap_or_else(late)
+}
+
+async fn read_preamble(stream: &mut (impl AsyncRead + Unpin)) -> Result<Preamble, Failure> {
+    let mut bytes = [0; Preamble::LEN];
+    read_exact(stream, &mut bytes).await?;
+    Preamble::decode(&bytes).map_err(|error| failure::of_frame(End::Source, &error))
+}
+
+async fn read_hello(stream: &mut (impl AsyncRead + Unpin)) -> Result<Hello, Failure> {
+    match read_message(stream, End::Source).await? {
+        Message::Hello(hello) => Ok(hello),
+        Message::Error(told) => Err(Failure::told_by("source", &told)),
+        other => Err(Failure::new(
+            FailureCode::Protocol,
+            format!("the source sent {} before hello", other.name()),
+        )),
+    }
+}
+
+/// Tells a source why it is turned away, and waits for a moment until it has heard.
+pub(crate) async fn refuse<S>(stream: S, failure: Failure)
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let control = Control::start(stream, End::Source);
+    if control.send(Message::Error(failure)).is_ok() {
+        control.close().await;
+    }
 }

@@ -6,31 +6,47 @@
 //!
 //! [`open`] claims the volume before anybody may connect, [`serve`] receives one clone: the greeter sorts
 //! what comes in, and the session's owner (`driver`) alone talks to the state machine of the
-//! protocol. The order is write, flush, acknowledge. No buffer, no receive: the pool of buffers is
+//! protocol. The order is write, flush, journal, acknowledge. What is durable outlives a session, in memory and in the
+//! journal, and the next one goes on from there. No buffer, no receive: the pool of buffers is
 //! the memory bound and the back-pressure.
 
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use uuid::Uuid;
 use volferry_agent::failure;
 use volferry_agent::metrics::Metrics;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::Failure;
+use volferry_protocol::receipt::{Receipt, Verified};
+use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::TreeTerms;
-use volferry_storage::tree::{TreeTarget, TreeTargetOptions};
+use volferry_storage::tree::TreeTarget;
 use volferry_storage::{TargetOptions, TargetVolume};
 use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportError};
 
-use crate::driver::SessionEnd;
-use crate::greeter::{Greeted, Greeter, Purpose};
+use crate::driver::{Ask, Held, SessionEnd, Volume};
+use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::journal::Journal;
+use crate::resume::{Known, read_checkpoint};
+
+pub use crate::resume::Resume;
 
 mod data;
 mod driver;
 mod greeter;
+mod journal;
+pub mod options;
+mod readback;
+mod resume;
 mod tree;
 mod writers;
 
@@ -47,11 +63,22 @@ pub struct TargetConfig {
     pub writers: usize,
     /// Bytes of chunks in flight.
     pub memory_bytes: usize,
+    /// Where the journal is kept; without one, what is durable is forgotten when the agent ends.
+    pub state_dir: Option<PathBuf>,
+    /// A checkpoint of another target agent to go on from.
+    pub resume_from: Option<PathBuf>,
+    /// What a clone goes on from.
+    pub resume: Resume,
+    /// How the content is verified.
+    pub verify: Verified,
     /// What of a tree has to be kept.
     pub terms: TreeTerms,
     /// Remove what a target directory holds before a tree is cloned into it.
     pub delete_extra: bool,
 }
+
+/// How long a target whose clone is proven waits for a source that may not have heard of it.
+const LINGER_TIME: Duration = Duration::from_secs(60);
 
 impl TargetConfig {
     /// Defaults for `volume`: up to 64 connections, a writer for each processor (at most four),
@@ -66,39 +93,79 @@ impl TargetConfig {
                 .map_or(1, usize::from)
                 .min(4),
             memory_bytes: 64 << 20,
+            state_dir: None,
+            resume_from: None,
+            resume: Resume::default(),
+            verify: Verified::Digest,
             terms: TreeTerms::default(),
             delete_extra: false,
         }
     }
 }
 
-/// A volume that was claimed for a clone.
+/// A target that may be connected to: the volume is claimed, the journal read.
 #[derive(Debug)]
-pub enum ClaimedVolume {
+pub struct Target(Claimed);
+
+/// What was claimed.
+#[derive(Debug)]
+enum Claimed {
     /// A block device or a regular file.
-    Block(TargetVolume),
+    Volume(Box<Held>),
     /// A directory.
-    Tree(TreeTarget),
+    Directory(TreeTarget),
 }
 
-/// Claims the volume, before anybody may connect.
+/// Claims the volume and the journal of `clone_id`, before anybody may connect.
 ///
 /// # Errors
-/// When the volume can't be what a clone is written to.
-pub fn open(config: &TargetConfig) -> Result<ClaimedVolume, Failure> {
+/// When the volume can't be what a clone is written to, or the journal or checkpoint can't be used.
+pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
     if config.volume.is_dir() {
-        let options = TreeTargetOptions {
-            overwrite: config.options.overwrite,
-            delete_extra: config.delete_extra,
-            direct: config.options.direct,
-        };
-        return TreeTarget::open(&config.volume, options)
-            .map(ClaimedVolume::Tree)
-            .map_err(|error| failure::of_tree(End::Target, &error));
+        return tree::open(config).map(Claimed::Directory).map(Target);
     }
-    TargetVolume::open(&config.volume, config.options)
-        .map(ClaimedVolume::Block)
-        .map_err(|error| failure::of_storage(End::Target, &error))
+    let opened = config
+        .state_dir
+        .as_deref()
+        .map(|directory| Journal::open(directory, clone_id))
+        .transpose()?;
+    let (journal, journaled) = opened.unzip();
+    let handed_over = config
+        .resume_from
+        .as_deref()
+        .map(read_checkpoint)
+        .transpose()?;
+    // Of two, the journal is nearer to the volume.
+    let checkpoint = journaled
+        .flatten()
+        .or(handed_over)
+        .filter(|_| config.resume != Resume::Nothing);
+    let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
+    let goes_on = checkpoint.is_some() || config.resume == Resume::Digest;
+    let options = TargetOptions {
+        overwrite: config.options.overwrite || goes_on,
+        ..config.options
+    };
+    let volume = TargetVolume::open(&config.volume, options)
+        .map_err(|error| failure::of_storage(End::Target, &error))?;
+    if let Some(journal) = &journal {
+        tracing::info!(journal = %journal.path().display(), goes_on, "the journal is open");
+    }
+    let known = Known {
+        resume: config.resume,
+        checkpoint,
+        may_overwrite: config.options.overwrite || volume.capacity().is_some(),
+        path: config.volume.clone(),
+    };
+    let held = Held {
+        volume: Volume::Claimed(volume),
+        journal: journal.map(|journal| Arc::new(Mutex::new(journal))),
+        fence: Fence::after(epoch),
+        known,
+        standing: None,
+        moved: (0, 0),
+    };
+    Ok(Target(Claimed::Volume(Box::new(held))))
 }
 
 /// Opens the port for the source agent of the clone that the credentials are for. Who is turned
@@ -126,14 +193,14 @@ pub async fn listen(
         .map_err(|error| failure::of_transport(&error))
 }
 
-/// Receives one clone into `volume`, which [`open`] claimed.
+/// Receives one clone into `target`, which [`open`] claimed, in as many sessions as it takes.
 ///
 /// # Errors
 /// Whatever ends the clone, at either end.
 pub async fn serve<A>(
     config: &TargetConfig,
     context: Context,
-    volume: ClaimedVolume,
+    target: Target,
     acceptor: A,
 ) -> Outcome
 where
@@ -141,7 +208,10 @@ where
 {
     let mut greeter = Greeter::start(acceptor, context.metrics.clone());
     context.admin.set_ready(true);
-    let outcome = serve_sessions(config, &context, volume, &mut greeter).await;
+    let outcome = match target.0 {
+        Claimed::Volume(held) => serve_sessions(config, &context, *held, &mut greeter).await,
+        Claimed::Directory(target) => tree::serve(config, &context, target, &mut greeter).await,
+    };
     context.admin.set_ready(false);
     greeter.close().await;
     outcome
@@ -150,69 +220,98 @@ where
 async fn serve_sessions<S>(
     config: &TargetConfig,
     context: &Context,
-    mut volume: ClaimedVolume,
+    mut held: Held,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut epoch = 0;
+    let mut asked = None;
+    // A receipt that its source may not have heard of.
+    let mut unheard: Option<Box<Receipt>> = None;
     loop {
-        let mut shutdown = context.shutdown.clone();
-        let greeted = tokio::select! {
-            greeted = greeter.next() => greeted?,
-            () = shutdown.requested() => return Err(cancelled()),
-        };
-        let control = match greeted {
-            Greeted {
-                purpose: Purpose::Control,
-                stream,
-                ..
-            } => stream,
-            Greeted {
-                purpose: Purpose::Data { .. },
-                peer_address,
-                ..
-            } => {
-                tracing::warn!(%peer_address, "a data connection came without a session");
-                context.metrics.count_rejection("no_session");
-                continue;
-            }
-        };
-        epoch += 1;
-        let ended = match volume {
-            ClaimedVolume::Block(volume) => {
-                match driver::run(config, context, volume, control, greeter, epoch).await {
-                    SessionEnd::Over(outcome) => SessionEnd::Over(outcome),
-                    SessionEnd::Untouched(volume, failure) => {
-                        SessionEnd::Untouched(ClaimedVolume::Block(volume), failure)
-                    }
-                }
-            }
-            ClaimedVolume::Tree(target) => {
-                match tree::driver::run(config, context, target, control, greeter, epoch).await {
-                    SessionEnd::Over(outcome) => SessionEnd::Over(outcome),
-                    SessionEnd::Untouched(target, failure) => {
-                        SessionEnd::Untouched(ClaimedVolume::Tree(target), failure)
-                    }
+        let ask = match asked.take() {
+            Some(ask) => ask,
+            None => {
+                let next = next_source(context, &mut held, greeter);
+                match (unheard.take(), next) {
+                    (None, next) => next.await?,
+                    (Some(receipt), next) => match tokio::time::timeout(LINGER_TIME, next).await {
+                        Ok(Ok(ask)) => ask,
+                        Ok(Err(_)) | Err(_) => return Ok(*receipt),
+                    },
                 }
             }
         };
-        match ended {
-            SessionEnd::Over(outcome) => {
-                if let Err(failure) = &outcome {
-                    context.metrics.count_failure(failure);
-                }
-                return outcome;
+        match driver::run(config, context, &mut held, ask, greeter).await {
+            SessionEnd::Proven {
+                receipt,
+                is_heard: true,
+            } => return Ok(*receipt),
+            SessionEnd::Proven { receipt, .. } => {
+                tracing::warn!(
+                    "the clone is proven, but the source may not have heard of it: waiting for it \
+                     to come back"
+                );
+                unheard = Some(receipt);
             }
-            SessionEnd::Untouched(untouched, failure) => {
-                // Whoever that was did not get as far as the volume: the right one may still come.
+            SessionEnd::Failed(failure) => {
+                context.metrics.count_failure(&failure);
+                return Err(failure);
+            }
+            SessionEnd::Interrupted(failure, next) => {
                 tracing::warn!(
                     code = failure.code.label(),
-                    "a session ended early: {failure}"
+                    "a session ended early, waiting for the source: {failure}"
                 );
+                context.patience.note(&failure);
                 context.metrics.count_failure(&failure);
-                volume = untouched;
+                asked = next;
+            }
+        }
+    }
+}
+
+/// Waits for a source that is granted a session.
+async fn next_source<S>(
+    context: &Context,
+    held: &mut Held,
+    greeter: &mut Greeter<S>,
+) -> Result<Ask<S>, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut shutdown = context.shutdown.clone();
+    // Goodbyes to those who are turned away.
+    let mut refusals = JoinSet::new();
+    loop {
+        let Greeted {
+            purpose,
+            stream,
+            peer_address,
+        } = tokio::select! {
+            greeted = greeter.next() => greeted?,
+            failure = context.patience.exhausted() => return Err(failure),
+            () = shutdown.requested() => return Err(cancelled()),
+        };
+        let Purpose::Control(hello) = purpose else {
+            tracing::warn!(%peer_address, "a data connection came without a session");
+            context.metrics.count_rejection("no_session");
+            continue;
+        };
+        match held.fence.ask(&hello, Ok::<(), Failure>(())) {
+            Ok(epoch) => {
+                return Ok(Ask {
+                    hello: *hello,
+                    epoch,
+                    stream,
+                });
+            }
+            Err(failure) => {
+                tracing::warn!(%peer_address, "a session was turned away: {failure}");
+                context.metrics.count_rejection(failure.code.label());
+                refusals.spawn(refuse(stream, failure));
+                while refusals.try_join_next().is_some() {}
             }
         }
     }

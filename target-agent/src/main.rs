@@ -11,6 +11,7 @@ use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::{Context, run_program};
 use volferry_storage::TargetOptions;
+use volferry_target_agent::options::ResumeOptions;
 use volferry_target_agent::{TargetConfig, listen};
 use volferry_transport::{CredentialsDir, Role};
 
@@ -67,6 +68,9 @@ struct Arguments {
     writers: Option<u16>,
 
     #[command(flatten)]
+    resume: ResumeOptions,
+
+    #[command(flatten)]
     tree: TreeOptions,
 
     #[command(flatten)]
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
         delete_extra: arguments.delete_extra,
         ..defaults
     };
+    let config = arguments.resume.apply(config);
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Target);
     let clone_id = arguments.agent.clone_id();
     run_program(End::Target, &arguments.agent, clone_id, |context| {
@@ -104,8 +109,8 @@ async fn serve(
     credentials: CredentialsDir,
 ) -> Outcome {
     // The volume first: nobody connects to a target that can't take a clone.
-    let volume = volferry_target_agent::open(&config)?;
+    let target = volferry_target_agent::open(&config, context.progress.clone_id())?;
     let listener = listen(address, credentials, &context.metrics).await?;
     tracing::info!(address = %listener.local_address(), "listening for the source agent");
-    volferry_target_agent::serve(&config, context, volume, listener).await
+    volferry_target_agent::serve(&config, context, target, listener).await
 }

@@ -1,17 +1,23 @@
 //! The threads that write: each takes a chunk from the queue, compares its digest, and writes it.
-//! One more thread flushes.
+//! One more thread flushes and keeps the journal.
 //!
-//! A chunk whose digest differs is not written. Nothing here acknowledges: written is not durable.
+//! A chunk whose digest differs is not written, unless digests are not to be verified. Nothing here
+//! acknowledges: written is not durable.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::journal::Checkpoint;
 use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::{Buffer, Sink, StorageError};
+
+use crate::journal::Journal;
 
 /// Zeros between two data runs of a dirty target that are written rather than zeroed: below this
 /// size one longer write costs less than two writes and a hole between them.
@@ -33,6 +39,12 @@ pub(crate) enum Incoming {
     },
     /// Chunks that must be zero.
     Zero(ChunkRange),
+    /// The digest of a chunk that the volume may hold already, and room to read it.
+    Offer {
+        index: ChunkIndex,
+        digest: Digest,
+        bytes: Buffer,
+    },
 }
 
 /// What became of it.
@@ -44,10 +56,28 @@ pub(crate) enum Written {
         data_len: u32,
     },
     Zero(ChunkRange),
+    /// The volume holds the chunk that was offered.
+    Matched {
+        index: ChunkIndex,
+        digest: Digest,
+        data_len: u32,
+    },
+    /// It holds another.
+    Differs,
     /// The chunk's bytes don't have the digest that came with them.
     Corrupt(ChunkIndex),
     Flushed,
+    Journaled,
     Failed(StorageError),
+    JournalFailed(Failure),
+}
+
+/// What the flusher is asked to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Flush,
+    /// Append this to the journal.
+    Journal(Box<Checkpoint>),
 }
 
 /// What the threads share.
@@ -55,6 +85,14 @@ pub(crate) enum Written {
 pub(crate) struct Writers {
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) geometry: Geometry,
+    /// Whether what was never written reads as zeros, so that zeros inside a chunk need not be
+    /// made.
+    pub(crate) is_fresh: Arc<AtomicBool>,
+    /// Whether a chunk's digest is checked before it is written.
+    pub(crate) verify: bool,
+    pub(crate) journal: Option<Arc<Mutex<Journal>>>,
+    /// Bytes read to compare or verify the volume.
+    pub(crate) checked_bytes: Arc<AtomicU64>,
     /// What arrived. The writers end when it is closed and empty.
     pub(crate) queue: async_channel::Receiver<Incoming>,
     /// What became of it. The threads end when nobody listens.
@@ -62,8 +100,7 @@ pub(crate) struct Writers {
 }
 
 impl Writers {
-    /// Starts `count` writers and a flusher, which flushes once for each message of the channel
-    /// that is returned.
+    /// Starts `count` writers and a flusher, which does the jobs of the channel that is returned.
     ///
     /// # Errors
     /// When a thread can't be started.
@@ -71,9 +108,9 @@ impl Writers {
         self,
         count: usize,
         cpu: &CpuMeter,
-    ) -> std::io::Result<async_channel::Sender<()>> {
-        // The owner asks for one flush at a time.
-        let (flush, flush_asked) = async_channel::bounded(1);
+    ) -> std::io::Result<async_channel::Sender<Job>> {
+        // The owner asks for one flush at a time, then for its record. A repair asks for one more.
+        let (jobs, asked) = async_channel::bounded(2);
         let shared = Arc::new(self);
         let start_thread = |name: String, work: Box<dyn FnOnce(&Self) + Send>| {
             let (shared, cpu) = (Arc::clone(&shared), cpu.clone());
@@ -85,11 +122,15 @@ impl Writers {
         for number in 0..count {
             start_thread(format!("target-write-{number}"), Box::new(Self::write_all))?;
         }
-        let flush_all = move |shared: &Self| {
-            while flush_asked.recv_blocking().is_ok() && shared.tell(shared.flush()) {}
+        let do_all = move |shared: &Self| {
+            while let Ok(job) = asked.recv_blocking() {
+                if !shared.tell(shared.do_job(&job)) {
+                    break;
+                }
+            }
         };
-        start_thread("target-flush".to_owned(), Box::new(flush_all))?;
-        Ok(flush)
+        start_thread("target-flush".to_owned(), Box::new(do_all))?;
+        Ok(jobs)
     }
 
     fn write_all(&self) {
@@ -105,6 +146,13 @@ impl Writers {
                     let zeroed = self.sink.zero(self.geometry.bytes_of(chunks));
                     zeroed.map_or_else(Written::Failed, |()| Written::Zero(chunks))
                 }
+                Incoming::Offer {
+                    index,
+                    digest,
+                    bytes,
+                } => self
+                    .compare(index, digest, bytes)
+                    .unwrap_or_else(Written::Failed),
             };
             if !self.tell(written) {
                 break;
@@ -119,7 +167,7 @@ impl Writers {
         zero_map: &ZeroMap,
         bytes: &[u8],
     ) -> Written {
-        if Digest::of_chunk(bytes) != digest {
+        if self.verify && Digest::of_chunk(bytes) != digest {
             return Written::Corrupt(index);
         }
         match self.write_runs(index, zero_map, bytes) {
@@ -140,7 +188,7 @@ impl Writers {
         bytes: &[u8],
     ) -> Result<(), StorageError> {
         let base = self.geometry.bytes_of(ChunkRange::one(index)).start();
-        let is_fresh = self.sink.zeroes_for_free();
+        let is_fresh = self.is_fresh.load(Ordering::Relaxed);
         let mut written_to = 0;
         let mut pending: Option<(u32, u32)> = None;
         for run in zero_map.runs() {
@@ -173,10 +221,40 @@ impl Writers {
             .write_at(base.saturating_add(u64::from(start)), part)
     }
 
-    fn flush(&self) -> Written {
-        self.sink
-            .flush()
-            .map_or_else(Written::Failed, |()| Written::Flushed)
+    /// Reads the chunk and compares it with what the source has.
+    fn compare(
+        &self,
+        index: ChunkIndex,
+        digest: Digest,
+        mut bytes: Buffer,
+    ) -> Result<Written, StorageError> {
+        let range = self.geometry.bytes_of(ChunkRange::one(index));
+        bytes.set_len(self.geometry.chunk_len(index) as usize);
+        self.sink.read_at(range.start(), &mut bytes)?;
+        self.checked_bytes.fetch_add(range.len(), Ordering::Relaxed);
+        if Digest::of_chunk(&bytes) != digest {
+            return Ok(Written::Differs);
+        }
+        Ok(Written::Matched {
+            index,
+            digest,
+            data_len: ZeroMap::scan(&bytes).data_len(),
+        })
+    }
+
+    fn do_job(&self, job: &Job) -> Written {
+        match (job, &self.journal) {
+            (Job::Flush, _) => self
+                .sink
+                .flush()
+                .map_or_else(Written::Failed, |()| Written::Flushed),
+            (Job::Journal(checkpoint), Some(journal)) => journal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .append(checkpoint)
+                .map_or_else(Written::JournalFailed, |()| Written::Journaled),
+            (Job::Journal(_), None) => Written::Journaled,
+        }
     }
 
     /// Whether anybody listened.
@@ -207,8 +285,12 @@ mod tests {
         let (written, mut results) = mpsc::channel(1);
         let sink = Arc::clone(volume) as Arc<dyn Sink>;
         let writers = Writers {
+            is_fresh: Arc::new(AtomicBool::new(sink.zeroes_for_free())),
             sink,
             geometry,
+            verify: true,
+            journal: None,
+            checked_bytes: Arc::default(),
             queue,
             written,
         };

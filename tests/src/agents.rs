@@ -210,13 +210,20 @@ impl HeldClone {
     /// Starts a clone and waits until it is held.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more flags for both agents.
+    #[must_use]
+    pub fn start_with(arguments: &[&str]) -> Self {
         let agents = Agents::default();
         let (source_volume, target_volume) = (agents.path("source"), agents.path("target"));
         volume::create_dense(&source_volume, Self::SIZE, 7);
-        let target = agents.start_target(&target_volume, &["--memory-mib", "16"]);
+        let small = [&["--memory-mib", "16"], arguments].concat();
+        let target = agents.start_target(&target_volume, &small);
         let gate = Gate::closing_after(Self::PASSED, target.address());
         // One reader and one connection: the volume is read in order, and little is under way.
-        let in_order = ["--memory-mib", "16", "--readers", "1", "--streams", "1"];
+        let in_order = [&small, &["--readers", "1", "--streams", "1"][..]].concat();
         let source = agents.start_source(gate.address(), &source_volume, &in_order);
         gate.wait_until_it_holds();
         Self {

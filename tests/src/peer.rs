@@ -296,7 +296,9 @@ impl FakeSource {
 pub fn hello(clone_id: Uuid, volume_size: u64) -> Hello {
     Hello {
         clone_id,
+        instance: Uuid::new_v4(),
         attempt: 1,
+        take_over: false,
         volume_size,
         chunk_size: ChunkSize::DEFAULT,
         streams: 2,
@@ -350,6 +352,7 @@ pub fn welcome(hello: &Hello) -> Welcome {
         chunk_size: hello.chunk_size,
         streams: hello.streams,
         durable: Vec::new(),
+        offer: false,
         features: Vec::new(),
         agent: "a test".to_owned(),
         tree: None,

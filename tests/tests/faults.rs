@@ -168,37 +168,41 @@ fn a_thin_target_that_runs_dry() {
     }
 }
 
-/// Both ends are told, and both leave word of it.
+/// How long the agent that is left waits for the other to come back.
+const PATIENCE: [&str; 2] = ["--stall-timeout", "5s"];
+
+/// Whoever is signalled ends and says so; the other waits for it to come back, as a pod does that
+/// is moved, and when nobody comes, tells what the last was that it heard.
 #[track_caller]
 fn ended_by(signal: Signal, to: Role) {
-    let held = HeldClone::start();
-    match to {
-        Role::Source => held.source.signal(signal),
-        _ => held.target.signal(signal),
-    }
-    let (source, target) = (held.source.end(), held.target.end());
-    source.failed(8, &["ended by a signal"]);
-    target.failed(8, &["ended by a signal"]);
-    for role in [Role::Source, Role::Target] {
-        let failure = failure(&held.agents, role);
-        assert_eq!(failure["class"], "cancelled");
-        assert_eq!(failure["exit_code"], 8);
-        assert_eq!(failure["retryable"], true);
-    }
+    let held = HeldClone::start_with(&PATIENCE);
+    let (ended, left, left_role) = match to {
+        Role::Source => (held.source, held.target, Role::Target),
+        _ => (held.target, held.source, Role::Source),
+    };
+    ended.signal(signal);
+    ended.end().failed(8, &["ended by a signal"]);
+    let note = failure(&held.agents, to);
+    assert_eq!(note["class"], "cancelled");
+    assert_eq!(note["exit_code"], 8);
+    assert_eq!(note["retryable"], true);
+    left.end()
+        .failed(5, &["nothing became durable", "ended by a signal"]);
+    assert_eq!(failure(&held.agents, left_role)["code"], "stalled");
 }
 
 #[test]
-fn sigterm_to_the_source_ends_both_agents() {
+fn sigterm_ends_the_source_and_the_target_waits() {
     ended_by(Signal::TERM, Role::Source);
 }
 
 #[test]
-fn sigterm_to_the_target_ends_both_agents() {
+fn sigterm_ends_the_target_and_the_source_waits() {
     ended_by(Signal::TERM, Role::Target);
 }
 
 #[test]
-fn sigint_ends_both_agents() {
+fn sigint_ends_as_sigterm_does() {
     ended_by(Signal::INT, Role::Source);
 }
 
@@ -220,20 +224,21 @@ fn sigterm_ends_agents_that_still_wait_for_each_other() {
     assert_eq!(failure(&agents, Role::Source)["class"], "cancelled");
 }
 
-/// No goodbye, no flush: the other end notices by itself that nobody is there any more.
+/// No goodbye, no flush: the other end notices by itself that nobody is there any more, and waits.
 #[track_caller]
 fn killed(victim: Role) {
-    let held = HeldClone::start();
+    let held = HeldClone::start_with(&PATIENCE);
     let (victim, survivor, role) = match victim {
         Role::Source => (held.source, held.target, Role::Target),
         _ => (held.target, held.source, Role::Source),
     };
     victim.signal(Signal::KILL);
     assert_eq!(victim.end().status.code(), None);
-    survivor.end().failed(5, &["class=\"network\""]);
+    let words = ["class=\"network\"", "The last session ended so"];
+    survivor.end().failed(5, &words);
     let failure = failure(&held.agents, role);
     assert_eq!(failure["class"], "network");
-    assert_eq!(failure["retryable"], true);
+    assert_eq!(failure["code"], "stalled");
 }
 
 #[test]

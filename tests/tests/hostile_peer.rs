@@ -33,7 +33,7 @@ impl AgainstTarget {
         let agents = Agents::default();
         let volume = agents.path("target");
         volume::create_dirty(&volume, SIZE);
-        let target = agents.start_target(&volume, &["--overwrite"]);
+        let target = agents.start_target(&volume, &["--overwrite", "--stall-timeout", "3s"]);
         let credentials = agents.identity.good(Role::Source);
         let clone_id = agents.identity.clone_id;
         let source = FakeSource::welcomed(target.address(), credentials, clone_id, SIZE);
@@ -55,7 +55,12 @@ impl AgainstTarget {
         let exit_code = i32::from(code.class().exit_code());
         self.target.end().failed(exit_code, &[words]);
         let left = self.agents.receipt(Role::Target);
-        assert_eq!(left["failure"]["code"], code.label());
+        // After a lost connection it waits for its source to come back.
+        let left_code = match code {
+            FailureCode::Disconnected => FailureCode::Stalled,
+            code => code,
+        };
+        assert_eq!(left["failure"]["code"], left_code.label());
         volume::assert_holds_only(&self.agents.path("target"), written, SIZE, DIRT);
     }
 }
@@ -248,7 +253,7 @@ fn a_source_that_leaves_before_all_was_sent() {
     ends.source.control.close();
     ends.target.end().failed(5, &["closed"]);
     let left = ends.agents.receipt(Role::Target);
-    assert_eq!(left["failure"]["code"], "disconnected");
+    assert_eq!(left["failure"]["code"], "stalled");
     volume::assert_holds_only(&ends.agents.path("target"), MIB, SIZE, DIRT);
 }
 
@@ -347,9 +352,9 @@ fn a_second_source_is_told_that_the_target_is_busy() {
     let mut ends = AgainstTarget::new();
     let volume = ends.agents.path("source");
     volume::create(&volume, SIZE, 1);
-    let second = ends
-        .agents
-        .start_source(ends.target.address(), &volume, &[]);
+    let second =
+        ends.agents
+            .start_source(ends.target.address(), &volume, &["--connect-timeout", "1"]);
     second
         .end()
         .failed(5, &["this target serves another session"]);
@@ -357,10 +362,7 @@ fn a_second_source_is_told_that_the_target_is_busy() {
     assert_eq!(failure["code"], "busy");
     assert_eq!(failure["retryable"], true);
     let admin = ends.target.admin();
-    assert_eq!(
-        metric(admin, "volferry_rejections_total{reason=\"busy\"}"),
-        1.0
-    );
+    assert!(metric(admin, "volferry_rejections_total{reason=\"busy\"}") >= 1.0);
     assert!(ends.target.is_running());
     ends.source.control.close();
     ends.target.end().failed(5, &["closed"]);
@@ -396,6 +398,8 @@ fn greetings_that_make_no_sense() {
     let hello = Message::Hello(peer::hello(agents.identity.clone_id, SIZE));
     let with = |field: &str, value| {
         let mut json = serde_json::to_value(&hello).unwrap();
+        // Each is another run of a source: an old greeting would be no session.
+        json["instance"] = json!(uuid::Uuid::new_v4());
         json[field] = value;
         let json = json.to_string().into_bytes();
         [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], &json].concat()
@@ -448,11 +452,13 @@ fn against_source(play: impl FnOnce(&mut FakeTarget, Wire, &Hello)) -> (Ended, A
     volume::create_dense(&volume, SIZE, 1);
     let peer = Peer::default();
     let mut target = peer.listen(agents.identity.good(Role::Target));
-    let source = agents.start_source(target.address(), &volume, &[]);
+    let impatient = ["--connect-timeout", "1", "--stall-timeout", "3s"];
+    let source = agents.start_source(target.address(), &volume, &impatient);
     let (control, hello) = target.greet();
     assert_eq!(hello.volume_size, SIZE);
     assert_eq!(hello.clone_id, agents.identity.clone_id);
     play(&mut target, control, &hello);
+    drop(target);
     (source.end(), agents)
 }
 
@@ -485,6 +491,11 @@ fn receipt(hello: &Hello, digest: Digest) -> Message {
         zero_bytes: 0,
         wire_bytes: 0,
         resumed_bytes: 0,
+        sent_bytes: 0,
+        resent_bytes: 0,
+        matched_bytes: 0,
+        repaired_bytes: 0,
+        sessions: 1,
         seconds: 1.0,
         bytes_per_second: 1.0,
         finished_unix_seconds: 1,
@@ -628,10 +639,7 @@ fn words_of_a_target_are_tamed() {
 fn a_target_that_hangs_up() {
     let (ended, agents) = against_source(|_, control, _| control.close());
     ended.failed(5, &["closed"]);
-    assert_eq!(
-        agents.receipt(Role::Source)["failure"]["code"],
-        "disconnected"
-    );
+    assert_eq!(agents.receipt(Role::Source)["failure"]["code"], "connect");
 }
 
 /// No buffer, no read: a target that takes nothing costs the source nothing but its budget.
@@ -642,7 +650,11 @@ fn a_target_that_takes_nothing() {
     volume::create_dense(&volume, 160 * MIB, 1);
     let peer = Peer::default();
     let mut target = peer.listen(agents.identity.good(Role::Target));
-    let mut source = agents.start_source(target.address(), &volume, &["--memory-mib", "16"]);
+    let mut source = agents.start_source(
+        target.address(),
+        &volume,
+        &["--memory-mib", "16", "--stall-timeout", "3s"],
+    );
     let admin = source.admin();
     let (mut control, hello) = target.greet();
     let mut welcome = peer::welcome(&hello);

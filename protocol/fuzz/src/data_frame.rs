@@ -42,6 +42,7 @@ pub fn run(data: &[u8]) {
             assert!(chunks.end.0 <= geometry.chunk_count());
         }
         DataFrame::End { .. } => {}
+        DataFrame::Offer { index, .. } => assert!(index.0 < geometry.chunk_count()),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod control;
 pub mod data_frame;
 pub mod digest_tree;
 mod input;
+pub mod journal;
 pub mod manifest;
 mod model;
 pub mod preamble;
@@ -18,10 +19,11 @@ pub mod session_ops;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("control", control::run),
     ("data_frame", data_frame::run),
     ("digest_tree", digest_tree::run),
+    ("journal", journal::run),
     ("manifest", manifest::run),
     ("preamble", preamble::run),
     ("session_ops", session_ops::run),

@@ -3,6 +3,7 @@
 //!
 //! After each event:
 //! - what the target says or hands over as durable was flushed, and is what the disk holds;
+//! - where there is a journal, nothing is told that no record holds;
 //! - a receipt exists only for a volume that is durable as a whole, with the digest of what the
 //!   disk holds and the source finished with;
 //! - an end is over once, and then asks for nothing and says nothing;
@@ -19,16 +20,17 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
-use volferry_protocol::digest::Digest;
+use volferry_protocol::digest::{Digest, Subtree};
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{ControlFrame, SessionToken};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, ChunkSize, Geometry};
-use volferry_protocol::message::{Hello, Message, Welcome};
+use volferry_protocol::journal::Checkpoint;
+use volferry_protocol::message::{Hello, Message, Sent, Welcome};
 use volferry_protocol::range_set::ChunkSet;
-use volferry_protocol::receipt::{AgentStats, Receipt};
+use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 use volferry_protocol::session::source::Transfer;
 use volferry_protocol::session::{
-    Ledger, SourceAction, SourceSession, TargetAction, TargetLimits, TargetSession,
+    SourceAction, SourceSession, Standing, TargetAction, TargetLimits, TargetSession,
 };
 
 use super::input::Input;
@@ -42,7 +44,7 @@ const TOKEN: SessionToken = SessionToken([7; 32]);
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let mut world = World::new(input.below(CHUNKS_MAX), input.bool());
+    let mut world = World::new(input.below(CHUNKS_MAX), Setting::new(input.u8()));
     world.settle();
     while !input.is_empty() {
         world.step(&mut input);
@@ -53,8 +55,37 @@ pub fn run(data: &[u8]) {
     }
 }
 
+/// What a clone is set to do, one bit each.
+#[derive(Clone, Copy)]
+struct Setting {
+    /// The last chunk is a single byte.
+    has_tail: bool,
+    has_journal: bool,
+    has_read_back: bool,
+    /// Chunks are offered first, and the disk has some.
+    offer: bool,
+}
+
+impl Setting {
+    fn new(bits: u8) -> Self {
+        Self {
+            has_tail: bits & 1 != 0,
+            has_journal: bits & 2 != 0,
+            has_read_back: bits & 4 != 0,
+            offer: bits & 8 != 0,
+        }
+    }
+}
+
+/// What is on its way to the target on a data connection.
+enum Arriving {
+    Chunks(Range<u64>),
+    Offer(u64),
+}
+
 struct World {
     now: Instant,
+    setting: Setting,
     geometry: Geometry,
     source: SourceSession,
     target: TargetSession,
@@ -62,13 +93,22 @@ struct World {
     to_target: VecDeque<Message>,
     /// What the source may send, once it was welcomed.
     transfer: Option<Transfer>,
-    /// What the source has read in this session.
+    /// What the source has read in this round.
     read: ChunkSet,
+    /// Rounds that the source has begun.
+    source_rounds: usize,
+    /// Rounds that the target has begun.
+    target_rounds: usize,
     /// Chunks on their way to the disk.
-    arriving: VecDeque<Range<u64>>,
+    arriving: VecDeque<Arriving>,
     disk: Disk,
+    /// The record that is being written.
+    journaling: Option<Checkpoint>,
+    /// The most that a record in the journal holds.
+    journaled_bytes: u64,
+    is_reading_back: bool,
     /// What the target knew when its last session ended.
-    ledger: Option<Ledger>,
+    standing: Option<Standing>,
     prepare: Option<Geometry>,
     /// The digest that the source finished with.
     finished: Option<Digest>,
@@ -80,22 +120,34 @@ struct World {
 }
 
 impl World {
-    fn new(chunks: u64, has_tail: bool) -> Self {
+    fn new(chunks: u64, setting: Setting) -> Self {
         let now = Instant::now();
-        let size = chunks * u64::from(ChunkSize::MIN.bytes()) + u64::from(has_tail);
+        let size = chunks * u64::from(ChunkSize::MIN.bytes()) + u64::from(setting.has_tail);
         let geometry = Geometry::new(size, ChunkSize::MIN).expect("less than a MiB");
+        let mut disk = Disk::new(geometry);
+        if setting.offer {
+            for index in (0..chunks).step_by(3) {
+                disk.write(index, model::leaf(index));
+            }
+        }
         Self {
             now,
+            setting,
             geometry,
-            source: new_source(now, &geometry),
-            target: new_target(now, 1),
+            source: new_source(now, &geometry, Sent::default()),
+            target: new_target(now, 1, setting),
             to_source: VecDeque::new(),
             to_target: VecDeque::new(),
             transfer: None,
             read: ChunkSet::default(),
+            source_rounds: 0,
+            target_rounds: 1,
             arriving: VecDeque::new(),
-            disk: Disk::new(geometry),
-            ledger: None,
+            disk,
+            journaling: None,
+            journaled_bytes: 0,
+            is_reading_back: false,
+            standing: None,
             prepare: None,
             finished: None,
             source_outcome: None,
@@ -118,6 +170,9 @@ impl World {
             8 => self.pass(Duration::from_millis(100) * u32::from(input.u8())),
             9 => self.reconnect(),
             10 => self.cut(input),
+            12 => self.journaled(),
+            13 => self.read_back(self.disk.read_digest()),
+            14 => self.read_back(Some(model::leaf(0))),
             _ => {
                 self.is_honest = false;
                 self.lie(input);
@@ -165,15 +220,18 @@ impl World {
             return;
         };
         if geometry == self.geometry {
-            let ledger = self.ledger.take().unwrap_or_else(|| Ledger::new(geometry));
-            self.target.handle_prepared(self.now, TOKEN, ledger);
+            let hello = new_hello(&geometry);
+            let standing = self.standing.take();
+            let standing = standing.unwrap_or_else(|| Standing::new(self.now, geometry, &hello));
+            self.target
+                .handle_prepared(self.now, TOKEN, standing, self.setting.offer);
         } else {
             self.target
                 .fail(Failure::new(FailureCode::TargetTooSmall, ""));
         }
     }
 
-    /// The source reads a chunk, or the zeros that start there, and sends them.
+    /// The source reads a chunk, or the zeros that start there, and sends or offers them.
     fn read(&mut self, index: u64) {
         let Some(transfer) = &self.transfer else {
             return;
@@ -181,35 +239,67 @@ impl World {
         let is_due = |index: &u64| {
             let index = ChunkIndex(*index);
             let is_there = self.geometry.holds(ChunkRange::one(index));
-            is_there && !transfer.durable.contains(index) && !self.read.contains(index)
+            is_there && !transfer.skip.contains(index) && !self.read.contains(index)
         };
         let zeros = (index..)
             .take_while(|index| is_zero(*index) && is_due(index))
             .count();
-        let chunks = if zeros > 0 {
+        let (chunks, arriving) = if zeros > 0 {
             let chunks = index..index + zeros as u64;
             self.source.handle_zero(model::chunks(chunks.clone()));
-            chunks
-        } else if is_due(&index) {
+            (chunks.clone(), Arriving::Chunks(chunks))
+        } else if !is_due(&index) {
+            return;
+        } else if transfer.offer {
+            self.source
+                .handle_offer(ChunkIndex(index), model::leaf(index));
+            (index..index + 1, Arriving::Offer(index))
+        } else {
             self.source
                 .handle_chunk(ChunkIndex(index), model::leaf(index), 4096);
-            index..index + 1
-        } else {
-            return;
+            (index..index + 1, Arriving::Chunks(index..index + 1))
         };
-        self.read.insert(model::chunks(chunks.clone()));
-        self.arriving.push_back(chunks);
+        self.read.insert(model::chunks(chunks));
+        self.arriving.push_back(arriving);
     }
 
     /// The target writes what it received, in any order.
     fn write(&mut self, choice: usize) {
         let choice = choice.checked_rem(self.arriving.len()).unwrap_or(0);
-        if let Some(chunks) = self.arriving.remove(choice) {
-            if is_zero(chunks.start) {
-                self.write_zeros(chunks);
-            } else {
+        match self.arriving.remove(choice) {
+            Some(Arriving::Chunks(chunks)) if is_zero(chunks.start) => self.write_zeros(chunks),
+            Some(Arriving::Chunks(chunks)) => {
                 self.write_chunk(chunks.start, model::leaf(chunks.start));
             }
+            Some(Arriving::Offer(index)) => self.compare(index),
+            None => {}
+        }
+    }
+
+    fn compare(&mut self, index: u64) {
+        let digest = model::leaf(index);
+        if self.disk.holds(index, digest) {
+            self.target
+                .handle_match(self.now, ChunkIndex(index), digest, 4096);
+        }
+    }
+
+    /// A record is durable; if none was asked for, the session is told so nevertheless.
+    fn journaled(&mut self) {
+        if let Some(checkpoint) = self.journaling.take() {
+            let bytes = |range: ChunkRange| self.geometry.bytes_of(range).len();
+            let durable = checkpoint.durable.iter();
+            let sum = durable.map(|subtree| bytes(subtree.chunks(&self.geometry)));
+            self.journaled_bytes = self.journaled_bytes.max(sum.sum());
+        }
+        self.target.handle_journaled(self.now);
+    }
+
+    /// The volume was read back, and this is what was found.
+    fn read_back(&mut self, digest: Option<Digest>) {
+        if let Some(digest) = digest.filter(|_| self.is_reading_back) {
+            self.is_reading_back = false;
+            self.target.handle_read_back(self.now, digest);
         }
     }
 
@@ -243,9 +333,9 @@ impl World {
         let Some(transfer) = &self.transfer else {
             return;
         };
-        if transfer.durable.count() + self.read.count() == self.geometry.chunk_count() {
+        if transfer.skip.count() + self.read.count() == self.geometry.chunk_count() {
             self.source.handle_drained(0, AgentStats::default());
-            if self.arriving.is_empty() {
+            if self.arriving.is_empty() && self.source_rounds == self.target_rounds {
                 self.target.handle_drained(self.now);
             }
         }
@@ -267,17 +357,21 @@ impl World {
     /// Both ends lose everything but the disk and what is known to be on it, and start anew.
     fn reconnect(&mut self) {
         self.epoch += 1;
-        let source = new_source(self.now, &self.geometry);
-        let target = new_target(self.now, self.epoch);
+        let source = new_source(self.now, &self.geometry, self.source.sent());
+        let target = new_target(self.now, self.epoch, self.setting);
         let over = std::mem::replace(&mut self.target, target);
-        if let Some(ledger) = over.into_ledger() {
-            self.ledger = Some(ledger);
+        if let Some(standing) = over.into_standing() {
+            self.standing = Some(standing);
         }
         self.source = source;
         self.to_source.clear();
         self.to_target.clear();
         self.transfer = None;
         self.read = ChunkSet::default();
+        self.source_rounds = 0;
+        self.target_rounds = 1;
+        self.journaling = None;
+        self.is_reading_back = false;
         self.arriving.clear();
         self.disk.crash();
         self.prepare = None;
@@ -304,7 +398,7 @@ impl World {
         if is_failed(&self.source_outcome) || is_failed(&self.target_outcome) {
             self.reconnect();
         }
-        let mut patience = 8;
+        let mut patience = 16;
         while self.source_outcome.is_none() && patience > 0 {
             patience -= 1;
             for index in 0..=CHUNKS_MAX {
@@ -313,12 +407,20 @@ impl World {
                 self.deliver_to_source();
                 self.settle();
                 self.prepare();
+                self.settle();
+                self.journaled();
+                self.settle();
                 self.read(u64::from(index));
                 self.write(0);
                 self.settle();
             }
             self.drain();
+            self.settle();
             self.flush();
+            self.settle();
+            self.journaled();
+            self.settle();
+            self.read_back(self.disk.read_digest());
             self.settle();
             self.target.seal(self.now, 0, AgentStats::default());
             self.settle();
@@ -367,7 +469,11 @@ impl World {
                 "the source is over and wants {action:?}"
             );
             match action {
-                SourceAction::Transfer(transfer) => self.transfer = Some(transfer),
+                SourceAction::Transfer(transfer) => {
+                    self.transfer = Some(transfer);
+                    self.read = ChunkSet::default();
+                    self.source_rounds += 1;
+                }
                 SourceAction::Done(receipt) => {
                     assert_eq!(Some(receipt.digest), self.finished);
                     assert_eq!(receipt.clone_id, CLONE);
@@ -391,6 +497,17 @@ impl World {
             match action {
                 TargetAction::Prepare(geometry) => self.prepare = Some(geometry),
                 TargetAction::Flush => self.disk.begin_flush(),
+                TargetAction::Journal(checkpoint) => {
+                    assert!(self.setting.has_journal);
+                    assert_eq!(self.journaling, None, "one record at a time");
+                    self.check_subtrees(&checkpoint.durable);
+                    self.journaling = Some(*checkpoint);
+                }
+                TargetAction::ReadBack => {
+                    assert!(self.setting.has_read_back);
+                    self.is_reading_back = true;
+                }
+                TargetAction::NextRound => self.target_rounds += 1,
                 TargetAction::Seal => {}
                 TargetAction::Done(receipt) => {
                     assert_eq!(self.disk.volume_digest(), Some(receipt.digest));
@@ -419,15 +536,19 @@ impl World {
                 let below = model::chunks(0..told.watermark.0);
                 assert!(self.disk.durable(below).is_some(), "{told:?}");
                 assert!(told.durable_bytes <= self.disk.durable_bytes(), "{told:?}");
+                let is_journaled = told.durable_bytes <= self.journaled_bytes;
+                assert!(is_journaled || !self.setting.has_journal, "{told:?}");
             }
-            Message::Welcome(Welcome { durable, .. }) => {
-                for subtree in durable {
-                    let chunks = self.disk.durable(subtree.chunks(&self.geometry));
-                    let root = chunks.map(|chunks| model::root(&chunks));
-                    assert_eq!(root, Some(subtree.digest), "{subtree:?}");
-                }
-            }
+            Message::Welcome(Welcome { durable, .. }) => self.check_subtrees(durable),
             _ => {}
+        }
+    }
+
+    fn check_subtrees(&self, durable: &[Subtree]) {
+        for subtree in durable {
+            let chunks = self.disk.durable(subtree.chunks(&self.geometry));
+            let root = chunks.map(|chunks| model::root(&chunks));
+            assert_eq!(root, Some(subtree.digest), "{subtree:?}");
         }
     }
 
@@ -443,10 +564,12 @@ fn check_fits(message: &Message) {
     assert!(frame.is_ok(), "{} is too long", message.name());
 }
 
-fn new_source(now: Instant, geometry: &Geometry) -> SourceSession {
-    let hello = Hello {
+fn new_hello(geometry: &Geometry) -> Hello {
+    Hello {
         clone_id: CLONE,
+        instance: Uuid::from_u128(2),
         attempt: 1,
+        take_over: false,
         volume_size: geometry.volume_size(),
         chunk_size: geometry.chunk_size(),
         streams: 4,
@@ -455,14 +578,23 @@ fn new_source(now: Instant, geometry: &Geometry) -> SourceSession {
         required_features: vec![],
         agent: String::new(),
         tree: None,
-    };
-    SourceSession::new(now, hello)
+    }
 }
 
-fn new_target(now: Instant, epoch: u64) -> TargetSession {
+fn new_source(now: Instant, geometry: &Geometry, sent: Sent) -> SourceSession {
+    SourceSession::new(now, new_hello(geometry), sent)
+}
+
+fn new_target(now: Instant, epoch: u64, setting: Setting) -> TargetSession {
     let limits = TargetLimits {
         streams_max: 2,
         flush_bytes: 3 * u64::from(ChunkSize::MIN.bytes()),
+        has_journal: setting.has_journal,
+        verify: if setting.has_read_back {
+            Verified::Readback
+        } else {
+            Verified::Digest
+        },
         ..TargetLimits::default()
     };
     TargetSession::new(now, CLONE, epoch, String::new(), limits)

@@ -9,14 +9,14 @@ use crate::digest::{ChunkRefused, Digest, DigestTree};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::{ChunkIndex, ChunkRange, Geometry};
-use crate::message::{Finish, Hello, Message, Sent, Watermark, Welcome};
+use crate::message::{Finish, Hello, Message, Sent, Want, Watermark, Welcome};
 use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt};
 
 /// What the source agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourceAction {
-    /// Open the data connections and send every chunk that is not durable at the target yet.
+    /// Open data connections, and send or offer what the target lacks.
     Transfer(Transfer),
     /// The clone is proven.
     Done(Box<Receipt>),
@@ -24,7 +24,7 @@ pub enum SourceAction {
     Fail(Failure),
 }
 
-/// What a session agreed on.
+/// A round of a session: what to send, and how. Its data connections end with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transfer {
     /// How the volume is cut.
@@ -34,7 +34,9 @@ pub struct Transfer {
     /// How many data connections to open.
     pub streams: u16,
     /// Chunks that need not be sent.
-    pub durable: ChunkSet,
+    pub skip: ChunkSet,
+    /// Whether chunks are offered by their digest, instead of sent.
+    pub offer: bool,
 }
 
 /// The source's state machine.
@@ -43,8 +45,9 @@ pub struct SourceSession {
     hello: Hello,
     stage: Stage,
     /// From the welcome on.
-    tree: Option<DigestTree>,
-    geometry: Option<Geometry>,
+    agreed: Option<Agreed>,
+    /// In the first round, every chunk is seen once, and its digest goes into the tree.
+    is_first_round: bool,
     sent: Sent,
     resumed_bytes: u64,
     watermark: Watermark,
@@ -54,15 +57,25 @@ pub struct SourceSession {
     said_at: Instant,
 }
 
+/// What the ends agreed on, and what was read since.
+#[derive(Debug)]
+struct Agreed {
+    geometry: Geometry,
+    tree: DigestTree,
+    token: SessionToken,
+    streams: u16,
+}
+
 impl SourceSession {
-    /// A session that says `hello` first.
+    /// A session that says `hello` first. `sent` is what this run of the agent sent in earlier
+    /// sessions.
     #[must_use]
-    pub fn new(now: Instant, hello: Hello) -> Self {
+    pub fn new(now: Instant, hello: Hello, sent: Sent) -> Self {
         Self {
             stage: Stage::Handshake,
-            tree: None,
-            geometry: None,
-            sent: Sent::default(),
+            agreed: None,
+            is_first_round: true,
+            sent,
             resumed_bytes: 0,
             watermark: Watermark::default(),
             messages: VecDeque::from([Message::Hello(hello.clone())]),
@@ -115,7 +128,10 @@ impl SourceSession {
             (Stage::Done, _) => {}
             (_, Message::Error(told)) => self.end(Failure::told_by("target", &told)),
             (Stage::Handshake, Message::Welcome(welcome)) => self.handle_welcome(&welcome),
+            // The target doesn't know yet how far it is.
+            (Stage::Handshake, Message::Watermark(_)) => {}
             (_, Message::Watermark(watermark)) => self.watermark = watermark,
+            (Stage::Verify, Message::Want(want)) => self.handle_want(&want),
             (Stage::Verify, Message::Receipt(receipt)) => self.handle_receipt(receipt),
             (stage, other) => self.fail(Failure::new(
                 FailureCode::Protocol,
@@ -165,59 +181,95 @@ impl SourceSession {
             .ranges()
             .map(|chunks| geometry.bytes_of(chunks).len())
             .sum();
-        self.tree = Some(tree);
-        self.geometry = Some(geometry);
-        Ok(Transfer {
+        self.watermark = Watermark {
+            watermark: durable.watermark(),
+            durable_bytes: self.resumed_bytes,
+            checked_bytes: 0,
+        };
+        let agreed = self.agreed.insert(Agreed {
             geometry,
+            tree,
             token: welcome.token.token(),
             streams: welcome.streams,
-            durable,
-        })
+        });
+        Ok(agreed.round(durable, welcome.offer))
+    }
+
+    /// The target needs more: another round.
+    fn handle_want(&mut self, want: &Want) {
+        let Some(agreed) = &self.agreed else { return };
+        let is_within = want
+            .chunks
+            .ranges()
+            .all(|chunks| agreed.geometry.holds(chunks));
+        if want.chunks.is_empty() || !is_within {
+            let text = "the target wants chunks that the volume does not have";
+            self.fail(Failure::new(FailureCode::Protocol, text));
+            return;
+        }
+        let skip = want.chunks.complement(agreed.geometry.chunks());
+        let round = agreed.round(skip, want.offer);
+        self.is_first_round = false;
+        self.stage = Stage::Transfer;
+        self.actions.push_back(SourceAction::Transfer(round));
     }
 
     /// A chunk was read, and handed to the transport.
     pub fn handle_chunk(&mut self, index: ChunkIndex, digest: Digest, data_len: u32) {
         let chunks = ChunkRange::one(index);
-        self.account(chunks, u64::from(data_len), |tree| {
-            tree.insert(index, digest)
-        });
+        let Some(geometry) = self.fold(|tree| tree.insert(index, digest)) else {
+            return;
+        };
+        let data_bytes = u64::from(data_len);
+        self.sent.data_bytes = self.sent.data_bytes.saturating_add(data_bytes);
+        let zero_bytes = geometry.bytes_of(chunks).len().saturating_sub(data_bytes);
+        self.sent.zero_bytes = self.sent.zero_bytes.saturating_add(zero_bytes);
+    }
+
+    /// A chunk was read, and its digest handed to the transport.
+    pub fn handle_offer(&mut self, index: ChunkIndex, digest: Digest) {
+        let _geometry = self.fold(|tree| tree.insert(index, digest));
     }
 
     /// Chunks are zero, and the target was told so.
     pub fn handle_zero(&mut self, chunks: ChunkRange) {
-        self.account(chunks, 0, |tree| tree.insert_zero(chunks));
-    }
-
-    fn account(
-        &mut self,
-        chunks: ChunkRange,
-        data_bytes: u64,
-        insert: impl FnOnce(&mut DigestTree) -> Result<(), ChunkRefused>,
-    ) {
-        let (Some(tree), Some(geometry)) = (&mut self.tree, &self.geometry) else {
+        let Some(geometry) = self.fold(|tree| tree.insert_zero(chunks)) else {
             return;
         };
-        let bytes = geometry.bytes_of(chunks).len();
-        if let Err(error) = insert(tree) {
-            self.fail(Failure::new(
-                FailureCode::Internal,
-                format!("while reading: {error}"),
-            ));
-            return;
-        }
-        self.sent.data_bytes = self.sent.data_bytes.saturating_add(data_bytes);
-        let zero_bytes = bytes.saturating_sub(data_bytes);
+        let zero_bytes = geometry.bytes_of(chunks).len();
         self.sent.zero_bytes = self.sent.zero_bytes.saturating_add(zero_bytes);
     }
 
-    /// Every data connection has ended in order, with `wire_bytes` sent on all of them together.
+    /// Folds what was read into the volume's digest, unless an earlier round did.
+    fn fold(
+        &mut self,
+        insert: impl FnOnce(&mut DigestTree) -> Result<(), ChunkRefused>,
+    ) -> Option<Geometry> {
+        let agreed = self.agreed.as_mut()?;
+        if self.is_first_round
+            && let Err(error) = insert(&mut agreed.tree)
+        {
+            let text = format!("while reading: {error}");
+            self.fail(Failure::new(FailureCode::Internal, text));
+            return None;
+        }
+        Some(agreed.geometry)
+    }
+
+    fn volume_digest(&self) -> Option<Digest> {
+        self.agreed
+            .as_ref()
+            .and_then(|agreed| agreed.tree.volume_digest())
+    }
+
+    /// Every data connection of the round has ended in order, with `wire_bytes` sent on all of them
+    /// together.
     pub fn handle_drained(&mut self, wire_bytes: u64, source: AgentStats) {
         if self.stage != Stage::Transfer {
             return;
         }
-        self.sent.wire_bytes = wire_bytes;
-        let digest = self.tree.as_ref().and_then(DigestTree::volume_digest);
-        if let Some(digest) = digest {
+        self.sent.wire_bytes = self.sent.wire_bytes.saturating_add(wire_bytes);
+        if let Some(digest) = self.volume_digest() {
             self.stage = Stage::Verify;
             self.messages.push_back(Message::Finish(Finish {
                 digest,
@@ -232,8 +284,7 @@ impl SourceSession {
     }
 
     fn handle_receipt(&mut self, receipt: Box<Receipt>) {
-        let digest = self.tree.as_ref().and_then(DigestTree::volume_digest);
-        if Some(receipt.digest) != digest || receipt.clone_id != self.hello.clone_id {
+        if Some(receipt.digest) != self.volume_digest() || receipt.clone_id != self.hello.clone_id {
             let text = format!("the target's receipt is for digest {}", receipt.digest);
             self.fail(Failure::new(FailureCode::Integrity, text));
             return;
@@ -270,7 +321,7 @@ impl SourceSession {
         self.watermark
     }
 
-    /// What was sent in this session.
+    /// What this run of the agent has sent, in all its sessions.
     #[must_use]
     pub const fn sent(&self) -> Sent {
         self.sent
@@ -280,5 +331,17 @@ impl SourceSession {
     #[must_use]
     pub const fn resumed_bytes(&self) -> u64 {
         self.resumed_bytes
+    }
+}
+
+impl Agreed {
+    fn round(&self, skip: ChunkSet, offer: bool) -> Transfer {
+        Transfer {
+            geometry: self.geometry,
+            token: self.token,
+            streams: self.streams,
+            skip,
+            offer,
+        }
     }
 }

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Ledger, SILENCE_MAX, Stage, WATERMARK_INTERVAL};
+use super::{Ledger, SILENCE_MAX, Stage, Standing, WATERMARK_INTERVAL};
 use crate::digest::{ChunkRefused, Digest};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::{ChunkIndex, ChunkRange, Geometry};
-use crate::message::{FEATURES, Finish, Hello, Message, TokenText, Watermark, Welcome};
+use crate::journal::{Checkpoint, GENERATION_LEN_MAX};
+use crate::message::{FEATURES, Finish, Hello, Message, TokenText, Want, Watermark, Welcome};
+use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt, Verified};
 
 /// What the target agent has to do next.
@@ -22,6 +24,14 @@ pub enum TargetAction {
     Prepare(Geometry),
     /// Flush the volume, then call [`TargetSession::handle_flushed`].
     Flush,
+    /// Append this to the journal and make it durable, then call
+    /// [`TargetSession::handle_journaled`].
+    Journal(Box<Checkpoint>),
+    /// Read the whole volume back from the storage, then call
+    /// [`TargetSession::handle_read_back`].
+    ReadBack,
+    /// Take in the chunks of another round: those that the ledger does not hold.
+    NextRound,
     /// All is durable and the digests agree: call [`TargetSession::seal`].
     Seal,
     /// The clone is proven.
@@ -39,6 +49,10 @@ pub struct TargetLimits {
     pub flush_bytes: u64,
     /// Time after which written bytes are flushed, however few.
     pub flush_interval: Duration,
+    /// Whether there is a journal: then only what it has a record of is durable.
+    pub has_journal: bool,
+    /// How the content is verified.
+    pub verify: Verified,
 }
 
 impl Default for TargetLimits {
@@ -49,6 +63,8 @@ impl Default for TargetLimits {
             streams_max: 64,
             flush_bytes: 1 << 30,
             flush_interval: Duration::from_secs(2),
+            has_journal: false,
+            verify: Verified::Digest,
         }
     }
 }
@@ -62,22 +78,59 @@ pub struct TargetSession {
     stage: Stage,
     epoch: u64,
     hello: Option<Hello>,
-    ledger: Option<Ledger>,
+    standing: Option<Standing>,
+    /// The answer to the hello, until the journal says what it tells.
+    welcome: Option<Welcome>,
     resumed_bytes: u64,
     data_bytes: u64,
     zero_bytes: u64,
+    /// What this round must bring; offers that differ bring nothing.
+    round: Round,
     finish: Option<Finish>,
-    /// Whether no chunk can come any more.
+    /// Whether no chunk of this round can come any more.
     is_drained: bool,
+    /// How far the volume is durable, as far as it may be told: with a journal, the record is
+    /// there.
+    durable: Watermark,
+    /// What may be told once the record that is being written is durable.
+    journaling: Option<Watermark>,
+    reading_back: ReadBack,
+    repairs: u32,
     messages: VecDeque<Message>,
     actions: VecDeque<TargetAction>,
-    started_at: Instant,
     heard_at: Instant,
     /// When the oldest unflushed change was made; making the volume ready counts as one.
     unflushed_since: Option<Instant>,
     told: Watermark,
     told_at: Instant,
 }
+
+/// What a round brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Round {
+    /// Every chunk that was not durable.
+    Send,
+    /// The digest of every chunk that was not durable; those that differ are wanted next.
+    Offer,
+    /// These chunks.
+    Wanted(ChunkSet),
+}
+
+/// How far the last verification is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadBack {
+    NotYet,
+    Running,
+    /// What was read is what was written.
+    Well,
+}
+
+/// Ranges of one [`Want`]: bounds the message. More are asked for in the next round.
+const WANT_RANGES_MAX: usize = 4096;
+
+/// How often a volume that reads back wrong is repaired. Storage that loses what it acknowledged
+/// three times in a row will do so again.
+const REPAIRS_MAX: u32 = 3;
 
 impl TargetSession {
     /// A session that waits for a `Hello` of `clone_id`. `agent` is this end's name and version.
@@ -96,15 +149,20 @@ impl TargetSession {
             stage: Stage::Handshake,
             epoch,
             hello: None,
-            ledger: None,
+            standing: None,
+            welcome: None,
             resumed_bytes: 0,
             data_bytes: 0,
             zero_bytes: 0,
+            round: Round::Send,
             finish: None,
             is_drained: false,
+            durable: Watermark::default(),
+            journaling: None,
+            reading_back: ReadBack::NotYet,
+            repairs: 0,
             messages: VecDeque::new(),
             actions: VecDeque::new(),
-            started_at: now,
             heard_at: now,
             unflushed_since: None,
             told: Watermark::default(),
@@ -155,7 +213,7 @@ impl TargetSession {
             (Stage::Done, _) => {}
             (_, Message::Error(told)) => self.end(Failure::told_by("source", &told)),
             (Stage::Handshake, Message::Hello(hello)) if self.hello.is_none() => {
-                self.handle_hello(now, hello);
+                self.handle_hello(hello);
             }
             (_, Message::Ping) => self.tell(now),
             (Stage::Transfer, Message::Finish(finish)) => {
@@ -173,8 +231,7 @@ impl TargetSession {
         }
     }
 
-    fn handle_hello(&mut self, now: Instant, hello: Hello) {
-        self.started_at = now;
+    fn handle_hello(&mut self, hello: Hello) {
         match self.check_hello(&hello) {
             Ok(geometry) => {
                 self.hello = Some(hello);
@@ -184,7 +241,11 @@ impl TargetSession {
         }
     }
 
-    fn check_hello(&self, hello: &Hello) -> Result<Geometry, Failure> {
+    /// Checks that a session for what `hello` wants can be.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn check_hello(&self, hello: &Hello) -> Result<Geometry, Failure> {
         if hello.clone_id != self.clone_id {
             let text = format!(
                 "the source works on clone {}, this target belongs to clone {}",
@@ -211,100 +272,243 @@ impl TargetSession {
                 "the source wants no data connection",
             ));
         }
+        if hello.generation.len() > GENERATION_LEN_MAX {
+            let text = format!(
+                "the source's generation has {} bytes, more than {GENERATION_LEN_MAX}",
+                hello.generation.len()
+            );
+            return Err(Failure::new(FailureCode::Protocol, text));
+        }
         Geometry::new(hello.volume_size, hello.chunk_size)
             .map_err(|error| Failure::new(FailureCode::Protocol, error.to_string()))
     }
 
-    /// The volume is ready: greets the source. `ledger` is what is known of an earlier session.
-    /// Gives the number of data connections that the source may open.
-    pub fn handle_prepared(&mut self, now: Instant, token: SessionToken, ledger: Ledger) -> u16 {
+    /// The volume is ready: greets the source. `standing` is what is known of it. With `offer`, the
+    /// source offers its chunks by digest first. Gives the number of data connections that the
+    /// source may open.
+    ///
+    /// With a journal, its record comes first, even of a volume of which nothing is known. What the
+    /// source is told may have come from elsewhere, or from a session that was cut before its last
+    /// record. And a record of an earlier source must not vouch for chunks that this one is about
+    /// to overwrite.
+    pub fn handle_prepared(
+        &mut self,
+        now: Instant,
+        token: SessionToken,
+        standing: Standing,
+        offer: bool,
+    ) -> u16 {
         let Some(hello) = self
             .hello
             .as_ref()
-            .filter(|_| self.stage == Stage::Handshake)
+            .filter(|_| self.stage == Stage::Handshake && self.standing.is_none())
         else {
             return 0;
         };
         let streams = hello.streams.min(self.limits.streams_max);
+        let ledger = &standing.ledger;
         let welcome = Welcome {
             epoch: self.epoch,
             token: TokenText::new(token),
             chunk_size: ledger.geometry().chunk_size(),
             streams,
             durable: ledger.durable().collect(),
+            offer,
             features: FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
             tree: None,
         };
         self.resumed_bytes = ledger.watermark().durable_bytes;
-        self.ledger = Some(ledger);
+        self.round = if offer { Round::Offer } else { Round::Send };
+        self.standing = Some(standing);
+        self.welcome = Some(welcome);
+        self.journal(now);
+        streams
+    }
+
+    fn greet(&mut self, now: Instant, welcome: Welcome) {
         self.stage = Stage::Transfer;
         self.messages.push_back(Message::Welcome(welcome));
         self.told_at = now;
         self.unflushed_since = Some(now);
-        streams
     }
 
     /// A chunk whose digest was checked was written.
     pub fn handle_chunk(&mut self, now: Instant, index: ChunkIndex, digest: Digest, data_len: u32) {
-        let chunks = ChunkRange::one(index);
-        self.account(now, chunks, u64::from(data_len), |ledger| {
-            ledger.write(index, digest)
+        let is_repair = self.repairs > 0;
+        let taken = self.account(now, ChunkRange::one(index), data_len, |ledger| {
+            ledger.write(index, digest, data_len)
         });
+        if let Some((standing, bytes)) = taken {
+            standing.taken_bytes = standing.taken_bytes.saturating_add(u64::from(data_len));
+            if is_repair {
+                standing.repaired_bytes = standing.repaired_bytes.saturating_add(bytes);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// A chunk was offered, and the volume holds it already.
+    pub fn handle_match(&mut self, now: Instant, index: ChunkIndex, digest: Digest, data_len: u32) {
+        let is_repair = self.repairs > 0;
+        let taken = self.account(now, ChunkRange::one(index), data_len, |ledger| {
+            ledger.write(index, digest, data_len)
+        });
+        if let Some((standing, _bytes)) = taken
+            && !is_repair
+        {
+            standing.matched_bytes = standing.matched_bytes.saturating_add(u64::from(data_len));
+        }
+        self.settle(now);
     }
 
     /// Chunks were made zero.
     pub fn handle_zero(&mut self, now: Instant, chunks: ChunkRange) {
         self.account(now, chunks, 0, |ledger| ledger.zero(chunks));
+        self.settle(now);
     }
 
+    /// Gives the standing, and the bytes of `chunks`, when the ledger took them.
     fn account(
         &mut self,
         now: Instant,
         chunks: ChunkRange,
-        data_bytes: u64,
+        data_len: u32,
         take: impl FnOnce(&mut Ledger) -> Result<(), ChunkRefused>,
-    ) {
+    ) -> Option<(&mut Standing, u64)> {
         // Chunks are as good a sign of life as messages.
         self.heard_at = now;
-        let Some(ledger) = &mut self.ledger else {
-            return;
-        };
-        if let Err(error) = take(ledger) {
+        let taken = take(&mut self.standing.as_mut()?.ledger);
+        if let Err(error) = taken {
             // The bytes are on the volume by now, over what the ledger believes to be there.
-            self.ledger = None;
+            self.standing = None;
             self.fail_protocol(format!("the source sent {error}"));
-            return;
+            return None;
         }
-        let bytes = ledger.geometry().bytes_of(chunks).len();
+        let standing = self.standing.as_mut()?;
+        let bytes = standing.ledger.geometry().bytes_of(chunks).len();
+        let data_bytes = u64::from(data_len);
         self.data_bytes = self.data_bytes.saturating_add(data_bytes);
         self.zero_bytes = self
             .zero_bytes
             .saturating_add(bytes.saturating_sub(data_bytes));
         self.unflushed_since.get_or_insert(now);
-        self.settle(now);
+        Some((standing, bytes))
     }
 
     /// The flush that [`TargetAction::Flush`] asked for has returned well.
     pub fn handle_flushed(&mut self, now: Instant) {
-        let Some(ledger) = self.ledger.as_mut().filter(|ledger| ledger.is_flushing()) else {
+        let Some(standing) = self
+            .standing
+            .as_mut()
+            .filter(|standing| standing.ledger.is_flushing())
+        else {
             return;
         };
-        if let Err(error) = ledger.end_flush() {
+        if let Err(error) = standing.ledger.end_flush() {
             self.fail(Failure::new(
                 FailureCode::Internal,
                 format!("the ledger holds {error}"),
             ));
             return;
         }
+        self.journal(now);
+    }
+
+    /// Has the journal say what is durable. Only then it is.
+    fn journal(&mut self, now: Instant) {
+        let Some(standing) = &self.standing else {
+            return;
+        };
+        if !self.limits.has_journal {
+            self.acknowledge(now, standing.ledger.watermark());
+        } else if self.stage != Stage::Done {
+            let checkpoint = standing.checkpoint(self.clone_id, self.epoch);
+            self.journaling = Some(standing.ledger.watermark_of(&checkpoint));
+            self.actions
+                .push_back(TargetAction::Journal(Box::new(checkpoint)));
+        }
+    }
+
+    /// The record that [`TargetAction::Journal`] asked for is durable.
+    pub fn handle_journaled(&mut self, now: Instant) {
+        if let Some(durable) = self.journaling.take() {
+            self.acknowledge(now, durable);
+        }
+    }
+
+    fn acknowledge(&mut self, now: Instant, durable: Watermark) {
+        // A repair starts its books anew, but what was told is not taken back.
+        if durable.durable_bytes >= self.durable.durable_bytes {
+            self.durable = Watermark {
+                checked_bytes: self.durable.checked_bytes,
+                ..durable
+            };
+        }
+        if self.stage == Stage::Handshake
+            && let Some(welcome) = self.welcome.take()
+        {
+            self.greet(now, welcome);
+        }
         self.settle(now);
     }
 
+    /// The volume was read so far, to compare or verify it; `bytes` since the session began.
+    pub const fn set_checked(&mut self, bytes: u64) {
+        self.durable.checked_bytes = bytes;
+    }
+
     /// Every data connection that was granted has ended in order, and all that came on them was
-    /// written.
+    /// written or compared.
     pub fn handle_drained(&mut self, now: Instant) {
         self.is_drained = true;
         self.settle(now);
+    }
+
+    /// The whole volume was read back: its digest is this.
+    pub fn handle_read_back(&mut self, now: Instant, digest: Digest) {
+        if self.stage != Stage::Verify || self.reading_back != ReadBack::Running {
+            return;
+        }
+        let (Some(finish), Some(standing)) = (&self.finish, &mut self.standing) else {
+            return;
+        };
+        if digest == finish.digest {
+            self.reading_back = ReadBack::Well;
+            self.settle(now);
+            return;
+        }
+        if self.repairs >= REPAIRS_MAX {
+            let text = format!(
+                "the volume was repaired {REPAIRS_MAX} times and still reads back as digest {digest} \
+                 where {} was written: the target's storage loses writes; take other storage",
+                finish.digest
+            );
+            self.fail(Failure::new(FailureCode::Integrity, text));
+            return;
+        }
+        // Which chunks are wrong shows when the source offers them all again.
+        self.repairs = self.repairs.saturating_add(1);
+        self.reading_back = ReadBack::NotYet;
+        let geometry = standing.ledger.geometry();
+        standing.ledger = Ledger::new(geometry);
+        let mut all = ChunkSet::default();
+        all.insert(geometry.chunks());
+        self.want(now, Round::Offer, all);
+        // The journal must not go on to vouch for what is wrong.
+        self.journal(now);
+    }
+
+    fn want(&mut self, now: Instant, round: Round, chunks: ChunkSet) {
+        let offer = round == Round::Offer;
+        self.round = round;
+        self.is_drained = false;
+        self.finish = None;
+        self.stage = Stage::Transfer;
+        self.unflushed_since.get_or_insert(now);
+        self.actions.push_back(TargetAction::NextRound);
+        self.messages
+            .push_back(Message::Want(Want { chunks, offer }));
     }
 
     /// Decides what follows from the state: flush, tell, compare.
@@ -313,8 +517,8 @@ impl TargetSession {
             return;
         }
         if self.flush_at().is_some_and(|flush_at| flush_at <= now) {
-            if let Some(ledger) = &mut self.ledger {
-                ledger.begin_flush();
+            if let Some(standing) = &mut self.standing {
+                standing.ledger.begin_flush();
             }
             self.unflushed_since = None;
             self.actions.push_back(TargetAction::Flush);
@@ -322,32 +526,78 @@ impl TargetSession {
         if self.tell_at().is_some_and(|tell_at| tell_at <= now) {
             self.tell(now);
         }
-        let (Some(ledger), Some(finish)) = (&self.ledger, &self.finish) else {
+        if self.stage == Stage::Verify && self.is_drained {
+            self.end_round(now);
+        }
+        if self.stage == Stage::Verify {
+            self.prove();
+        }
+    }
+
+    /// The round has ended: what it should have brought is there, or is wanted.
+    fn end_round(&mut self, now: Instant) {
+        let Some(standing) = &self.standing else {
             return;
         };
-        if let Some(index) = ledger.first_missing().filter(|_| self.is_drained) {
+        let ledger = &standing.ledger;
+        if ledger.is_written() {
+            return;
+        }
+        let missing = ledger.written().complement(ledger.geometry().chunks());
+        let due = match &self.round {
+            Round::Send => missing.ranges().next(),
+            Round::Offer => None,
+            Round::Wanted(wanted) => wanted
+                .ranges()
+                .find_map(|chunks| missing.intersection(chunks)),
+        };
+        if let Some(chunks) = due {
+            let index = chunks.start;
             self.fail_protocol(format!("the source finished, and chunk {index} never came"));
             return;
         }
-        let is_flushed = self.unflushed_since.is_none() && !ledger.is_flushing();
-        if self.stage != Stage::Verify || !ledger.is_durable() || !is_flushed {
+        let wanted = missing.first_ranges(WANT_RANGES_MAX);
+        self.want(now, Round::Wanted(wanted.clone()), wanted);
+    }
+
+    /// All is durable: compares the digests, and has the volume read back if that is wanted.
+    fn prove(&mut self) {
+        let (Some(standing), Some(finish)) = (&self.standing, &self.finish) else {
+            return;
+        };
+        let ledger = &standing.ledger;
+        let is_flushed =
+            self.unflushed_since.is_none() && !ledger.is_flushing() && self.journaling.is_none();
+        if !ledger.is_durable() || !is_flushed {
             return;
         }
-        if self.is_proven() {
-            self.actions.push_back(TargetAction::Seal);
-        } else {
+        if !self.is_proven() {
             let text = format!(
-                "the source read a volume of digest {}, the chunks that arrived make another",
+                "the source read a volume of digest {}, the chunks that arrived make another; start \
+                 anew, or compare what is there (--resume digest)",
                 finish.digest
             );
             self.fail(Failure::new(FailureCode::Integrity, text));
+            return;
+        }
+        match self.reading_back {
+            // A repair is a round of its own: the one before it has to be over.
+            ReadBack::NotYet if self.limits.verify == Verified::Readback => {
+                if self.is_drained {
+                    self.reading_back = ReadBack::Running;
+                    self.actions.push_back(TargetAction::ReadBack);
+                }
+            }
+            ReadBack::Running => {}
+            ReadBack::NotYet | ReadBack::Well => self.actions.push_back(TargetAction::Seal),
         }
     }
 
     /// When the next flush is due; `None` while one runs or there is nothing to flush.
     fn flush_at(&self) -> Option<Instant> {
-        let ledger = self.ledger.as_ref()?;
-        let since = self.unflushed_since.filter(|_| !ledger.is_flushing())?;
+        let ledger = &self.standing.as_ref()?.ledger;
+        let is_idle = !ledger.is_flushing() && self.journaling.is_none();
+        let since = self.unflushed_since.filter(|_| is_idle)?;
         let is_last = self.finish.is_some() && ledger.is_written();
         let is_full = ledger.unflushed_bytes() >= self.limits.flush_bytes;
         if is_last || is_full {
@@ -359,22 +609,23 @@ impl TargetSession {
 
     /// When the source is to be told of progress; `None` when there is none.
     fn tell_at(&self) -> Option<Instant> {
-        let ledger = self.ledger.as_ref()?;
-        let is_news = ledger.watermark() != self.told;
+        let is_news = self.standing.is_some() && self.durable != self.told;
         is_news.then(|| self.told_at.checked_add(WATERMARK_INTERVAL))?
     }
 
     fn tell(&mut self, now: Instant) {
-        let watermark = self.watermark();
-        self.told = watermark;
+        self.told = self.durable;
         self.told_at = now;
-        self.messages.push_back(Message::Watermark(watermark));
+        self.messages.push_back(Message::Watermark(self.durable));
     }
 
     /// Whether all is durable, and its digest is the one that the source computed. The ledger has
     /// a digest only when all is durable.
     fn is_proven(&self) -> bool {
-        let own = self.ledger.as_ref().and_then(Ledger::volume_digest);
+        let own = self
+            .standing
+            .as_ref()
+            .and_then(|standing| standing.ledger.volume_digest());
         let read = self.finish.as_ref().map(|finish| finish.digest);
         own.is_some() && own == read
     }
@@ -385,25 +636,37 @@ impl TargetSession {
         if self.stage != Stage::Verify || !self.is_proven() {
             return;
         }
-        let (Some(ledger), Some(finish)) = (&self.ledger, self.finish.take()) else {
+        let (Some(standing), Some(finish)) = (&self.standing, self.finish.take()) else {
             return;
         };
-        let geometry = ledger.geometry();
-        let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
+        let geometry = standing.ledger.geometry();
+        let seconds = now
+            .saturating_duration_since(standing.started_at)
+            .as_secs_f64();
+        let logical_bytes = geometry.volume_size();
+        let data_bytes = standing.ledger.data_bytes();
+        // Either end may have started anew and forgotten what it counted.
+        let sent_bytes = finish.sent.data_bytes.max(standing.taken_bytes);
+        let needed_bytes = data_bytes.saturating_sub(standing.matched_bytes);
         let receipt = Receipt {
             receipt_version: Receipt::VERSION,
             clone_id: self.clone_id,
             digest: finish.digest,
             chunk_size: geometry.chunk_size(),
-            verified: Verified::Digest,
-            logical_bytes: geometry.volume_size(),
-            data_bytes: self.data_bytes,
-            zero_bytes: self.zero_bytes,
+            verified: self.limits.verify,
+            logical_bytes,
+            data_bytes,
+            zero_bytes: logical_bytes.saturating_sub(data_bytes),
             wire_bytes: finish.sent.wire_bytes,
             resumed_bytes: self.resumed_bytes,
+            sent_bytes,
+            resent_bytes: sent_bytes.saturating_sub(needed_bytes),
+            matched_bytes: standing.matched_bytes,
+            repaired_bytes: standing.repaired_bytes,
+            sessions: self.epoch,
             seconds,
             bytes_per_second: if seconds > 0.0 {
-                geometry.volume_size() as f64 / seconds
+                logical_bytes as f64 / seconds
             } else {
                 0.0
             },
@@ -439,10 +702,47 @@ impl TargetSession {
         }
     }
 
-    /// What is known of the volume after the session, for the next one.
+    /// The session has ended, and its writes too: begins to make durable what they wrote. Says
+    /// whether there is anything.
+    pub fn begin_last_flush(&mut self) -> bool {
+        let Some(standing) = &mut self.standing else {
+            return false;
+        };
+        // A flush that ended meanwhile still lacks its record.
+        let is_due = standing.ledger.unflushed_bytes() > 0 || self.limits.has_journal;
+        if standing.ledger.is_flushing() || !is_due {
+            return false;
+        }
+        standing.ledger.begin_flush();
+        true
+    }
+
+    /// What [`Self::begin_last_flush`] began has ended well. Gives the record for the journal, if
+    /// there is one.
+    pub fn end_last_flush(&mut self) -> Option<Checkpoint> {
+        let standing = self.standing.as_mut()?;
+        if standing.ledger.end_flush().is_err() {
+            // Taken in twice: nothing is known for sure.
+            self.standing = None;
+            return None;
+        }
+        self.checkpoint().filter(|_| self.limits.has_journal)
+    }
+
+    /// What is durable, for a journal or another run of the agent.
     #[must_use]
-    pub fn into_ledger(self) -> Option<Ledger> {
-        self.ledger.map(Ledger::into_durable)
+    pub fn checkpoint(&self) -> Option<Checkpoint> {
+        let standing = self.standing.as_ref()?;
+        Some(standing.checkpoint(self.clone_id, self.epoch))
+    }
+
+    /// What is known of the volume after the session, for the next one; `None` when nothing is.
+    #[must_use]
+    pub fn into_standing(self) -> Option<Standing> {
+        self.standing.map(|standing| Standing {
+            ledger: standing.ledger.into_durable(),
+            ..standing
+        })
     }
 
     /// Where the session is.
@@ -451,19 +751,32 @@ impl TargetSession {
         self.stage
     }
 
+    /// What the source said first.
+    #[must_use]
+    pub const fn hello(&self) -> Option<&Hello> {
+        self.hello.as_ref()
+    }
+
     /// How far the volume is durable.
     #[must_use]
-    pub fn watermark(&self) -> Watermark {
-        self.ledger
+    pub const fn watermark(&self) -> Watermark {
+        self.durable
+    }
+
+    /// What may come in this round, as the ledger has it: what is written may not.
+    #[must_use]
+    pub fn written(&self) -> Option<&ChunkSet> {
+        self.standing
             .as_ref()
-            .map(Ledger::watermark)
-            .unwrap_or_default()
+            .map(|standing| standing.ledger.written())
     }
 
     /// How the volume is cut, once it is agreed.
     #[must_use]
     pub fn geometry(&self) -> Option<Geometry> {
-        self.ledger.as_ref().map(Ledger::geometry)
+        self.standing
+            .as_ref()
+            .map(|standing| standing.ledger.geometry())
     }
 
     /// Bytes in blocks that held data, as taken in this session.

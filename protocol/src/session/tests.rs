@@ -10,8 +10,10 @@ use crate::digest::{Digest, DigestTree};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::{ChunkIndex, ChunkRange, ChunkSize, Geometry};
-use crate::message::{Hello, Message};
-use crate::receipt::{AgentStats, Receipt};
+use crate::journal::Checkpoint;
+use crate::message::{Hello, Message, Sent, Want};
+use crate::range_set::ChunkSet;
+use crate::receipt::{AgentStats, Receipt, Verified};
 
 const TOKEN: SessionToken = SessionToken([7; 32]);
 
@@ -22,6 +24,10 @@ struct Pair {
     transfer: Option<Transfer>,
     prepare: Option<Geometry>,
     flushes_due: usize,
+    journals_due: Vec<Checkpoint>,
+    read_backs_due: usize,
+    /// Rounds that the target began beyond the first.
+    rounds: usize,
     source_outcome: Option<Result<Receipt, Failure>>,
     target_outcome: Option<Result<Receipt, Failure>>,
 }
@@ -29,7 +35,9 @@ struct Pair {
 fn hello(chunks: u64) -> Hello {
     Hello {
         clone_id: Uuid::from_u128(1),
+        instance: Uuid::from_u128(2),
         attempt: 1,
+        take_over: false,
         volume_size: chunks * u64::from(ChunkSize::MIN.bytes()),
         chunk_size: ChunkSize::MIN,
         streams: 4,
@@ -43,18 +51,25 @@ fn hello(chunks: u64) -> Hello {
 
 impl Pair {
     fn new(hello: Hello) -> Self {
+        Self::with(hello, TargetLimits::default())
+    }
+
+    fn with(hello: Hello, limits: TargetLimits) -> Self {
         let now = Instant::now();
         let limits = TargetLimits {
             streams_max: 2,
-            ..TargetLimits::default()
+            ..limits
         };
         Self {
             now,
-            source: SourceSession::new(now, hello),
+            source: SourceSession::new(now, hello, Sent::default()),
             target: TargetSession::new(now, Uuid::from_u128(1), 1, "target".into(), limits),
             transfer: None,
             prepare: None,
             flushes_due: 0,
+            journals_due: vec![],
+            read_backs_due: 0,
+            rounds: 0,
             source_outcome: None,
             target_outcome: None,
         }
@@ -83,6 +98,9 @@ impl Pair {
                 match action {
                     TargetAction::Prepare(geometry) => self.prepare = Some(geometry),
                     TargetAction::Flush => self.flushes_due += 1,
+                    TargetAction::Journal(checkpoint) => self.journals_due.push(*checkpoint),
+                    TargetAction::ReadBack => self.read_backs_due += 1,
+                    TargetAction::NextRound => self.rounds += 1,
                     TargetAction::Seal => {
                         self.target.seal(self.now, 0, AgentStats::default());
                         quiet = false;
@@ -100,17 +118,90 @@ impl Pair {
     /// Past the handshake.
     fn greeted(chunks: u64) -> Self {
         let mut pair = Self::new(hello(chunks));
-        pair.settle();
-        let geometry = pair.prepare.take().expect("the target prepares");
-        pair.target
-            .handle_prepared(pair.now, TOKEN, Ledger::new(geometry));
-        pair.settle();
-        assert!(pair.transfer.is_some(), "{:?}", pair.source_outcome);
+        pair.prepared(false);
         pair
     }
 
+    /// Past a handshake in which the target knows nothing yet and journals at once.
+    fn prepared(&mut self, offer: bool) {
+        self.settle();
+        let geometry = self.prepare.take().expect("the target prepares");
+        let hello = self.target.hello().expect("it was greeted");
+        let standing = Standing::new(self.now, geometry, hello);
+        self.go_on(standing, offer);
+    }
+
+    fn go_on(&mut self, standing: Standing, offer: bool) {
+        self.settle();
+        self.target
+            .handle_prepared(self.now, TOKEN, standing, offer);
+        self.settle();
+        if !self.journals_due.is_empty() {
+            self.journaled();
+        }
+        assert!(self.transfer.is_some(), "{:?}", self.source_outcome);
+    }
+
+    fn journaled(&mut self) -> Checkpoint {
+        assert_eq!(self.journals_due.len(), 1, "one record at a time");
+        self.target.handle_journaled(self.now);
+        self.settle();
+        self.journals_due.remove(0)
+    }
+
+    /// The source offers a chunk, and the target finds it to be the same or another.
+    fn offer(&mut self, index: u64, is_there: bool) {
+        let digest = leaf(index);
+        self.source.handle_offer(ChunkIndex(index), digest);
+        if is_there {
+            self.target
+                .handle_match(self.now, ChunkIndex(index), digest, 4096);
+        }
+        self.settle();
+    }
+
+    /// The data connections of the round end in order.
+    fn drain(&mut self) {
+        self.target.handle_drained(self.now);
+        self.finish();
+    }
+
+    /// A clone of two chunks that is durable and has to be read back.
+    fn to_read_back() -> Self {
+        let limits = TargetLimits {
+            verify: Verified::Readback,
+            ..TargetLimits::default()
+        };
+        let mut pair = Self::with(hello(2), limits);
+        pair.prepared(false);
+        pair.send(0);
+        pair.send(1);
+        pair.drain();
+        pair.flushed();
+        assert_eq!(pair.read_backs_due, 1);
+        pair
+    }
+
+    fn read_back(&mut self, digest: Digest) {
+        assert!(self.read_backs_due > 0, "nobody asked");
+        self.read_backs_due -= 1;
+        self.transfer = None;
+        self.target.handle_read_back(self.now, digest);
+        self.settle();
+    }
+
+    fn receipt(&self) -> &Receipt {
+        match (&self.source_outcome, &self.target_outcome) {
+            (Some(Ok(receipt)), Some(Ok(own))) => {
+                assert_eq!(receipt, own);
+                receipt
+            }
+            other => panic!("not proven: {other:?}"),
+        }
+    }
+
     fn send(&mut self, index: u64) {
-        let digest = Digest::of_chunk(&index.to_be_bytes());
+        let digest = leaf(index);
         self.source.handle_chunk(ChunkIndex(index), digest, 4096);
         self.target
             .handle_chunk(self.now, ChunkIndex(index), digest, 4096);
@@ -151,6 +242,29 @@ impl Pair {
             other => panic!("not failed: {other:?}"),
         };
         (code(&self.source_outcome), code(&self.target_outcome))
+    }
+}
+
+fn leaf(index: u64) -> Digest {
+    Digest::of_chunk(&index.to_be_bytes())
+}
+
+fn volume_digest(chunks: u64) -> Digest {
+    let mut tree = DigestTree::new(geometry(chunks));
+    for index in 0..chunks {
+        tree.insert(ChunkIndex(index), leaf(index)).unwrap();
+    }
+    tree.volume_digest().unwrap()
+}
+
+fn geometry(chunks: u64) -> Geometry {
+    Geometry::new(hello(chunks).volume_size, ChunkSize::MIN).unwrap()
+}
+
+fn chunks(start: u64, end: u64) -> ChunkRange {
+    ChunkRange {
+        start: ChunkIndex(start),
+        end: ChunkIndex(end),
     }
 }
 
@@ -229,13 +343,16 @@ fn a_session_goes_on_from_what_is_durable() {
     first.pass(Duration::from_secs(3));
     first.send(1);
     first.flushed();
-    let ledger = first.target.into_ledger().unwrap();
+    let standing = first.target.into_standing().unwrap();
 
     let mut second = Pair::new(hello(4));
-    second.settle();
-    second.target.handle_prepared(second.now, TOKEN, ledger);
-    second.settle();
-    let durable = &second.transfer.as_ref().unwrap().durable;
+    second.go_on(standing, false);
+    let durable = &second.transfer.as_ref().unwrap().skip;
+    assert_eq!(
+        second.source.watermark().durable_bytes,
+        2 * 65536,
+        "what is told doesn't fall"
+    );
     let skipped: Vec<_> = (0..4)
         .filter(|index| durable.contains(ChunkIndex(*index)))
         .collect();
@@ -246,6 +363,9 @@ fn a_session_goes_on_from_what_is_durable() {
     second.flushed();
     let receipt = second.source_outcome.unwrap().unwrap();
     assert_eq!(receipt.resumed_bytes, 2 * 65536);
+    assert_eq!(receipt.sent_bytes, 5 * 4096);
+    assert_eq!(receipt.resent_bytes, 4096, "chunk 1");
+    assert_eq!(receipt.data_bytes, 4 * 4096);
     let mut whole = Pair::greeted(4);
     (0..4).for_each(|index| whole.send(index));
     whole.finish();
@@ -339,6 +459,13 @@ fn a_source_that_misbehaves_is_refused() {
         },
         FailureCode::Protocol,
     );
+    check(
+        Hello {
+            generation: "x".repeat(4097),
+            ..hello(1)
+        },
+        FailureCode::Protocol,
+    );
     let future = Hello {
         required_features: vec!["teleport".into()],
         ..hello(1)
@@ -364,7 +491,7 @@ fn a_source_that_misbehaves_is_refused() {
         (FailureCode::Protocol, FailureCode::Protocol)
     );
     assert!(
-        pair.target.into_ledger().is_none(),
+        pair.target.into_standing().is_none(),
         "what was there is overwritten"
     );
 }
@@ -374,8 +501,10 @@ fn a_target_that_misbehaves_is_refused() {
     let check = |change: &dyn Fn(&mut crate::message::Welcome)| {
         let mut pair = Pair::new(hello(4));
         pair.settle();
-        let ledger = Ledger::new(pair.prepare.take().unwrap());
-        pair.target.handle_prepared(pair.now, TOKEN, ledger);
+        let geometry = pair.prepare.take().unwrap();
+        let standing = Standing::new(pair.now, geometry, &hello(4));
+        pair.target
+            .handle_prepared(pair.now, TOKEN, standing, false);
         let Some(Message::Welcome(mut welcome)) = pair.target.poll_message() else {
             panic!()
         };
@@ -446,5 +575,390 @@ fn silence_ends_a_session_and_pings_prevent_it() {
     assert_eq!(
         pair.failed_with(),
         (FailureCode::Silent, FailureCode::Silent)
+    );
+}
+
+#[test]
+fn of_an_offer_nothing_is_sent_that_is_there() {
+    let mut pair = Pair::new(hello(3));
+    pair.prepared(true);
+    assert!(pair.transfer.as_ref().unwrap().offer);
+    (0..3).for_each(|index| pair.offer(index, true));
+    pair.drain();
+    pair.flushed();
+    let receipt = pair.receipt();
+    assert_eq!(receipt.digest, volume_digest(3));
+    assert_eq!(receipt.matched_bytes, 3 * 4096);
+    assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (0, 0));
+    assert_eq!(pair.rounds, 0, "there is nothing to send");
+}
+
+#[test]
+fn of_an_offer_what_differs_is_sent() {
+    let mut pair = Pair::new(hello(5));
+    pair.prepared(true);
+    for index in 0..5 {
+        pair.offer(index, index == 2);
+    }
+    pair.transfer = None;
+    pair.drain();
+    assert_eq!(pair.rounds, 1);
+    let round = pair.transfer.take().expect("another round");
+    assert!(!round.offer);
+    let skipped: Vec<_> = round.skip.ranges().collect();
+    assert_eq!(skipped, [chunks(2, 3)]);
+    assert_eq!(round.token, TOKEN);
+    for index in [0, 1, 3, 4] {
+        pair.send(index);
+    }
+    pair.drain();
+    pair.flushed();
+    let receipt = pair.receipt();
+    assert_eq!(receipt.digest, volume_digest(5));
+    assert_eq!(receipt.matched_bytes, 4096);
+    assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (4 * 4096, 0));
+    assert_eq!(receipt.wire_bytes, 2 * 99, "of both rounds");
+}
+
+#[test]
+fn what_was_wanted_has_to_come() {
+    let mut pair = Pair::new(hello(3));
+    pair.prepared(true);
+    (0..3).for_each(|index| pair.offer(index, false));
+    pair.drain();
+    pair.send(0);
+    pair.send(2);
+    pair.drain();
+    assert_eq!(
+        pair.failed_with(),
+        (FailureCode::Protocol, FailureCode::Protocol)
+    );
+    let failure = pair.target_outcome.unwrap().unwrap_err();
+    assert!(failure.text.contains("chunk 1"), "{}", failure.text);
+}
+
+#[test]
+fn more_ranges_than_a_want_holds_take_more_rounds() {
+    let count = 9000;
+    let mut pair = Pair::new(hello(count));
+    pair.prepared(true);
+    (0..count).for_each(|index| pair.offer(index, index % 2 == 0));
+    let mut sent = 0;
+    for expected in [4096, 404] {
+        pair.transfer = None;
+        pair.drain();
+        let skip = pair.transfer.as_ref().expect("another round").skip.clone();
+        let wanted = skip.complement(geometry(count).chunks());
+        assert_eq!(wanted.ranges().count(), expected);
+        for range in wanted.ranges() {
+            pair.send(range.start.0);
+            sent += 1;
+        }
+    }
+    assert_eq!(sent, count / 2);
+    pair.drain();
+    pair.flushed();
+    assert_eq!(pair.receipt().digest, volume_digest(count));
+    assert_eq!(pair.rounds, 2);
+}
+
+#[test]
+fn a_volume_that_reads_back_well_is_proven() {
+    let mut pair = Pair::to_read_back();
+    pair.read_back(volume_digest(2));
+    let receipt = pair.receipt();
+    assert_eq!(receipt.verified, Verified::Readback);
+    assert_eq!(receipt.repaired_bytes, 0);
+}
+
+#[test]
+fn nothing_is_read_back_while_chunks_may_come() {
+    let limits = TargetLimits {
+        verify: Verified::Readback,
+        ..TargetLimits::default()
+    };
+    let mut pair = Pair::with(hello(1), limits);
+    pair.prepared(false);
+    pair.send(0);
+    pair.finish();
+    pair.flushed();
+    assert_eq!(pair.read_backs_due, 0);
+    pair.target.handle_drained(pair.now);
+    pair.settle();
+    assert_eq!(pair.read_backs_due, 1);
+}
+
+#[test]
+fn what_reads_back_wrong_is_sent_again() {
+    for has_journal in [false, true] {
+        let limits = TargetLimits {
+            verify: Verified::Readback,
+            has_journal,
+            ..TargetLimits::default()
+        };
+        let mut pair = Pair::with(hello(2), limits);
+        pair.prepared(false);
+        pair.send(0);
+        pair.send(1);
+        pair.drain();
+        pair.flushed();
+        if has_journal {
+            pair.journaled();
+        }
+        pair.read_back(Digest::of_chunk(b"rot"));
+        if has_journal {
+            assert_eq!(pair.journaled().durable, [], "nothing is vouched for");
+        }
+        assert_eq!(
+            pair.target.watermark().durable_bytes,
+            2 * 65536,
+            "what was told is not taken back"
+        );
+        let round = pair.transfer.take().expect("another round");
+        assert!(round.offer && round.skip.is_empty());
+        pair.offer(0, true);
+        pair.offer(1, false);
+        pair.drain();
+        let round = pair.transfer.take().expect("another round");
+        assert!(!round.offer);
+        pair.send(1);
+        pair.drain();
+        pair.flushed();
+        if has_journal {
+            pair.journaled();
+        }
+        pair.read_back(volume_digest(2));
+        let receipt = pair.receipt();
+        assert_eq!(receipt.digest, volume_digest(2));
+        assert_eq!(receipt.repaired_bytes, 65536);
+        assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (3 * 4096, 4096));
+        assert_eq!(receipt.matched_bytes, 0, "it was sent in this clone");
+    }
+}
+
+#[test]
+fn storage_that_loses_all_repairs_fails_the_clone() {
+    let mut pair = Pair::to_read_back();
+    for _ in 0..3 {
+        pair.read_back(Digest::of_chunk(b"rot"));
+        pair.offer(0, true);
+        pair.offer(1, true);
+        pair.drain();
+        pair.flushed();
+        assert_eq!(pair.source_outcome, None);
+    }
+    pair.read_back(Digest::of_chunk(b"rot"));
+    assert_eq!(
+        pair.failed_with(),
+        (FailureCode::Integrity, FailureCode::Integrity)
+    );
+}
+
+fn journaling() -> TargetLimits {
+    TargetLimits {
+        has_journal: true,
+        ..TargetLimits::default()
+    }
+}
+
+#[test]
+fn with_a_journal_only_its_record_makes_durable() {
+    let mut pair = Pair::with(hello(2), journaling());
+    pair.prepared(false);
+    pair.send(0);
+    pair.pass(Duration::from_secs(3));
+    pair.flushed();
+    pair.pass(Duration::from_secs(5));
+    assert_eq!(pair.source.watermark().durable_bytes, 0, "no record yet");
+    pair.send(1);
+    pair.finish();
+    pair.pass(Duration::from_secs(5));
+    assert_eq!(pair.flushes_due, 0, "one after the other");
+    let record = pair.journaled();
+    assert_eq!(record.durable.len(), 1);
+    assert_eq!((record.epoch, record.taken_bytes), (1, 4096));
+    pair.pass(Duration::from_secs(5));
+    assert_eq!(pair.source.watermark().durable_bytes, 65536);
+    pair.flushed();
+    pair.pass(Duration::from_secs(5));
+    assert_eq!(pair.source_outcome, None, "no receipt without a record");
+    pair.journaled();
+    assert_eq!(pair.receipt().digest, volume_digest(2));
+}
+
+#[test]
+fn the_journal_knows_what_a_welcome_tells() {
+    let mut first = Pair::with(hello(2), journaling());
+    first.prepared(false);
+    first.send(0);
+    first.pass(Duration::from_secs(3));
+    first.flushed();
+    assert_eq!(first.journals_due.len(), 1, "and the session is cut");
+    let standing = first.target.into_standing().unwrap();
+
+    let mut second = Pair::with(hello(2), journaling());
+    second.settle();
+    second
+        .target
+        .handle_prepared(second.now, TOKEN, standing, false);
+    second.pass(Duration::from_secs(5));
+    assert_eq!(second.transfer, None, "no record yet");
+    assert_eq!(second.source.watermark().durable_bytes, 0);
+    assert_eq!(second.journaled().durable.len(), 1);
+    assert!(second.transfer.is_some());
+    assert_eq!(second.source.watermark().durable_bytes, 65536);
+}
+
+#[test]
+fn no_more_is_told_than_a_record_holds() {
+    let count = 9000;
+    let limits = TargetLimits {
+        flush_bytes: u64::MAX,
+        ..journaling()
+    };
+    let mut pair = Pair::with(hello(count), limits);
+    pair.prepared(false);
+    (0..count).step_by(2).for_each(|index| pair.send(index));
+    pair.pass(Duration::from_secs(3));
+    pair.flushed();
+    let record = pair.journaled();
+    pair.pass(Duration::from_secs(1));
+    assert_eq!(record.durable.len(), 4096);
+    assert_eq!(pair.source.watermark().durable_bytes, 4096 * 65536);
+    (0..count)
+        .skip(1)
+        .step_by(2)
+        .for_each(|index| pair.send(index));
+    pair.finish();
+    pair.flushed();
+    pair.journaled();
+    assert_eq!(pair.receipt().digest, volume_digest(count));
+}
+
+#[test]
+fn a_session_that_is_over_journals_nothing() {
+    let mut pair = Pair::with(hello(2), journaling());
+    pair.prepared(false);
+    pair.send(0);
+    pair.pass(Duration::from_secs(3));
+    pair.target.end(Failure::new(FailureCode::Disconnected, ""));
+    pair.settle();
+    pair.flushed();
+    assert_eq!(pair.journals_due, []);
+    let standing = pair.target.into_standing().unwrap();
+    assert_eq!(standing.ledger.watermark().durable_bytes, 65536);
+}
+
+#[test]
+fn a_want_of_what_is_not_there_is_refused() {
+    for (start, end) in [(0, 0), (2, 3), (0, 3)] {
+        let mut pair = Pair::greeted(2);
+        pair.send(0);
+        pair.send(1);
+        pair.finish();
+        let mut wanted = ChunkSet::default();
+        wanted.insert(chunks(start, end));
+        let want = Want {
+            chunks: wanted,
+            offer: false,
+        };
+        pair.source.handle_message(pair.now, Message::Want(want));
+        pair.settle();
+        assert_eq!(
+            pair.failed_with(),
+            (FailureCode::Protocol, FailureCode::Protocol)
+        );
+    }
+}
+
+#[test]
+fn a_want_out_of_turn_is_refused() {
+    let mut pair = Pair::greeted(2);
+    let mut wanted = ChunkSet::default();
+    wanted.insert(chunks(0, 1));
+    let want = Want {
+        chunks: wanted,
+        offer: false,
+    };
+    pair.source.handle_message(pair.now, Message::Want(want));
+    pair.settle();
+    assert_eq!(
+        pair.failed_with(),
+        (FailureCode::Protocol, FailureCode::Protocol)
+    );
+}
+
+#[test]
+fn what_a_run_sent_in_earlier_sessions_counts() {
+    let now = Instant::now();
+    let before = Sent {
+        data_bytes: 1,
+        zero_bytes: 2,
+        wire_bytes: 3,
+    };
+    let source = SourceSession::new(now, hello(1), before);
+    assert_eq!(source.sent(), before);
+    let mut pair = Pair::new(hello(1));
+    pair.source = source;
+    pair.prepared(false);
+    pair.send(0);
+    pair.finish();
+    pair.flushed();
+    let receipt = pair.receipt();
+    assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (4097, 1));
+    assert_eq!(receipt.wire_bytes, 102);
+}
+
+#[test]
+fn another_clone_or_source_resumes_nothing() {
+    let mut pair = Pair::with(hello(4), journaling());
+    pair.prepared(false);
+    pair.send(0);
+    pair.send(1);
+    pair.pass(Duration::from_secs(3));
+    pair.flushed();
+    let checkpoint = pair.journaled();
+    let now = pair.now;
+    let resume = |hello: &Hello, checkpoint: &Checkpoint| {
+        let geometry = Geometry::new(hello.volume_size, hello.chunk_size).unwrap();
+        Standing::resume(now, geometry, hello, checkpoint)
+    };
+    let standing = resume(&hello(4), &checkpoint).unwrap();
+    assert_eq!(standing.ledger.watermark().watermark, ChunkIndex(2));
+    assert_eq!(standing.taken_bytes, 2 * 4096);
+    assert_eq!(standing.checkpoint(checkpoint.clone_id, 1), checkpoint);
+
+    let refused = |hello: Hello| resume(&hello, &checkpoint).unwrap_err();
+    let other = Hello {
+        clone_id: Uuid::from_u128(9),
+        ..hello(4)
+    };
+    let error = refused(other);
+    assert_eq!(error, CannotResume::OtherClone(checkpoint.clone_id));
+    assert!(!error.is_source_changed());
+    let larger = Hello {
+        chunk_size: ChunkSize::MAX,
+        ..hello(4)
+    };
+    let newer = Hello {
+        generation: "newer".into(),
+        ..hello(4)
+    };
+    for changed in [hello(5), larger, newer] {
+        assert!(refused(changed.clone()).is_source_changed());
+        let geometry = Geometry::new(changed.volume_size, changed.chunk_size).unwrap();
+        let error = standing.check_source(geometry, &changed).unwrap_err();
+        assert!(error.is_source_changed());
+        assert_eq!(error, refused(changed));
+    }
+    assert_eq!(standing.check_source(geometry(4), &hello(4)), Ok(()));
+
+    let damaged = Checkpoint {
+        durable: vec![checkpoint.durable[0]; 2],
+        ..checkpoint.clone()
+    };
+    assert_eq!(
+        resume(&hello(4), &damaged).unwrap_err(),
+        CannotResume::Damaged
     );
 }

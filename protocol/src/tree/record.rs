@@ -350,9 +350,9 @@ fn decode_file<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, RecordError> {
     if size > INLINE_SIZE_MAX {
         return Err(RecordError::Size(size));
     }
-    let map = reader.take(zero_map::encoded_len(size))?;
+    let map = reader.bytes(zero_map::encoded_len(size))?;
     let zero_map = ZeroMap::decode(map, size).ok_or(RecordError::ZeroMap)?;
-    let data = reader.take(zero_map.data_len() as usize)?;
+    let data = reader.bytes(zero_map.data_len() as usize)?;
     Ok(Record::File {
         entry,
         digest,
@@ -426,7 +426,7 @@ impl Metadata {
         let mut xattrs: Vec<Xattr> = Vec::new();
         for _ in 0..count {
             let name_len = usize::from(reader.u8()?);
-            let name = reader.take(name_len)?.to_vec();
+            let name = reader.bytes(name_len)?.to_vec();
             let value = take_long(reader, XATTR_VALUE_LEN_MAX)?.to_vec();
             let is_next = xattrs.last().is_none_or(|last| last.name < name);
             if XattrKind::of(&name).is_none() || !is_next {
@@ -465,7 +465,7 @@ fn put_name(out: &mut Vec<u8>, name: Name<'_>) {
 
 fn take_name<'a>(reader: &mut Reader<'a>) -> Result<Name<'a>, RecordError> {
     let len = usize::from(reader.u16()?);
-    Ok(Name::new(reader.take(len)?)?)
+    Ok(Name::new(reader.bytes(len)?)?)
 }
 
 fn put_long(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -479,7 +479,7 @@ fn take_long<'a>(reader: &mut Reader<'a>, len_max: usize) -> Result<&'a [u8], Re
     if len > len_max {
         return Err(RecordError::TooLong { len, len_max });
     }
-    Ok(reader.take(len)?)
+    Ok(reader.bytes(len)?)
 }
 
 /// Bytes of a peer that are no record.

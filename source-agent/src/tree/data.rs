@@ -64,6 +64,10 @@ impl Carried for Outgoing {
         }
     }
 
+    fn travels(&self) -> bool {
+        true
+    }
+
     fn encode_end(frames: u64, header: &mut Vec<u8>) {
         TreeFrame::End { frames }.encode(header);
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
+use volferry_agent::control::{Control, LastWord};
 use volferry_agent::cpu::CpuMeter;
 use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
@@ -62,7 +62,7 @@ where
         machine: TreeSourceSession::new(Instant::now(), hello),
         control: Control::start(control, End::Target),
         connections: JoinSet::new(),
-        lost: None,
+        last_word: LastWord::default(),
         wire_bytes: 0,
         sent_sender,
         sent,
@@ -82,9 +82,7 @@ struct Session<'a, C> {
     machine: TreeSourceSession,
     control: Control,
     connections: JoinSet<Result<u64, Failure>>,
-    /// A data connection that broke, and when that counts as the cause: until then the target may
-    /// still say what was.
-    lost: Option<(Instant, Failure)>,
+    last_word: LastWord,
     /// What the data connections that have ended sent.
     wire_bytes: u64,
     sent_sender: mpsc::Sender<()>,
@@ -112,6 +110,7 @@ enum Event {
     WalkEnded(Result<(), TreeError>),
     ConnectionEnded(Result<u64, Failure>),
     Timeout,
+    Exhausted(Failure),
     Shutdown,
 }
 
@@ -137,8 +136,13 @@ impl<C: Connector + 'static> Session<'_, C> {
 
     /// The only wait.
     async fn select(&mut self) -> Event {
-        let lost_at = self.lost.as_ref().map(|(at, _)| *at);
-        let timeout = self.machine.poll_timeout().into_iter().chain(lost_at).min();
+        let last_word_at = self.last_word.poll_timeout();
+        let timeout = self
+            .machine
+            .poll_timeout()
+            .into_iter()
+            .chain(last_word_at)
+            .min();
         let sleep = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -163,6 +167,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             ),
             Some(()) = self.sent.recv() => Event::Sent,
             () = sleep => Event::Timeout,
+            failure = self.context.patience.exhausted() => Event::Exhausted(failure),
             () = shutdown.requested() => Event::Shutdown,
         }
     }
@@ -187,15 +192,16 @@ impl<C: Connector + 'static> Session<'_, C> {
                 self.check_drained();
             }
             Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+                self.last_word.lose(now, failure);
             }
             Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
             Event::Timeout => {
-                if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= now) {
+                if let Some(failure) = self.last_word.take_due(now) {
                     self.machine.fail(failure);
                 }
                 self.machine.handle_timeout(now);
             }
+            Event::Exhausted(failure) => self.machine.fail(failure),
             Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
@@ -218,14 +224,14 @@ impl<C: Connector + 'static> Session<'_, C> {
             self.machine.fail(changed_failure(&walked.changed));
         } else if walked.is_complete {
             let bytes = walked.summary.counts.bytes;
-            self.context.progress.set_volume(bytes, 0);
+            self.context.progress.set_size(bytes);
             self.walked = Some(walked);
             self.check_drained();
         }
     }
 
     fn check_drained(&mut self) {
-        if self.lost.is_some() || !self.connections.is_empty() {
+        if self.last_word.is_lost() || !self.connections.is_empty() {
             return;
         }
         if let Some(walked) = self.walked.take() {

@@ -9,14 +9,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LAST_WORD_TIMEOUT};
+use volferry_agent::control::{Control, LastWord};
 use volferry_agent::failure;
-use volferry_agent::outcome::cancelled;
+use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::SessionToken;
-use volferry_protocol::message::Message;
+use volferry_protocol::message::{Hello, Message};
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
 use volferry_protocol::tree::session::{
     TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
@@ -27,39 +27,50 @@ use volferry_storage::tree::{Restore, TreeError, TreeTarget};
 use super::data::DataConnection;
 use super::writers::{Incoming, Writers};
 use crate::TargetConfig;
-use crate::driver::{SessionEnd, new_token, refuse_busy};
-use crate::greeter::{Greeted, Greeter, Purpose};
+use crate::driver::{is_of_peer, new_token};
+use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+
+/// How a session ended.
+pub(super) enum TreeEnd {
+    /// The clone is proven, or it failed.
+    Over(Outcome),
+    /// The session ended before the directory was touched.
+    Untouched(TreeTarget, Failure),
+}
 
 /// Applied frames on their way to the owner's books.
 const APPLIED_QUEUE_LEN: usize = 64;
 
 /// Runs one session over `control`; its data connections come through `greeter`.
-pub(crate) async fn run<S>(
+pub(super) async fn run<S>(
     config: &TargetConfig,
     context: &Context,
     target: TreeTarget,
+    hello: Hello,
+    epoch: u64,
     control: S,
     greeter: &mut Greeter<S>,
-    epoch: u64,
-) -> SessionEnd<TreeTarget>
+) -> TreeEnd
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let agent = volferry_agent::agent_name("volferry-target");
     let clone_id = context.progress.clone_id();
     let (applied_sender, applied) = mpsc::channel(APPLIED_QUEUE_LEN);
+    let mut machine = TreeTargetSession::new(
+        Instant::now(),
+        clone_id,
+        epoch,
+        agent.clone(),
+        config.streams_max,
+        config.terms,
+    );
+    machine.handle_message(Instant::now(), Message::Hello(hello));
     let session = Session {
         config,
         context,
         greeter,
-        machine: TreeTargetSession::new(
-            Instant::now(),
-            clone_id,
-            epoch,
-            agent.clone(),
-            config.streams_max,
-            config.terms,
-        ),
+        machine,
         agent,
         target: Some(target),
         preparing: None,
@@ -67,7 +78,7 @@ where
         transfer: None,
         completing: None,
         connections: JoinSet::new(),
-        lost: None,
+        last_word: LastWord::default(),
         refusals: JoinSet::new(),
         applied_sender,
         applied,
@@ -91,9 +102,7 @@ struct Session<'a, S> {
     completing: Option<oneshot::Receiver<Result<TreeSummary, TreeError>>>,
     /// Each gives the number of frames that it handed to the writers.
     connections: JoinSet<Result<u64, Failure>>,
-    /// A data connection that broke, and when that counts as the cause: until then the source may
-    /// still say what was.
-    lost: Option<(Instant, Failure)>,
+    last_word: LastWord,
     /// Goodbyes to those who came too late.
     refusals: JoinSet<()>,
     applied_sender: mpsc::Sender<Result<(), TreeError>>,
@@ -134,6 +143,7 @@ enum Event<S> {
     ThreadDied,
     ConnectionEnded(Result<u64, Failure>),
     Timeout,
+    Exhausted(Failure),
     Shutdown,
 }
 
@@ -141,7 +151,7 @@ impl<S> Session<'_, S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    async fn run(mut self) -> SessionEnd<TreeTarget> {
+    async fn run(mut self) -> TreeEnd {
         let outcome = loop {
             if let Some(outcome) = self.settle() {
                 break outcome;
@@ -157,13 +167,23 @@ where
         self.connections.shutdown().await;
         self.control.close().await;
         self.refusals.shutdown().await;
-        SessionEnd::of(self.target, outcome)
+        match (self.target, outcome) {
+            (Some(target), Err(failure)) if is_of_peer(&failure) => {
+                TreeEnd::Untouched(target, failure)
+            }
+            (_, outcome) => TreeEnd::Over(outcome),
+        }
     }
 
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
-        let lost_at = self.lost.as_ref().map(|(at, _)| *at);
-        let timeout = self.machine.poll_timeout().into_iter().chain(lost_at).min();
+        let last_word_at = self.last_word.poll_timeout();
+        let timeout = self
+            .machine
+            .poll_timeout()
+            .into_iter()
+            .chain(last_word_at)
+            .min();
         let sleep = async {
             match timeout {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -185,6 +205,7 @@ where
                 ended.unwrap_or_else(|error| Err(internal(error.to_string()))),
             ),
             () = sleep => Event::Timeout,
+            failure = self.context.patience.exhausted() => Event::Exhausted(failure),
             () = shutdown.requested() => Event::Shutdown,
         }
     }
@@ -220,15 +241,16 @@ where
             }
             Event::ConnectionEnded(Ok(frames)) => self.count_frames(frames, 0),
             Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
+                self.last_word.lose(now, failure);
             }
             Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
             Event::Timeout => {
-                if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= now) {
+                if let Some(failure) = self.last_word.take_due(now) {
                     self.machine.fail(failure);
                 }
                 self.machine.handle_timeout(now);
             }
+            Event::Exhausted(failure) => self.machine.fail(failure),
             Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
@@ -242,7 +264,7 @@ where
         transfer.frames_received += received;
         transfer.frames_applied += applied;
         let all_came = transfer.numbers.len() == usize::from(transfer.streams);
-        let all_ended = self.connections.is_empty() && self.lost.is_none();
+        let all_ended = self.connections.is_empty() && !self.last_word.is_lost();
         let all_applied = transfer.frames_received == transfer.frames_applied;
         if all_came && all_ended && all_applied {
             self.machine.handle_drained();
@@ -257,10 +279,13 @@ where
             peer_address,
         } = greeted;
         match purpose {
-            Purpose::Control => {
+            Purpose::Control(_) => {
                 tracing::warn!(%peer_address, "a second session was turned away");
                 self.context.metrics.count_rejection("busy");
-                self.refusals.spawn(refuse_busy(stream));
+                let text =
+                    "this target serves another session, which a tree is cloned in as a whole";
+                let busy = Failure::new(FailureCode::Busy, text);
+                self.refusals.spawn(refuse(stream, busy));
                 while self.refusals.try_join_next().is_some() {}
             }
             Purpose::Data { number, token } => {
@@ -283,7 +308,7 @@ where
     }
 
     /// Does what the machine asks for, and tells the world. Gives the outcome at the end.
-    fn settle(&mut self) -> Option<volferry_agent::outcome::Outcome> {
+    fn settle(&mut self) -> Option<Outcome> {
         let mut outcome = None;
         while let Some(action) = self.machine.poll_action() {
             match action {
@@ -389,7 +414,7 @@ where
 
     fn seal(&mut self) {
         let bytes = self.machine.durable_bytes();
-        self.context.progress.set_volume(bytes, 0);
+        self.context.progress.set_size(bytes);
         let stats = self.context.stats(&self.agent);
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)

@@ -10,10 +10,11 @@ use super::{Findings, Tree};
 const OPERATIONS: &str = "docs/operations.md";
 const PROTOCOL: &str = "docs/protocol.md";
 
-const AGENT_FLAGS: [&str; 3] = [
+const AGENT_FLAGS: [&str; 4] = [
     "agent/src/options.rs",
     "source-agent/src/main.rs",
     "target-agent/src/main.rs",
+    "target-agent/src/options.rs",
 ];
 
 pub(super) fn check(tree: &Tree) -> Findings {

@@ -39,6 +39,17 @@ impl Disk {
         }
     }
 
+    /// Whether reading the chunk gives these bytes.
+    pub fn holds(&self, index: u64, digest: Digest) -> bool {
+        self.written.get(index as usize) == Some(&Some(digest))
+    }
+
+    /// The volume's digest as it reads now; `None` where nothing was ever written.
+    pub fn read_digest(&self) -> Option<Digest> {
+        let chunks: Vec<_> = self.written.iter().copied().collect::<Option<_>>()?;
+        Some(model::volume_digest(&self.geometry, &chunks))
+    }
+
     pub fn begin_flush(&mut self) {
         assert!(self.flushing.is_none(), "one flush at a time");
         self.flushing = Some(self.written.clone());

@@ -4,18 +4,22 @@ use uuid::Uuid;
 use volferry_protocol::digest::{Digest, Subtree};
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkSize, VOLUME_SIZE_MAX};
-use volferry_protocol::message::{Finish, Hello, Message, Sent, TokenText, Watermark, Welcome};
+use volferry_protocol::message::{
+    Finish, Hello, Message, Sent, TokenText, Want, Watermark, Welcome,
+};
+use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 
 use super::{CLONE, Input, TOKEN, model};
 
 /// Any message; `truth` is the digest that would be believed.
 pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
-    match input.below(7) {
+    match input.below(8) {
         0 => Message::Ping,
         1 => Message::Watermark(Watermark {
             watermark: ChunkIndex(number(input)),
             durable_bytes: number(input),
+            checked_bytes: 0,
         }),
         2 => Message::Error(Failure::new(input.pick(FailureCode::ALL), words(input))),
         3 => Message::Hello(hello(input)),
@@ -30,14 +34,22 @@ pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
             source: AgentStats::default(),
             tree: None,
         }),
-        _ => Message::Receipt(Box::new(receipt(input, truth))),
+        6 => Message::Receipt(Box::new(receipt(input, truth))),
+        _ => {
+            let mut chunks = ChunkSet::default();
+            chunks.insert(model::chunks(input.range(16, 4)));
+            let offer = input.bool();
+            Message::Want(Want { chunks, offer })
+        }
     }
 }
 
 fn hello(input: &mut Input<'_>) -> Hello {
     Hello {
         clone_id: clone_id(input),
+        instance: Uuid::nil(),
         attempt: u32::MAX,
+        take_over: true,
         volume_size: number(input),
         chunk_size: input.pick(&[ChunkSize::MIN, ChunkSize::MAX]),
         streams: input.pick(&[0, 1, u16::MAX]),
@@ -65,6 +77,7 @@ fn welcome(input: &mut Input<'_>) -> Welcome {
         chunk_size: input.pick(&[ChunkSize::MIN, ChunkSize::MAX]),
         streams: input.pick(&[1, 0, u16::MAX]),
         durable: (0..input.below(4)).map(|_| subtree(input)).collect(),
+        offer: input.bool(),
         features: vec![],
         agent: String::new(),
         tree: None,
@@ -83,6 +96,11 @@ fn receipt(input: &mut Input<'_>, truth: Digest) -> Receipt {
         zero_bytes: 0,
         wire_bytes: 0,
         resumed_bytes: 0,
+        sent_bytes: 0,
+        resent_bytes: 0,
+        matched_bytes: 0,
+        repaired_bytes: 0,
+        sessions: 0,
         seconds: 0.0,
         bytes_per_second: 0.0,
         finished_unix_seconds: 0,

@@ -181,6 +181,7 @@ impl TreeTargetSession {
             chunk_size: ChunkSize::DEFAULT,
             streams,
             durable: Vec::new(),
+            offer: false,
             features: TREE_FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
             tree: Some(self.terms),
@@ -272,6 +273,11 @@ impl TreeTargetSession {
             zero_bytes: logical_bytes.saturating_sub(summary.data_bytes),
             wire_bytes: finish.sent.wire_bytes,
             resumed_bytes: 0,
+            sent_bytes: finish.sent.data_bytes,
+            resent_bytes: 0,
+            matched_bytes: 0,
+            repaired_bytes: 0,
+            sessions: 1,
             seconds,
             bytes_per_second: if seconds > 0.0 {
                 logical_bytes as f64 / seconds
@@ -301,6 +307,7 @@ impl TreeTargetSession {
         let durable = self.summary.as_ref();
         self.messages.push_back(Message::Watermark(Watermark {
             watermark: ChunkIndex(0),
+            checked_bytes: 0,
             durable_bytes: durable.map_or(0, |summary| summary.counts.bytes),
         }));
     }

@@ -17,7 +17,9 @@ use crate::tree::fidelity::FidelityClass;
 fn hello(terms: TreeTerms) -> Hello {
     Hello {
         clone_id: Uuid::nil(),
+        instance: Uuid::nil(),
         attempt: 1,
+        take_over: false,
         volume_size: 0,
         chunk_size: ChunkSize::DEFAULT,
         streams: 3,

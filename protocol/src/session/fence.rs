@@ -1,0 +1,206 @@
+//! Who may write: one source at a time, and never again one that was shut out.
+//!
+//! A run of the source agent is known by its instance. While one holds the session, another is
+//! turned away until the first is gone, unless it asks to take over; then the first is shut out for
+//! good, so that an agent that was paused and goes on can't come back and write. A run that lost
+//! its connection takes its own session over: the target may notice the loss later.
+
+use std::collections::VecDeque;
+
+use uuid::Uuid;
+
+use crate::failure::{Failure, FailureCode};
+use crate::message::Hello;
+
+/// Runs that are remembered as shut out. Each was let in with this clone's own credentials; a clone
+/// that goes through more has other troubles, and the oldest are not the ones that come back.
+const SHUT_OUT_MAX: usize = 4096;
+
+/// Who holds the session, and who may not come back.
+#[derive(Clone, Debug, Default)]
+pub struct Fence {
+    epoch: u64,
+    holder: Option<Holder>,
+    /// The oldest first.
+    shut_out: VecDeque<Uuid>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holder {
+    instance: Uuid,
+    attempt: u32,
+    /// Whether its session runs.
+    is_there: bool,
+}
+
+/// What becomes of a source that asks for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It has the session of this epoch. A session that runs has to end first.
+    Granted(u64),
+    /// Another run holds the session.
+    Busy,
+    /// It was shut out.
+    Fenced,
+}
+
+impl Fence {
+    /// A fence whose next session has an epoch above `epoch`, that of the last session that is
+    /// known.
+    #[must_use]
+    pub fn after(epoch: u64) -> Self {
+        Self {
+            epoch,
+            ..Self::default()
+        }
+    }
+
+    /// A source asks for a session.
+    pub fn admit(&mut self, hello: &Hello) -> Admission {
+        if self.shut_out.contains(&hello.instance) {
+            return Admission::Fenced;
+        }
+        if let Some(holder) = self.holder {
+            let is_same = holder.instance == hello.instance;
+            // A greeting that was held up on its way is no newer session.
+            if is_same && hello.attempt <= holder.attempt {
+                return Admission::Fenced;
+            }
+            if !is_same && holder.is_there && !hello.take_over {
+                return Admission::Busy;
+            }
+            if !is_same && hello.take_over {
+                if self.shut_out.len() >= SHUT_OUT_MAX {
+                    self.shut_out.pop_front();
+                }
+                self.shut_out.push_back(holder.instance);
+            }
+        }
+        self.holder = Some(Holder {
+            instance: hello.instance,
+            attempt: hello.attempt,
+            is_there: true,
+        });
+        self.epoch = self.epoch.saturating_add(1);
+        Admission::Granted(self.epoch)
+    }
+
+    /// A source asks for a session with a greeting that was checked. Gives the epoch.
+    ///
+    /// # Errors
+    /// Why it is turned away.
+    pub fn ask<T>(&mut self, hello: &Hello, checked: Result<T, Failure>) -> Result<u64, Failure> {
+        // What can't be a session must not end one.
+        checked?;
+        match self.admit(hello) {
+            Admission::Granted(epoch) => Ok(epoch),
+            Admission::Busy => Err(Failure::new(
+                FailureCode::Busy,
+                "this target serves another session; --take-over ends that",
+            )),
+            Admission::Fenced => Err(fenced()),
+        }
+    }
+
+    /// The session ended; whoever held it may come back.
+    pub fn release(&mut self) {
+        if let Some(holder) = &mut self.holder {
+            holder.is_there = false;
+        }
+    }
+
+    /// A journal is known of sessions up to `epoch`.
+    pub fn raise(&mut self, epoch: u64) {
+        self.epoch = self.epoch.max(epoch);
+    }
+
+    /// The last epoch that was granted.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+}
+
+/// What a source is told that was shut out.
+#[must_use]
+pub fn fenced() -> Failure {
+    let text = "another run of the source agent took this clone over; end this one";
+    Failure::new(FailureCode::Fenced, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::ChunkSize;
+
+    fn hello(instance: u128, attempt: u32, take_over: bool) -> Hello {
+        Hello {
+            clone_id: Uuid::nil(),
+            instance: Uuid::from_u128(instance),
+            attempt,
+            take_over,
+            volume_size: 0,
+            chunk_size: ChunkSize::MIN,
+            streams: 1,
+            generation: String::new(),
+            features: vec![],
+            required_features: vec![],
+            agent: String::new(),
+            tree: None,
+        }
+    }
+
+    #[test]
+    fn of_two_sources_one_holds_the_session() {
+        let mut fence = Fence::after(7);
+        assert_eq!(fence.admit(&hello(1, 1, false)), Admission::Granted(8));
+        assert_eq!(fence.admit(&hello(2, 1, false)), Admission::Busy);
+        assert_eq!(
+            fence.admit(&hello(1, 2, false)),
+            Admission::Granted(9),
+            "its own"
+        );
+        fence.release();
+        assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(10));
+        assert_eq!(
+            fence.admit(&hello(1, 3, false)),
+            Admission::Busy,
+            "it was not shut out"
+        );
+    }
+
+    #[test]
+    fn who_was_shut_out_stays_out() {
+        let mut fence = Fence::default();
+        assert_eq!(fence.admit(&hello(1, 1, true)), Admission::Granted(1));
+        assert_eq!(fence.admit(&hello(2, 1, true)), Admission::Granted(2));
+        assert_eq!(fence.admit(&hello(1, 2, true)), Admission::Fenced);
+        fence.release();
+        assert_eq!(fence.admit(&hello(1, 3, true)), Admission::Fenced);
+        assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(3));
+    }
+
+    #[test]
+    fn of_too_many_that_were_shut_out_the_oldest_is_forgotten() {
+        let mut fence = Fence::default();
+        let last = SHUT_OUT_MAX as u128 + 2;
+        for instance in (1..=last).rev() {
+            let granted = fence.admit(&hello(instance, 1, true));
+            assert!(matches!(granted, Admission::Granted(_)), "{instance}");
+        }
+        assert_eq!(fence.admit(&hello(2, 2, true)), Admission::Fenced);
+        assert_eq!(fence.admit(&hello(last - 1, 2, true)), Admission::Fenced);
+        assert!(matches!(
+            fence.admit(&hello(last, 2, true)),
+            Admission::Granted(_)
+        ));
+    }
+
+    #[test]
+    fn an_old_greeting_is_no_new_session() {
+        let mut fence = Fence::default();
+        assert_eq!(fence.admit(&hello(1, 2, false)), Admission::Granted(1));
+        assert_eq!(fence.admit(&hello(1, 1, false)), Admission::Fenced);
+        assert_eq!(fence.admit(&hello(1, 2, false)), Admission::Fenced);
+    }
+}

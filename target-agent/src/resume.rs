@@ -1,0 +1,299 @@
+//! Where a session begins: from nothing, from what a journal or a checkpoint vouches for, or by
+//! comparing what the target holds.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::{ChunkRange, Geometry};
+use volferry_protocol::journal::Checkpoint;
+use volferry_protocol::message::Hello;
+use volferry_protocol::session::{CannotResume, Standing};
+use volferry_storage::Sink;
+
+/// What a clone goes on from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// From what the journal, or a checkpoint that was handed over, says to be durable.
+    #[default]
+    Journal,
+    /// As well from whatever the target holds: chunks whose digests agree are not sent.
+    Digest,
+    /// From nothing.
+    Nothing,
+}
+
+/// Reads a checkpoint that `/progress` of another target agent gave: the checkpoint itself, or all
+/// of `/progress`.
+///
+/// # Errors
+/// When the file can't be read, or is none.
+pub(crate) fn read_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Checkpoint(Checkpoint),
+        Progress { checkpoint: Checkpoint },
+    }
+    let usage = |text: String| Failure::new(FailureCode::Usage, text);
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        usage(format!(
+            "the checkpoint {} can't be read: {error}",
+            path.display()
+        ))
+    })?;
+    match serde_json::from_str(&text) {
+        Ok(Form::Checkpoint(checkpoint) | Form::Progress { checkpoint }) => Ok(checkpoint),
+        Err(_no_form) => Err(usage(format!(
+            "{} is no checkpoint; take the `checkpoint` of a target agent's /progress",
+            path.display()
+        ))),
+    }
+}
+
+/// Where a session begins.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    pub(crate) standing: Standing,
+    /// Whether the source offers its chunks by digest first.
+    pub(crate) offer: bool,
+}
+
+/// What is known before the first session.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) resume: Resume,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// Whether a file that exists may be written, whosever it is.
+    pub(crate) may_overwrite: bool,
+    /// Where the target is, for messages.
+    pub(crate) path: PathBuf,
+}
+
+impl Known {
+    /// Where the first session begins, on a volume that was made ready.
+    ///
+    /// # Errors
+    /// When the source is another than the journal's, or the file is not the one that it speaks of.
+    pub(crate) fn begin(
+        &self,
+        geometry: Geometry,
+        hello: &Hello,
+        sink: &dyn Sink,
+    ) -> Result<Begin, Failure> {
+        let now = Instant::now();
+        let offer = self.resume == Resume::Digest && !sink.zeroes_for_free();
+        let target_inode = sink.inode();
+        let anew = || Begin {
+            standing: Standing {
+                target_inode,
+                ..Standing::new(now, geometry, hello)
+            },
+            offer,
+        };
+        let Some(checkpoint) = &self.checkpoint else {
+            return Ok(anew());
+        };
+        match Standing::resume(now, geometry, hello, checkpoint) {
+            Ok(standing) if vouches(checkpoint, geometry, sink) => Ok(Begin {
+                standing: Standing {
+                    target_inode,
+                    ..standing
+                },
+                offer,
+            }),
+            // Nothing that holds data is durable yet, but the file is the clone's own.
+            Ok(_) if checkpoint.witnesses.is_empty() && is_own(checkpoint, sink) => Ok(anew()),
+            Ok(_) if self.may_overwrite || is_own(checkpoint, sink) || holds_nothing(sink) => {
+                tracing::warn!(
+                    volume = %self.path.display(),
+                    "the target does not hold what the journal says: the clone starts anew"
+                );
+                Ok(anew())
+            }
+            Ok(_) => {
+                let text = format!(
+                    "target volume: {} exists and is not the volume that the journal speaks of; \
+                     choose another target, or --overwrite it",
+                    self.path.display()
+                );
+                Err(Failure::new(FailureCode::TargetInUse, text))
+            }
+            Err(error) if error.is_source_changed() && self.resume != Resume::Digest => {
+                Err(source_changed(&error))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the journal is not used");
+                Ok(anew())
+            }
+        }
+    }
+}
+
+/// Where a later session of this agent begins: what is durable is remembered.
+///
+/// # Errors
+/// When the source is another than before.
+pub(crate) fn go_on(
+    resume: Resume,
+    standing: Standing,
+    geometry: Geometry,
+    hello: &Hello,
+) -> Result<Begin, Failure> {
+    match standing.check_source(geometry, hello) {
+        Ok(()) => Ok(Begin {
+            standing,
+            offer: resume == Resume::Digest,
+        }),
+        Err(CannotResume::OtherGeneration { .. }) if resume == Resume::Digest => Ok(Begin {
+            standing: Standing::new(Instant::now(), geometry, hello),
+            offer: true,
+        }),
+        Err(error) => Err(source_changed(&error)),
+    }
+}
+
+fn source_changed(error: &CannotResume) -> Failure {
+    let text = format!(
+        "the clone can't go on from what is durable: {error}. Compare what the target holds \
+         (--resume digest), or start anew (--resume none)"
+    );
+    Failure::new(FailureCode::SourceChanged, text)
+}
+
+/// Whether the file is the one that an earlier run of this clone wrote.
+fn is_own(checkpoint: &Checkpoint, sink: &dyn Sink) -> bool {
+    checkpoint.target_inode != 0 && checkpoint.target_inode == sink.inode()
+}
+
+/// Whether nothing can be lost by writing over the file.
+fn holds_nothing(sink: &dyn Sink) -> bool {
+    sink.zeroes_for_free() || sink.allocated_bytes() == Some(0)
+}
+
+/// Whether the volume is the one that `checkpoint` speaks of: its witnesses are there. Where nothing
+/// but zeros is durable there are none, and little is lost by starting anew.
+fn vouches(checkpoint: &Checkpoint, geometry: Geometry, sink: &dyn Sink) -> bool {
+    let mut bytes = vec![0; geometry.chunk_size().bytes() as usize];
+    let is_there = |index, digest: Digest, bytes: &mut [u8]| {
+        let range = geometry.bytes_of(ChunkRange::one(index));
+        let bytes = bytes
+            .get_mut(..geometry.chunk_len(index) as usize)
+            .unwrap_or_default();
+        sink.read_at(range.start(), bytes).is_ok() && Digest::of_chunk(bytes) == digest
+    };
+    !checkpoint.witnesses.is_empty()
+        && checkpoint
+            .witnesses
+            .iter()
+            .all(|witness| is_there(witness.index, witness.digest, &mut bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+    use volferry_protocol::geometry::{ChunkIndex, ChunkSize};
+    use volferry_storage::mem::MemVolume;
+
+    use super::*;
+
+    const CHUNK: usize = 65536;
+
+    fn geometry() -> Geometry {
+        Geometry::new(4 * CHUNK as u64, ChunkSize::MIN).unwrap()
+    }
+
+    fn hello(generation: &str) -> Hello {
+        Hello {
+            clone_id: Uuid::from_u128(1),
+            instance: Uuid::from_u128(2),
+            attempt: 1,
+            take_over: false,
+            volume_size: geometry().volume_size(),
+            chunk_size: ChunkSize::MIN,
+            streams: 1,
+            generation: generation.into(),
+            features: vec![],
+            required_features: vec![],
+            agent: String::new(),
+        }
+    }
+
+    /// Chunk 1 of a volume of sevens is durable.
+    fn checkpoint() -> Checkpoint {
+        let mut standing = Standing::new(Instant::now(), geometry(), &hello("one"));
+        let digest = Digest::of_chunk(&[7; CHUNK]);
+        standing.ledger.write(ChunkIndex(1), digest, 65536).unwrap();
+        standing.ledger.begin_flush();
+        standing.ledger.end_flush().unwrap();
+        standing.checkpoint(Uuid::from_u128(1), 5)
+    }
+
+    fn known(resume: Resume, may_overwrite: bool) -> Known {
+        Known {
+            resume,
+            checkpoint: Some(checkpoint()),
+            may_overwrite,
+            path: "target".into(),
+        }
+    }
+
+    #[test]
+    fn a_journal_counts_for_the_volume_and_the_source_it_speaks_of() {
+        let same = MemVolume::holding(vec![7; 4 * CHUNK]);
+        let begin = |resume, generation: &str, volume: &MemVolume| {
+            known(resume, false).begin(geometry(), &hello(generation), volume)
+        };
+        let durable = |begin: &Begin| begin.standing.ledger.watermark().durable_bytes;
+
+        let on = begin(Resume::Journal, "one", &same).unwrap();
+        assert_eq!((durable(&on), on.offer), (CHUNK as u64, false));
+        let on = begin(Resume::Digest, "one", &same).unwrap();
+        assert_eq!((durable(&on), on.offer), (CHUNK as u64, true));
+
+        let failure = begin(Resume::Journal, "two", &same).unwrap_err();
+        assert_eq!(failure.code, FailureCode::SourceChanged);
+        assert!(failure.text.contains("--resume digest"), "{failure}");
+        let compared = begin(Resume::Digest, "two", &same).unwrap();
+        assert_eq!((durable(&compared), compared.offer), (0, true));
+
+        let fresh = MemVolume::fresh(4 * CHUNK);
+        let anew = begin(Resume::Journal, "one", &fresh).unwrap();
+        assert_eq!((durable(&anew), anew.offer), (0, false));
+
+        let foreign = MemVolume::holding(vec![8; 4 * CHUNK]);
+        let failure = begin(Resume::Journal, "one", &foreign).unwrap_err();
+        assert_eq!(failure.code, FailureCode::TargetInUse);
+        let allowed = known(Resume::Journal, true).begin(geometry(), &hello("one"), &foreign);
+        assert_eq!(durable(&allowed.unwrap()), 0);
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_alone_and_out_of_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("checkpoint.json");
+        let json = serde_json::to_string(&checkpoint()).unwrap();
+        for text in [
+            json.clone(),
+            format!("{{\"stage\":\"x\",\"checkpoint\":{json}}}"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(read_checkpoint(&path).unwrap(), checkpoint());
+        }
+        std::fs::write(&path, "{}").unwrap();
+        assert_eq!(read_checkpoint(&path).unwrap_err().code, FailureCode::Usage);
+    }
+
+    #[test]
+    fn another_source_does_not_go_on_where_one_left() {
+        let standing = Standing::new(Instant::now(), geometry(), &hello("one"));
+        let check = |resume, generation| {
+            go_on(resume, standing.clone(), geometry(), &hello(generation)).map(|begin| begin.offer)
+        };
+        assert_eq!(check(Resume::Journal, "one"), Ok(false));
+        assert_eq!(check(Resume::Digest, "two"), Ok(true));
+        let failure = check(Resume::Journal, "two").unwrap_err();
+        assert_eq!(failure.code, FailureCode::SourceChanged);
+    }
+}
