@@ -75,6 +75,9 @@ pub struct TargetConfig {
     pub terms: TreeTerms,
     /// Remove what a target directory holds before a tree is cloned into it.
     pub delete_extra: bool,
+    /// The part of a filesystem that is kept free for its own needs when a block volume is cloned
+    /// into a directory, from 0 to 1.
+    pub filesystem_overhead: f64,
 }
 
 /// How long a target whose clone is proven waits for a source that may not have heard of it.
@@ -99,6 +102,7 @@ impl TargetConfig {
             verify: Verified::Digest,
             terms: TreeTerms::default(),
             delete_extra: false,
+            filesystem_overhead: 0.0,
         }
     }
 }
@@ -124,6 +128,12 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
     if config.volume.is_dir() {
         return tree::open(config).map(Claimed::Directory).map(Target);
     }
+    let held = open_volume(config, clone_id)?;
+    Ok(Target(Claimed::Volume(Box::new(held))))
+}
+
+/// Claims a block device or a regular file.
+fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     let opened = config
         .state_dir
         .as_deref()
@@ -165,7 +175,7 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         standing: None,
         moved: (0, 0),
     };
-    Ok(Target(Claimed::Volume(Box::new(held))))
+    Ok(held)
 }
 
 /// Opens the port for the source agent of the clone that the credentials are for. Who is turned
@@ -209,7 +219,7 @@ where
     let mut greeter = Greeter::start(acceptor, context.metrics.clone());
     context.admin.set_ready(true);
     let outcome = match target.0 {
-        Claimed::Volume(held) => serve_sessions(config, &context, *held, &mut greeter).await,
+        Claimed::Volume(held) => serve_sessions(config, &context, *held, None, &mut greeter).await,
         Claimed::Directory(target) => tree::serve(config, &context, target, &mut greeter).await,
     };
     context.admin.set_ready(false);
@@ -221,12 +231,12 @@ async fn serve_sessions<S>(
     config: &TargetConfig,
     context: &Context,
     mut held: Held,
+    mut asked: Option<Ask<S>>,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut asked = None;
     // A receipt that its source may not have heard of.
     let mut unheard: Option<Box<Receipt>> = None;
     loop {

@@ -217,6 +217,7 @@ mod tests {
             features: vec![],
             required_features: vec![],
             agent: String::new(),
+            tree: None,
         }
     }
 
