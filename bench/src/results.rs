@@ -229,6 +229,7 @@ pub(crate) fn example() -> Results {
             skipped: None,
             size_bytes: 2 << 30,
             data_bytes: 2 << 30,
+            entries: 0,
             floor: Some(Floor {
                 seconds: 0.5,
                 bytes: 2 << 30,

@@ -191,9 +191,9 @@ impl Stage {
     pub(crate) fn flush_target(&self) -> Result<(), Error> {
         if self.tree.is_some() {
             let root = File::open(&self.target).at("open", &self.target)?;
-            return Ok(rustix::fs::syncfs(root)
+            return rustix::fs::syncfs(root)
                 .map_err(std::io::Error::from)
-                .at("flush", &self.target)?);
+                .at("flush", &self.target);
         }
         let file = File::options()
             .write(true)

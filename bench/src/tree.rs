@@ -145,7 +145,9 @@ impl Place {
 
     fn remove(&self) {
         // There may be none.
-        let _ = std::process::Command::new("umount").arg(&self.mount).output();
+        let _ = std::process::Command::new("umount")
+            .arg(&self.mount)
+            .output();
         let _ = fs::remove_file(&self.image);
     }
 }
