@@ -142,6 +142,7 @@ where
         generation,
         manifest: None,
         sent: message::Sent::default(),
+        pool: None,
     };
     let (seed, _) = instance.as_u64_pair();
     let mut backoff = Backoff::new(seed);

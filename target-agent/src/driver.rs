@@ -77,6 +77,8 @@ pub(crate) struct Held {
     pub(crate) standing: Option<Standing>,
     /// Bytes of data and of zeros taken in by earlier sessions.
     pub(crate) moved: (u64, u64),
+    /// The buffers of every session, from the first on.
+    pub(crate) pool: Option<BufferPool>,
 }
 
 /// The target volume.
@@ -232,16 +234,15 @@ where
             self.apply(event);
         };
         self.connections.shutdown().await;
-        // A volume that failed is left alone; else nothing that was received is thrown away.
-        let is_of_volume =
-            matches!(&outcome, Err(failure) if failure.code.class() == FailureClass::Target);
-        let drained = if outcome.is_ok() || is_of_volume {
-            Ok(())
-        } else {
-            self.drain_in_time().await
+        let drained = match &outcome {
+            // A volume that failed is left alone; else nothing that was received is thrown away.
+            Err(failure) if failure.code.class() != FailureClass::Target => {
+                let is_last = !failure.code.is_retryable() || self.context.shutdown.is_requested();
+                self.drain_in_time(is_last).await
+            }
+            _ => Ok(()),
         };
         if let Some(transfer) = &self.transfer {
-            transfer.pool.close();
             transfer.queue.close();
         }
         let is_heard = self.control.close().await;
@@ -275,20 +276,25 @@ where
         }
     }
 
-    async fn drain_in_time(&mut self) -> Result<(), Failure> {
+    async fn drain_in_time(&mut self, is_last: bool) -> Result<(), Failure> {
         let mut shutdown = self.context.shutdown.clone();
         let patience = self.context.patience.clone();
         let overdue = async {
-            shutdown.requested().await;
+            if !is_last {
+                tokio::select! {
+                    () = shutdown.requested() => {}
+                    _at_its_end = patience.exhausted() => {}
+                }
+            }
             tokio::time::sleep(DRAIN_TIMEOUT).await;
         };
         tokio::select! {
             drained = self.drain() => drained,
             () = overdue => {
-                tracing::warn!("the volume did not take what was received before the agent has to end");
-                Ok(())
+                let text = "the target volume did not take in time what was received; it may hang: \
+                            look at the kernel log";
+                Err(Failure::new(FailureCode::TargetWrite, text))
             }
-            failure = patience.exhausted() => Err(failure),
         }
     }
 
@@ -747,8 +753,13 @@ where
     ) -> Result<(), Failure> {
         let Begin { standing, offer } = begin;
         let chunk_size = geometry.chunk_size().bytes() as usize;
-        let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
-            .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
+        // What an earlier session still holds counts too.
+        let pool = match &self.held.pool {
+            Some(pool) if pool.buffer_size() == chunk_size => pool.clone(),
+            _ => BufferPool::new(self.config.memory_bytes, chunk_size)
+                .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?,
+        };
+        self.held.pool = Some(pool.clone());
         let (queue, queue_receiver) = async_channel::bounded(pool.buffer_count());
         let resumed_bytes = standing.ledger.watermark().durable_bytes;
         tracing::info!(

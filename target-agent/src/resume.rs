@@ -147,7 +147,10 @@ pub(crate) fn go_on(
             offer: resume == Resume::Digest,
         }),
         Err(CannotResume::OtherGeneration { .. }) if resume == Resume::Digest => Ok(Begin {
-            standing: Standing::new(Instant::now(), geometry, hello),
+            standing: Standing {
+                target_inode: standing.target_inode,
+                ..Standing::new(Instant::now(), geometry, hello)
+            },
             offer: true,
         }),
         Err(error) => Err(source_changed(&error)),
