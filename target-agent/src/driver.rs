@@ -252,7 +252,11 @@ where
         self.held.fence.release();
         self.held.moved.0 += self.machine.data_bytes();
         self.held.moved.1 += self.machine.zero_bytes();
+        let progress = &self.context.progress;
         if let Some(standing) = self.machine.into_standing() {
+            let clone_id = progress.clone_id();
+            progress.set_durable(standing.ledger.watermark().durable_bytes);
+            progress.set_checkpoint(standing.checkpoint(clone_id, self.held.fence.epoch()));
             self.held.standing = Some(standing);
         }
         match (outcome, drained) {
@@ -268,6 +272,7 @@ where
                         || self.next.is_some()
                         || is_untouched && is_of_peer(&failure));
                 if may_go_on {
+                    progress.set_stage(Stage::Handshake);
                     SessionEnd::Interrupted(failure, self.next)
                 } else {
                     SessionEnd::Failed(failure)
