@@ -27,6 +27,7 @@ pub struct Fence {
 
 #[derive(Clone, Copy, Debug)]
 struct Holder {
+    epoch: u64,
     instance: Uuid,
     attempt: u32,
     /// Whether its session runs.
@@ -76,12 +77,13 @@ impl Fence {
                 self.shut_out.push_back(holder.instance);
             }
         }
+        self.epoch = self.epoch.saturating_add(1);
         self.holder = Some(Holder {
+            epoch: self.epoch,
             instance: hello.instance,
             attempt: hello.attempt,
             is_there: true,
         });
-        self.epoch = self.epoch.saturating_add(1);
         Admission::Granted(self.epoch)
     }
 
@@ -102,9 +104,10 @@ impl Fence {
         }
     }
 
-    /// The session ended; whoever held it may come back.
-    pub fn release(&mut self) {
-        if let Some(holder) = &mut self.holder {
+    /// The session of `epoch` ended; whoever held it may come back. Nothing changes when a newer
+    /// session was granted meanwhile, for which the older one had to end.
+    pub fn release(&mut self, epoch: u64) {
+        if let Some(holder) = self.holder.as_mut().filter(|holder| holder.epoch == epoch) {
             holder.is_there = false;
         }
     }
@@ -159,7 +162,13 @@ mod tests {
             Admission::Granted(9),
             "its own"
         );
-        fence.release();
+        fence.release(8);
+        assert_eq!(
+            fence.admit(&hello(2, 1, false)),
+            Admission::Busy,
+            "an older session ended, the newer one runs"
+        );
+        fence.release(9);
         assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(10));
         assert_eq!(
             fence.admit(&hello(1, 3, false)),
@@ -174,7 +183,7 @@ mod tests {
         assert_eq!(fence.admit(&hello(1, 1, true)), Admission::Granted(1));
         assert_eq!(fence.admit(&hello(2, 1, true)), Admission::Granted(2));
         assert_eq!(fence.admit(&hello(1, 2, true)), Admission::Fenced);
-        fence.release();
+        fence.release(2);
         assert_eq!(fence.admit(&hello(1, 3, true)), Admission::Fenced);
         assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(3));
     }
