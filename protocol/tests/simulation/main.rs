@@ -3,7 +3,8 @@
 //! half a journal record, two sources want the same target, and the source changes.
 //!
 //! A run is made of one seed, and goes the same way each time. `VOLFERRY_SIM_RUNS=n` sets how many
-//! seeds are run, `VOLFERRY_SIM_SEED=n` replays one and shows what happens:
+//! seeds are run and `VOLFERRY_SIM_FIRST=n` the first of them, `VOLFERRY_SIM_SEED=n` replays one and
+//! shows what happens:
 //!
 //! ```sh
 //! VOLFERRY_SIM_SEED=17 cargo test -p volferry-protocol --test simulation -- --nocapture seeds
