@@ -122,6 +122,7 @@ where
         machine,
         agent,
         held,
+        epoch: ask.epoch,
         preparing: None,
         control: Control::start(ask.stream, End::Source),
         transfer: None,
@@ -144,6 +145,7 @@ struct Session<'a, S> {
     machine: TargetSession,
     agent: String,
     held: &'a mut Held,
+    epoch: u64,
     preparing: Option<Preparing>,
     control: Control,
     /// From the welcome on.
@@ -249,14 +251,14 @@ where
         self.refusals.shutdown().await;
         let may_go_on = !matches!(self.held.volume, Volume::Away);
         let is_untouched = self.machine.geometry().is_none();
-        self.held.fence.release();
+        self.held.fence.release(self.epoch);
         self.held.moved.0 += self.machine.data_bytes();
         self.held.moved.1 += self.machine.zero_bytes();
         let progress = &self.context.progress;
         if let Some(standing) = self.machine.into_standing() {
             let clone_id = progress.clone_id();
             progress.set_durable(standing.ledger.watermark().durable_bytes);
-            progress.set_checkpoint(standing.checkpoint(clone_id, self.held.fence.epoch()));
+            progress.set_checkpoint(standing.checkpoint(clone_id, self.epoch));
             self.held.standing = Some(standing);
         }
         match (outcome, drained) {

@@ -134,11 +134,6 @@ impl Fence {
         }
     }
 
-    /// A journal is known of sessions up to `epoch`.
-    pub fn raise(&mut self, epoch: u64) {
-        self.epoch = self.epoch.max(epoch);
-    }
-
     /// The last epoch that was granted.
     #[must_use]
     pub const fn epoch(&self) -> u64 {
