@@ -38,7 +38,7 @@ use std::path::Path;
 
 use volferry_protocol::geometry::ByteRange;
 
-pub use buffer::{BudgetTooSmall, Buffer, BufferPool};
+pub use buffer::{Buffer, BufferPool, PoolError};
 pub use error::{InUseBy, Operation, StorageError, UnsupportedKind};
 pub use same::{SameReason, same_volume};
 pub use source::{FileIdentity, Generation, SourceOptions, open_source};
