@@ -747,6 +747,12 @@ impl TargetSession {
         self.stage
     }
 
+    /// What is known of the volume now.
+    #[must_use]
+    pub const fn standing(&self) -> Option<&Standing> {
+        self.standing.as_ref()
+    }
+
     /// What the source said first.
     #[must_use]
     pub const fn hello(&self) -> Option<&Hello> {
