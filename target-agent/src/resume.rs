@@ -131,12 +131,14 @@ impl Known {
     }
 }
 
-/// Where a later session of this agent begins: what is durable is remembered.
+/// Where a later session of this agent begins: what is durable is remembered. With `holds_more`, the
+/// last session was cut while it compared, and the volume holds more than is known.
 ///
 /// # Errors
 /// When the source is another than before.
 pub(crate) fn go_on(
     resume: Resume,
+    holds_more: bool,
     standing: Standing,
     geometry: Geometry,
     hello: &Hello,
@@ -144,7 +146,7 @@ pub(crate) fn go_on(
     match standing.check_source(geometry, hello) {
         Ok(()) => Ok(Begin {
             standing,
-            offer: resume == Resume::Digest,
+            offer: holds_more || resume == Resume::Digest,
         }),
         Err(CannotResume::OtherGeneration { .. }) if resume == Resume::Digest => Ok(Begin {
             standing: Standing {
@@ -292,7 +294,14 @@ mod tests {
     fn another_source_does_not_go_on_where_one_left() {
         let standing = Standing::new(Instant::now(), geometry(), &hello("one"));
         let check = |resume, generation| {
-            go_on(resume, standing.clone(), geometry(), &hello(generation)).map(|begin| begin.offer)
+            go_on(
+                resume,
+                false,
+                standing.clone(),
+                geometry(),
+                &hello(generation),
+            )
+            .map(|begin| begin.offer)
         };
         assert_eq!(check(Resume::Journal, "one"), Ok(false));
         assert_eq!(check(Resume::Digest, "two"), Ok(true));
