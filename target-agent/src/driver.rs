@@ -77,6 +77,8 @@ pub(crate) struct Held {
     pub(crate) standing: Option<Standing>,
     /// Bytes of data and of zeros taken in by earlier sessions.
     pub(crate) moved: (u64, u64),
+    /// Whether the last session was cut while it compared, or repaired.
+    pub(crate) holds_more: bool,
     /// The buffers of every session, from the first on.
     pub(crate) pool: Option<BufferPool>,
 }
@@ -254,6 +256,7 @@ where
         self.held.fence.release(self.epoch);
         self.held.moved.0 += self.machine.data_bytes();
         self.held.moved.1 += self.machine.zero_bytes();
+        self.held.holds_more |= self.machine.is_comparing();
         let progress = &self.context.progress;
         if let Some(standing) = self.machine.into_standing() {
             let clone_id = progress.clone_id();
@@ -716,8 +719,15 @@ where
         let begin = match self.held.standing.take() {
             Some(standing) => {
                 let kept = standing.clone();
-                resume::go_on(self.held.known.resume, standing, geometry, hello)
-                    .inspect_err(|_changed| self.held.standing = Some(kept))
+                let holds_more = self.held.holds_more;
+                resume::go_on(
+                    self.held.known.resume,
+                    holds_more,
+                    standing,
+                    geometry,
+                    hello,
+                )
+                .inspect_err(|_changed| self.held.standing = Some(kept))
             }
             None => self.held.known.begin(geometry, hello, &*sink),
         };

@@ -145,6 +145,7 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         known,
         standing: None,
         moved: (0, 0),
+        holds_more: false,
         pool: None,
     };
     Ok(Target { held })

@@ -753,6 +753,12 @@ impl TargetSession {
         self.standing.as_ref()
     }
 
+    /// Whether the volume is being compared, or repaired: it holds more than the ledger knows.
+    #[must_use]
+    pub const fn is_comparing(&self) -> bool {
+        self.repairs > 0 || !matches!(self.round, Round::Send)
+    }
+
     /// What the source said first.
     #[must_use]
     pub const fn hello(&self) -> Option<&Hello> {
