@@ -176,7 +176,7 @@ struct Preparing {
 
 /// A volume that was made ready, and where the session begins on it.
 type Prepared = (
-    Result<Arc<dyn Sink>, StorageError>,
+    Result<Arc<dyn Sink>, Failure>,
     Option<Result<Begin, Failure>>,
 );
 
@@ -315,8 +315,7 @@ where
         if let Some(Preparing { done, .. }) = self.preparing.take()
             && let Ok((prepared, _begin)) = done.await
         {
-            let sink = prepared.map_err(|error| failure::of_storage(End::Target, &error))?;
-            self.held.volume = Volume::Ready(sink);
+            self.held.volume = Volume::Ready(prepared?);
         }
         let Some(transfer) = self.transfer.take() else {
             return Ok(());
@@ -701,7 +700,11 @@ where
             .name("target-prepare".to_owned())
             .spawn(move || {
                 let _counted = cpu.count_this_thread();
-                let prepared = volume.prepare(geometry.volume_size());
+                let prepared = known.check_file().and_then(|()| {
+                    volume
+                        .prepare(geometry.volume_size())
+                        .map_err(|error| failure::of_storage(End::Target, &error))
+                });
                 let sink = prepared.as_deref().ok();
                 let begin = sink.map(|sink| known.begin(geometry, &hello, sink));
                 let _nobody_waits = sender.send((prepared, begin));
@@ -749,13 +752,11 @@ where
     fn start_transfer(
         &mut self,
         geometry: Geometry,
-        prepared: Result<Arc<dyn Sink>, StorageError>,
+        prepared: Result<Arc<dyn Sink>, Failure>,
         begin: Result<Begin, Failure>,
         is_first: bool,
     ) {
-        let started = prepared
-            .map_err(|error| failure::of_storage(End::Target, &error))
-            .and_then(|sink| self.greet(geometry, sink, begin?, is_first));
+        let started = prepared.and_then(|sink| self.greet(geometry, sink, begin?, is_first));
         if let Err(failure) = started {
             self.machine.fail(failure);
         }

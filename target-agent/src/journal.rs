@@ -53,6 +53,15 @@ impl Journal {
             return Err(Failure::new(FailureCode::TargetInUse, text));
         }
         let checkpoint = read(&path).map_err(|error| cannot("read it", error))?;
+        let (checkpoint, foreign) = match checkpoint {
+            Some(checkpoint) if checkpoint.clone_id != clone_id => {
+                (None, Some(checkpoint.clone_id))
+            }
+            own => (own, None),
+        };
+        if let Some(clone_id) = foreign {
+            tracing::warn!(path = %path.display(), %clone_id, "the journal is not used: it is of another clone");
+        }
         let journal = Self {
             directory: directory.to_owned(),
             path,
@@ -207,6 +216,18 @@ mod tests {
             let (_journal, last) = Journal::open(directory.path(), CLONE).unwrap();
             assert_eq!(last, None);
         }
+    }
+
+    #[test]
+    fn the_journal_of_another_clone_counts_as_absent() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path(), CLONE).unwrap();
+        journal.append(&checkpoint(1, 1)).unwrap();
+        let other = Uuid::from_u128(8);
+        let path = directory.path().join(format!("{other}.journal"));
+        std::fs::copy(journal.path(), path).unwrap();
+        let (_journal, last) = Journal::open(directory.path(), other).unwrap();
+        assert_eq!(last, None);
     }
 
     #[test]

@@ -13,7 +13,8 @@
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -114,7 +115,7 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
     let handed_over = config
         .resume_from
         .as_deref()
-        .map(read_checkpoint)
+        .map(|path| read_checkpoint(path, clone_id))
         .transpose()?;
     // Of two, the journal is nearer to the volume.
     let checkpoint = journaled
@@ -122,7 +123,9 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         .or(handed_over)
         .filter(|_| config.resume != Resume::Nothing);
     let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
-    let goes_on = checkpoint.is_some() || config.resume == Resume::Digest;
+    let goes_on = checkpoint.is_some()
+        || config.resume == Resume::Digest
+        || journal.is_some() && is_blank(&config.volume);
     let options = TargetOptions {
         overwrite: config.options.overwrite || goes_on,
         ..config.options
@@ -149,6 +152,12 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         pool: None,
     };
     Ok(Target { held })
+}
+
+/// Whether a file is there that holds nothing: an earlier run may have made it and died before the
+/// journal's first record, and the next one must not be stuck with it.
+fn is_blank(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.blocks() == 0)
 }
 
 /// Opens the port for the source agent of the clone that the credentials are for. Who is turned
