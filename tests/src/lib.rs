@@ -36,6 +36,7 @@ pub mod identity;
 pub mod peer;
 pub mod programs;
 pub mod proxy;
+pub mod random;
 pub mod skip;
 pub mod trial;
 pub mod volume;

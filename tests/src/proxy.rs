@@ -5,6 +5,7 @@
 //! What it does can be changed while it runs, and so can the target behind it: a target that was
 //! started again listens elsewhere, but its source still dials the same address.
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -88,6 +89,8 @@ struct State {
     target: Option<SocketAddr>,
     planned: Vec<Planned>,
     happened: u64,
+    /// What each connection has brought, each way.
+    carried: BTreeMap<(u64, bool), u64>,
     is_silent: bool,
     /// Bytes of chunks that may still pass; `None` for all.
     chunks_left: Option<u64>,
@@ -174,6 +177,19 @@ impl Proxy {
             fault,
         };
         self.change(|state| state.planned.push(planned));
+    }
+
+    /// Plans nothing any more.
+    pub fn forget_plans(&self) {
+        self.change(|state| state.planned.clear());
+    }
+
+    /// Bytes that connection number `connection` has brought that `way`.
+    #[must_use]
+    pub fn carried(&self, connection: u64, way: Way) -> u64 {
+        let carried = &self.shared.state().carried;
+        let found = carried.get(&(connection, way == Way::ToTarget));
+        found.copied().unwrap_or(0)
     }
 
     /// How many planned faults have happened.
@@ -486,6 +502,8 @@ impl Shared {
             *left -= len;
         }
         state.flow(way).passed += len;
+        let key = (link.number, way == Way::ToTarget);
+        state.carried.insert(key, carried + len);
         drop(state);
         self.changed.notify_all();
         passage
