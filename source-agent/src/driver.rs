@@ -18,7 +18,7 @@ use volferry_protocol::frame::Preamble;
 use volferry_protocol::geometry::ChunkIndex;
 use volferry_protocol::message::{self, Hello, Message};
 use volferry_protocol::session::source::Transfer;
-use volferry_protocol::session::{SourceAction, SourceSession};
+use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
 use volferry_transport::{Connector, TransportError};
 
@@ -137,6 +137,8 @@ impl<C: Connector + 'static> Session<'_, C> {
             while queue.try_recv().is_ok() {}
         }
         self.standing.sent = self.machine.sent();
+        // With what a round that was cut has sent.
+        self.standing.sent.wire_bytes = self.context.progress.wire_bytes.sum();
         self.control.close().await;
         outcome
     }
@@ -260,9 +262,11 @@ impl<C: Connector + 'static> Session<'_, C> {
         progress.set_stage(self.machine.stage());
         let sent = self.machine.sent();
         progress.set_moved(sent.data_bytes, sent.zero_bytes);
-        let watermark = self.machine.watermark();
-        progress.set_durable(watermark.durable_bytes);
-        progress.set_checked(watermark.checked_bytes);
+        if self.machine.stage() != Stage::Handshake {
+            let watermark = self.machine.watermark();
+            progress.set_durable(watermark.durable_bytes);
+            progress.set_checked(watermark.checked_bytes);
+        }
         outcome
     }
 
@@ -293,9 +297,10 @@ impl<C: Connector + 'static> Session<'_, C> {
         if let (Some(path), None) = (&self.config.manifest, &manifest) {
             *manifest = Some(ManifestFile::create(path, &geometry)?);
         }
+        // What the manifest lacks is read even where it is not sent.
         let known = manifest.as_ref().map_or_else(
             || transfer.skip.clone(),
-            |manifest| manifest.recorded().clone(),
+            |manifest| manifest.recorded().common(&transfer.skip),
         );
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
         for number in 0..transfer.streams {

@@ -180,6 +180,27 @@ type Prepared = (
     Option<Result<Begin, Failure>>,
 );
 
+/// A volume on its way to be made ready.
+#[derive(Debug)]
+enum Unprepared {
+    Claimed(TargetVolume),
+    Ready(Arc<dyn Sink>),
+}
+
+impl Unprepared {
+    fn prepare(self, known: &Known, geometry: &Geometry) -> Result<Arc<dyn Sink>, Failure> {
+        match self {
+            Self::Ready(sink) => Ok(sink),
+            Self::Claimed(volume) => {
+                known.check_file()?;
+                volume
+                    .prepare(geometry.volume_size())
+                    .map_err(|error| failure::of_storage(End::Target, &error))
+            }
+        }
+    }
+}
+
 /// What moves chunks.
 #[derive(Debug)]
 struct Transfer {
@@ -598,7 +619,9 @@ where
             progress.set_checked(checked);
         }
         let durable_bytes = self.machine.watermark().durable_bytes;
-        if progress.set_durable(durable_bytes)
+        // Before the welcome nothing is known, which is no step back.
+        if self.machine.stage() != Stage::Handshake
+            && progress.set_durable(durable_bytes)
             && let Some(checkpoint) = self.machine.checkpoint()
         {
             progress.set_checkpoint(checkpoint);
@@ -628,6 +651,10 @@ where
         transfer.claims = Arc::new(Claims::of(written));
         // Between the zeros of a chunk may lie what it held before.
         transfer.is_fresh.store(false, Ordering::Relaxed);
+        // A repair takes back what was vouched for.
+        if let Some(checkpoint) = self.machine.checkpoint() {
+            self.context.progress.set_checkpoint(checkpoint);
+        }
     }
 
     fn start_read_back(&mut self) {
@@ -673,10 +700,18 @@ where
         let volume = match std::mem::replace(&mut self.held.volume, Volume::Away) {
             Volume::Ready(sink) => {
                 self.held.volume = Volume::Ready(Arc::clone(&sink));
-                self.go_on(geometry, &hello, sink);
-                return;
+                if sink.size() != geometry.volume_size() {
+                    self.machine.fail(resized(sink.size(), &geometry));
+                    return;
+                }
+                if let Some(standing) = self.held.standing.take() {
+                    self.go_on(geometry, &hello, sink, standing);
+                    return;
+                }
+                // The session before was cut while the volume was made ready.
+                Unprepared::Ready(sink)
             }
-            Volume::Claimed(volume) if fits(&volume, &geometry) => volume,
+            Volume::Claimed(volume) if fits(&volume, &geometry) => Unprepared::Claimed(volume),
             Volume::Claimed(volume) => {
                 let error = StorageError::TargetTooSmall {
                     path: self.config.volume.clone(),
@@ -700,11 +735,7 @@ where
             .name("target-prepare".to_owned())
             .spawn(move || {
                 let _counted = cpu.count_this_thread();
-                let prepared = known.check_file().and_then(|()| {
-                    volume
-                        .prepare(geometry.volume_size())
-                        .map_err(|error| failure::of_storage(End::Target, &error))
-                });
+                let prepared = volume.prepare(&known, &geometry);
                 let sink = prepared.as_deref().ok();
                 let begin = sink.map(|sink| known.begin(geometry, &hello, sink));
                 let _nobody_waits = sender.send((prepared, begin));
@@ -718,22 +749,17 @@ where
     }
 
     /// A later session: the volume is ready, and what is durable is known.
-    fn go_on(&mut self, geometry: Geometry, hello: &Hello, sink: Arc<dyn Sink>) {
-        let begin = match self.held.standing.take() {
-            Some(standing) => {
-                let kept = standing.clone();
-                let holds_more = self.held.holds_more;
-                resume::go_on(
-                    self.held.known.resume,
-                    holds_more,
-                    standing,
-                    geometry,
-                    hello,
-                )
-                .inspect_err(|_changed| self.held.standing = Some(kept))
-            }
-            None => self.held.known.begin(geometry, hello, &*sink),
-        };
+    fn go_on(
+        &mut self,
+        geometry: Geometry,
+        hello: &Hello,
+        sink: Arc<dyn Sink>,
+        standing: Standing,
+    ) {
+        let kept = standing.clone();
+        let (resume, holds_more) = (self.held.known.resume, self.held.holds_more);
+        let begin = resume::go_on(resume, holds_more, standing, geometry, hello)
+            .inspect_err(|_changed| self.held.standing = Some(kept));
         self.start_transfer(geometry, Ok(sink), begin, false);
     }
 
@@ -859,6 +885,15 @@ fn fits(volume: &TargetVolume, geometry: &Geometry) -> bool {
     volume
         .capacity()
         .is_none_or(|capacity| capacity >= geometry.volume_size())
+}
+
+fn resized(before: u64, geometry: &Geometry) -> Failure {
+    let text = format!(
+        "the source has {} bytes, an earlier session of this target was for {before}; start the \
+         target agent anew",
+        geometry.volume_size()
+    );
+    Failure::new(FailureCode::SourceChanged, text)
 }
 
 /// Whether the peer or the way to it failed, not this end or its volume.

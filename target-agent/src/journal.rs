@@ -90,6 +90,15 @@ impl Journal {
         written.map_err(|error| cannot_write(&self.path, "write it", &error))
     }
 
+    /// Removes the journal: the clone is done, and nothing will go on from here.
+    pub(crate) fn remove(&self) {
+        let removed =
+            std::fs::remove_file(&self.path).and_then(|()| File::open(&self.directory)?.sync_all());
+        if let Err(error) = removed {
+            tracing::warn!(path = %self.path.display(), %error, "could not remove the journal");
+        }
+    }
+
     fn replace(&mut self, record: &[u8]) -> io::Result<()> {
         let fresh_path = self.path.with_extension("journal.new");
         let mut file = File::create(&fresh_path)?;
@@ -191,6 +200,17 @@ mod tests {
         drop(journal);
         let (_journal, last) = Journal::open(&directory, CLONE).unwrap();
         assert_eq!(last, Some(checkpoint(9, 3)));
+    }
+
+    #[test]
+    fn what_was_removed_is_not_gone_on_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path(), CLONE).unwrap();
+        journal.append(&checkpoint(1, 3)).unwrap();
+        journal.remove();
+        drop(journal);
+        let (_journal, last) = Journal::open(directory.path(), CLONE).unwrap();
+        assert_eq!(last, None);
     }
 
     #[test]

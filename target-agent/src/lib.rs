@@ -15,8 +15,8 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -192,7 +192,7 @@ pub async fn listen(
 pub async fn serve<A>(
     config: &TargetConfig,
     context: Context,
-    target: Target,
+    mut target: Target,
     acceptor: A,
 ) -> Outcome
 where
@@ -200,8 +200,13 @@ where
 {
     let mut greeter = Greeter::start(acceptor, context.metrics.clone());
     context.admin.set_ready(true);
-    let outcome = serve_sessions(config, &context, target.held, &mut greeter).await;
+    let outcome = serve_sessions(config, &context, &mut target.held, &mut greeter).await;
     context.admin.set_ready(false);
+    if let (Ok(_), Some(journal)) = (&outcome, &target.held.journal) {
+        // A later clone by the same name must not go on from this one's end.
+        let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.remove();
+    }
     greeter.close().await;
     outcome
 }
@@ -209,30 +214,32 @@ where
 async fn serve_sessions<S>(
     config: &TargetConfig,
     context: &Context,
-    mut held: Held,
+    held: &mut Held,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut asked = None;
-    // A receipt that its source may not have heard of.
-    let mut unheard: Option<Box<Receipt>> = None;
+    // A receipt that its source may not have heard of, and how long that is waited for.
+    let mut unheard: Option<(Receipt, Instant)> = None;
     loop {
         let ask = match asked.take() {
             Some(ask) => ask,
             None => {
-                let next = next_source(context, &mut held, greeter);
-                match (unheard.take(), next) {
-                    (None, next) => next.await?,
-                    (Some(receipt), next) => match tokio::time::timeout(LINGER_TIME, next).await {
-                        Ok(Ok(ask)) => ask,
-                        Ok(Err(_)) | Err(_) => return Ok(*receipt),
-                    },
+                let next = next_source(context, held, greeter);
+                match &unheard {
+                    None => next.await?,
+                    Some((receipt, until)) => {
+                        match tokio::time::timeout_at((*until).into(), next).await {
+                            Ok(Ok(ask)) => ask,
+                            Ok(Err(_)) | Err(_) => return Ok(receipt.clone()),
+                        }
+                    }
                 }
             }
         };
-        match driver::run(config, context, &mut held, ask, greeter).await {
+        match driver::run(config, context, held, ask, greeter).await {
             SessionEnd::Proven {
                 receipt,
                 is_heard: true,
@@ -242,11 +249,13 @@ where
                     "the clone is proven, but the source may not have heard of it: waiting for it \
                      to come back"
                 );
-                unheard = Some(receipt);
+                let until = Instant::now() + LINGER_TIME;
+                unheard.get_or_insert((*receipt, until));
             }
             SessionEnd::Failed(failure) => {
                 context.metrics.count_failure(&failure);
-                return Err(failure);
+                // What was proven stays so.
+                return unheard.map(|(receipt, _)| receipt).ok_or(failure);
             }
             SessionEnd::Interrupted(failure, next) => {
                 tracing::warn!(
