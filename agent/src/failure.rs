@@ -5,7 +5,8 @@ use std::error::Error;
 
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::FrameError;
-use volferry_storage::StorageError;
+use volferry_storage::tree::TreeError;
+use volferry_storage::{Operation, StorageError};
 use volferry_transport::{Class, TransportError};
 
 use crate::progress::End;
@@ -35,6 +36,47 @@ pub fn of_storage(end: End, error: &StorageError) -> Failure {
         text.push_str(remedy);
     }
     Failure::new(code, text)
+}
+
+/// The failure behind an error of the tree at `end`.
+#[must_use]
+pub fn of_tree(end: End, error: &TreeError) -> Failure {
+    let code = match (end, error) {
+        (_, TreeError::Record(_) | TreeError::Refused { .. }) => FailureCode::Protocol,
+        (_, TreeError::Corrupt { .. }) => FailureCode::Integrity,
+        (End::Target, TreeError::NoSpace { .. }) => FailureCode::TargetNoSpace,
+        (End::Target, TreeError::NotEmpty { .. } | TreeError::InUse { .. }) => {
+            FailureCode::TargetInUse
+        }
+        (End::Target, TreeError::Storage(error)) => match of_storage(end, error).code {
+            // The root was open when anything else failed.
+            FailureCode::TargetOpen if !is_opening(error) => FailureCode::TargetWrite,
+            code => code,
+        },
+        (End::Target, TreeError::Leftover { .. }) => FailureCode::TargetOpen,
+        (End::Source, TreeError::Storage(error)) if !is_opening(error) => FailureCode::SourceRead,
+        (End::Source, _) => FailureCode::SourceOpen,
+    };
+    let whose = match code {
+        FailureCode::Protocol => "what the source sent must not be applied".to_owned(),
+        _ => format!("{} tree", end.label()),
+    };
+    let mut text = format!("{whose}: {}", chain(error));
+    if let Some(remedy) = error.remedy() {
+        text.push_str("; ");
+        text.push_str(remedy);
+    }
+    Failure::new(code, text)
+}
+
+fn is_opening(error: &StorageError) -> bool {
+    matches!(
+        error,
+        StorageError::Io {
+            operation: Operation::Open,
+            ..
+        }
+    )
 }
 
 /// The failure behind an error of a connection.

@@ -59,6 +59,12 @@ const READINGS: &[Reading] = &[
         |r| r.zero_bytes as f64,
     ),
     (
+        "volferry_entries",
+        "Names of a tree that were read or made",
+        Kind::Gauge,
+        |r| r.entries as f64,
+    ),
+    (
         "volferry_wire_bytes_total",
         "Bytes on data connections before encryption",
         Kind::Counter,

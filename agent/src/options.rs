@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use uuid::Uuid;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::ChunkSize;
+use volferry_protocol::tree::fidelity::FidelityClass;
+use volferry_protocol::tree::session::TreeTerms;
 use volferry_transport::{Credentials, TransportError};
 
 use crate::failure;
@@ -92,6 +95,51 @@ impl AgentOptions {
     pub const fn memory_bytes(&self) -> usize {
         (self.memory_mib as usize) << 20
     }
+}
+
+/// Flags of every end of a clone of a tree: of the agents, and of `volferry copy`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TreeOptions {
+    /// What of a tree may be lost: ownership, modes, times, xattrs, acls, labels, devices,
+    /// unreadable or mounts; several with commas. What either end accepts is accepted
+    #[arg(
+        long,
+        env = "VOLFERRY_ACCEPT",
+        value_name = "CLASS",
+        value_delimiter = ','
+    )]
+    #[arg(value_parser = parse_class)]
+    pub accept: Vec<FidelityClass>,
+
+    /// Clone the SELinux labels of a tree; both ends must say so
+    #[arg(long, env = "VOLFERRY_SELINUX", value_parser = BoolishValueParser::new())]
+    pub selinux: bool,
+}
+
+impl TreeOptions {
+    /// What has to be kept.
+    #[must_use]
+    pub fn terms(&self) -> TreeTerms {
+        TreeTerms {
+            accept: self.accept.iter().copied().collect(),
+            selinux: self.selinux,
+        }
+    }
+}
+
+/// Reads a class of what can be lost.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_class(text: &str) -> Result<FidelityClass, String> {
+    let mut all = FidelityClass::ALL.iter().copied();
+    all.find(|class| class.label() == text).ok_or_else(|| {
+        let known: Vec<_> = FidelityClass::ALL
+            .iter()
+            .map(|class| class.label())
+            .collect();
+        format!("{text:?} is none of {}", known.join(", "))
+    })
 }
 
 impl AgentOptions {

@@ -81,6 +81,7 @@ pub struct Progress {
     resumed_bytes: AtomicU64,
     data_bytes: AtomicU64,
     zero_bytes: AtomicU64,
+    entries: AtomicU64,
     checked_bytes: AtomicU64,
     travelled: Mutex<Travelled>,
     session_count: AtomicU64,
@@ -175,6 +176,9 @@ pub struct Report {
     pub data_bytes: u64,
     /// Bytes that are zero and didn't travel.
     pub zero_bytes: u64,
+    /// Names of a tree that were read or made so far; 0 for a block volume.
+    #[serde(default)]
+    pub entries: u64,
     /// Bytes of data that went from end to end in all sessions of this agent.
     pub sent_bytes: u64,
     /// Of these, bytes that went more than once.
@@ -217,6 +221,7 @@ impl Progress {
             resumed_bytes: AtomicU64::new(0),
             data_bytes: AtomicU64::new(0),
             zero_bytes: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
             checked_bytes: AtomicU64::new(0),
             travelled: Mutex::default(),
             session_count: AtomicU64::new(0),
@@ -262,6 +267,17 @@ impl Progress {
     pub fn set_moved(&self, data_bytes: u64, zero_bytes: u64) {
         self.data_bytes.store(data_bytes, Ordering::Relaxed);
         self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
+    }
+
+    /// A tree turned out to hold so many bytes. Unlike that of a volume, its clone does not grow
+    /// durable step by step, so that nobody's patience is measured by it.
+    pub fn set_size(&self, logical_bytes: u64) {
+        self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
+    }
+
+    /// So many names of a tree were read or made.
+    pub fn set_entries(&self, entries: u64) {
+        self.entries.store(entries, Ordering::Relaxed);
     }
 
     /// So much is durable at the target. Says whether that is news.
@@ -356,6 +372,7 @@ impl Progress {
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
             data_bytes: self.data_bytes.load(Ordering::Relaxed),
             zero_bytes: self.zero_bytes.load(Ordering::Relaxed),
+            entries: self.entries.load(Ordering::Relaxed),
             sent_bytes,
             resent_bytes,
             checked_bytes: self.checked_bytes.load(Ordering::Relaxed),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use uuid::Uuid;
-use volferry_agent::options::parse_chunk_size;
+use volferry_agent::options::{TreeOptions, parse_chunk_size};
 use volferry_agent::outcome;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
@@ -19,15 +19,27 @@ use crate::pair;
 /// Arguments of `volferry copy`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The source volume: a block device or a raw image file
+    /// The source volume: a block device, a raw image file, or a directory
     source: PathBuf,
 
-    /// The target volume: a block device, or a file that may not exist yet
+    /// The target volume: a block device, or a file or directory that may not exist yet
     target: PathBuf,
 
-    /// Write into a target file that exists
+    /// Write into a target file that exists, or a directory that holds something: what is sent
+    /// replaces what is there
     #[arg(long)]
     overwrite: bool,
+
+    /// Remove what a target directory holds before a tree is cloned into it
+    #[arg(long, requires = "overwrite")]
+    delete_extra: bool,
+
+    /// Clone a tree though files of it change, appear or vanish while it is read
+    #[arg(long)]
+    allow_changed: bool,
+
+    #[command(flatten)]
+    tree: TreeOptions,
 
     /// Make what lies behind the volume on a larger target read as zeros
     #[arg(long)]
@@ -70,7 +82,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PATH")]
     receipt: Option<PathBuf>,
 
-    /// Write the digest of every chunk to this file, for volferry verify --manifest
+    /// Write the digest of every chunk to this file, for volferry verify --manifest; of a tree the
+    /// digest of every file, for b3sum --check
     #[arg(long, value_name = "PATH")]
     manifest: Option<PathBuf>,
 }
@@ -100,6 +113,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn copy(arguments: &Arguments) -> outcome::Outcome {
     refuse_same(&arguments.source, &arguments.target)?;
+    if arguments.source.is_dir() {
+        make_directory(&arguments.target)?;
+        refuse_nested(&arguments.source, &arguments.target)?;
+    }
     let memory_bytes = (arguments.memory_mib as usize) << 20;
     let source = SourceConfig::new(arguments.source.clone());
     let source = SourceConfig {
@@ -108,6 +125,8 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         memory_bytes,
         direct: !arguments.buffered,
         manifest: arguments.manifest.clone(),
+        terms: arguments.tree.terms(),
+        allow_changed: arguments.allow_changed,
         generation: arguments.source_generation.clone(),
         ..source
     };
@@ -119,6 +138,8 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
             direct: !arguments.buffered,
         },
         memory_bytes,
+        terms: arguments.tree.terms(),
+        delete_extra: arguments.delete_extra,
         ..TargetConfig::new(arguments.target.clone())
     };
     let target = arguments.resume.apply(target);
@@ -157,6 +178,33 @@ fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
     };
     let text = format!(
         "{} and {} are the same volume: {reason}; choose another target",
+        source.display(),
+        target.display()
+    );
+    Err(Failure::new(FailureCode::Usage, text))
+}
+
+/// Makes the target directory where it isn't there yet.
+fn make_directory(target: &Path) -> Result<(), Failure> {
+    match std::fs::create_dir(target) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            let text = format!("the directory {} can't be made: {error}", target.display());
+            Err(Failure::new(FailureCode::TargetOpen, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A tree must not be cloned into itself: it would grow while it is read.
+fn refuse_nested(source: &Path, target: &Path) -> Result<(), Failure> {
+    let (Ok(real_source), Ok(real_target)) = (source.canonicalize(), target.canonicalize()) else {
+        return Ok(());
+    };
+    if !real_target.starts_with(&real_source) && !real_source.starts_with(&real_target) {
+        return Ok(());
+    }
+    let text = format!(
+        "one of {} and {} lies within the other; choose another target",
         source.display(),
         target.display()
     );

@@ -19,7 +19,7 @@ mod verify;
 /// Clones volumes between two agents, and proves every clone with a digest.
 ///
 /// Exit codes: 0 success, 1 a fault of volferry, 2 usage, 3 source, 4 target, 5 network,
-/// 6 identity, 7 integrity, 8 cancelled.
+/// 6 identity, 7 integrity, 8 cancelled, 9 fidelity.
 #[derive(Debug, Parser)]
 #[command(name = "volferry", version)]
 struct Arguments {
@@ -39,7 +39,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Clone a raw image or block device to a file or block device, with both agents in this process
+    /// Clone a raw image, a block device or a directory, with both agents in this process
     Copy(copy::Arguments),
     /// Show what a clone is: make a small sparse volume, clone it, verify it, explain the receipt
     Demo,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use volferry_agent::progress::{Limit, Report, limit_of_both};
 use volferry_protocol::failure::Failure;
-use volferry_protocol::receipt::Receipt;
+use volferry_protocol::receipt::{Receipt, TreeReceipt};
 
 /// Prints a line on standard output.
 pub(crate) fn line(text: &str) {
@@ -86,6 +86,15 @@ fn describe(source: &Report, target: &Report) -> String {
         Limit::Unknown => String::new(),
         limit => format!("  limit: {limit}"),
     };
+    if target.entries > 0 && target.durable_bytes == 0 {
+        // How large a tree is shows when it was walked.
+        return format!(
+            "{} of {} names made  data {}{limit}",
+            target.entries,
+            source.entries,
+            human_bytes(target.data_bytes),
+        );
+    }
     format!(
         "{} of {} durable  {}/s  ETA {eta}  data {}  zero {}{limit}",
         human_bytes(target.durable_bytes),
@@ -114,10 +123,17 @@ pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
             human_bytes(stats.peak_memory_bytes)
         )
     };
+    let volume = match &receipt.tree {
+        None => format!(
+            "chunks of {}",
+            human_bytes(u64::from(receipt.chunk_size.bytes()))
+        ),
+        Some(tree) => describe_tree(tree),
+    };
     format!(
         "clone     {}\n\
          digest    {}\n\
-         volume    {} ({} data, {} zero), chunks of {}\n\
+         volume    {} ({} data, {} zero), {volume}\n\
          wire      {}\n\
          time      {} at {}/s\n\
          source    {}\n\
@@ -127,13 +143,31 @@ pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
         human_bytes(receipt.logical_bytes),
         human_bytes(receipt.data_bytes),
         human_bytes(receipt.zero_bytes),
-        human_bytes(u64::from(receipt.chunk_size.bytes())),
         human_bytes(receipt.wire_bytes),
         human_seconds(receipt.seconds),
         human_size(receipt.bytes_per_second),
         end(&receipt.source),
         end(&receipt.target),
     )
+}
+
+/// What a tree holds, and what of it was lost.
+fn describe_tree(tree: &TreeReceipt) -> String {
+    let counts = &tree.counts;
+    let mut text = format!(
+        "{} files, {} directories, {} symbolic links, {} other entries, {} hard links",
+        counts.files, counts.directories, counts.symlinks, counts.specials, counts.links
+    );
+    for (class, loss) in tree.fidelity.losses() {
+        text.push_str(&format!("\nlost      {class} of {} entries", loss.count));
+    }
+    if tree.changed > 0 {
+        text.push_str(&format!(
+            "\nchanged   {} entries while they were read",
+            tree.changed
+        ));
+    }
+    text
 }
 
 /// Bytes with a binary unit and three digits or so.

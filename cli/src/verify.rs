@@ -10,17 +10,20 @@ use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::manifest::Manifest;
 use volferry_protocol::range_set::ChunkSet;
-use volferry_protocol::receipt::Receipt;
+use volferry_protocol::receipt::{Receipt, TreeReceipt};
+use volferry_protocol::tree::session::TreeTerms;
+use volferry_protocol::tree::set_digest::TreeCounts;
 use volferry_source_agent::SourceConfig;
 use volferry_source_agent::digest::{Found, OpenVolume};
+use volferry_source_agent::tree::digest::DigestOptions;
 
 use crate::output;
 
 /// Arguments of `volferry verify`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The volume: a block device or a raw image file. What lies behind the receipt's volume on a
-    /// larger one is not looked at
+    /// The volume: a block device, a raw image file, or a directory. What lies behind the receipt's
+    /// volume on a larger device or file is not looked at
     volume: PathBuf,
 
     /// The receipt of the clone, as JSON
@@ -42,6 +45,9 @@ const LISTED_MAX: usize = 20;
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let receipt = read_receipt(&arguments.receipt)?;
+    if let Some(tree) = &receipt.tree {
+        return verify_tree(arguments, &receipt, tree);
+    }
     let manifest = arguments.manifest.as_deref();
     let manifest = manifest
         .map(|path| read_manifest(path, &receipt))
@@ -73,6 +79,54 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => "; with --manifest the chunks that differ can be told".to_owned(),
         Some(_) => describe(&volume.geometry(), &differing),
     });
+    Err(Failure::new(FailureCode::Integrity, text))
+}
+
+/// Compares a tree with its receipt, leaving out what the receipt leaves out.
+fn verify_tree(
+    arguments: &Arguments,
+    receipt: &Receipt,
+    tree: &TreeReceipt,
+) -> Result<(), Failure> {
+    if arguments.manifest.is_some() {
+        let text = "the manifest of a tree is for b3sum --check, in the directory itself";
+        return Err(Failure::new(FailureCode::Usage, text));
+    }
+    let defaults = SourceConfig::new(arguments.volume.clone());
+    let options = DigestOptions {
+        terms: TreeTerms {
+            accept: tree.accepted,
+            selinux: tree.selinux,
+        },
+        direct: !arguments.buffered,
+        readers: defaults.readers,
+        memory_bytes: defaults.memory_bytes,
+        manifest: None,
+    };
+    let found = volferry_source_agent::tree::digest::digest(&arguments.volume, &options)?;
+    let (path, digest) = (arguments.volume.display(), found.digest);
+    if digest == receipt.digest {
+        output::line(&format!("{path} is what the receipt says: digest {digest}"));
+        return Ok(());
+    }
+    let describe = |counts: TreeCounts| {
+        format!(
+            "{} files, {} directories, {} symbolic links, {} other entries, {} hard links, {} bytes",
+            counts.files,
+            counts.directories,
+            counts.symlinks,
+            counts.specials,
+            counts.links,
+            counts.bytes
+        )
+    };
+    let text = format!(
+        "{path} has digest {digest} ({}), the receipt says {} ({}); the manifest of the clone, with \
+         b3sum --check, tells which files differ",
+        describe(found.counts),
+        receipt.digest,
+        describe(tree.counts),
+    );
     Err(Failure::new(FailureCode::Integrity, text))
 }
 

@@ -23,11 +23,13 @@ pub enum FailureClass {
     Integrity,
     /// A user or the cluster ended it.
     Cancelled,
+    /// What one of the two filesystems, or an agent's privileges, could not keep.
+    Fidelity,
 }
 
 impl FailureClass {
     /// Every class, in the order of the exit codes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Internal,
         Self::Usage,
         Self::Source,
@@ -36,6 +38,7 @@ impl FailureClass {
         Self::Identity,
         Self::Integrity,
         Self::Cancelled,
+        Self::Fidelity,
     ];
 
     /// The exit code of every program of volferry that ends so.
@@ -50,6 +53,7 @@ impl FailureClass {
             Self::Identity => 6,
             Self::Integrity => 7,
             Self::Cancelled => 8,
+            Self::Fidelity => 9,
         }
     }
 
@@ -65,6 +69,7 @@ impl FailureClass {
             Self::Identity => "identity",
             Self::Integrity => "integrity",
             Self::Cancelled => "cancelled",
+            Self::Fidelity => "fidelity",
         }
     }
 }
@@ -143,6 +148,7 @@ failure_codes! {
     WrongClone = "wrong_clone", Identity, retry: false, "the peer belongs to another clone";
     Integrity = "integrity", Integrity, retry: false, "bytes arrived that are not what was read";
     Cancelled = "cancelled", Cancelled, retry: true, "ended from outside";
+    Fidelity = "fidelity", Fidelity, retry: false, "not everything of a tree could be kept";
 }
 
 impl fmt::Display for FailureCode {
@@ -197,7 +203,7 @@ mod tests {
             .collect();
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(codes, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     }
 
     #[test]

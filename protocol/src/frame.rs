@@ -332,6 +332,9 @@ pub enum FrameError {
         /// The chunk.
         index: ChunkIndex,
     },
+    /// A pack or a piece of a length or place that none has.
+    #[error("a pack or a piece has a length or a place that none has")]
+    Piece,
     /// Frames are missing before the end of a connection.
     #[error("the connection ended after {seen} frames where {sent} were sent")]
     Missing {

@@ -36,4 +36,5 @@ pub mod message;
 pub mod range_set;
 pub mod receipt;
 pub mod session;
+pub mod tree;
 pub mod zero_map;

@@ -11,9 +11,13 @@ use crate::failure::Failure;
 use crate::geometry::{ChunkIndex, ChunkSize};
 use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt};
+use crate::tree::session::{TreeFinish, TreeTerms};
 
 /// Features that a peer may require of this version: none beyond the protocol's first.
 pub const FEATURES: &[&str] = &[];
+
+/// Features that a peer may require of a session that clones a tree.
+pub const TREE_FEATURES: &[&str] = &["tree"];
 
 /// A message of the control connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +88,9 @@ pub struct Hello {
     /// Name and version of the source agent, for logs.
     #[serde(default)]
     pub agent: String,
+    /// A tree is to be cloned, on these terms; without them, a block volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<TreeTerms>,
 }
 
 /// The target's answer to a [`Hello`].
@@ -109,6 +116,9 @@ pub struct Welcome {
     /// Name and version of the target agent, for logs.
     #[serde(default)]
     pub agent: String,
+    /// The terms on which a tree is cloned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<TreeTerms>,
 }
 
 /// A session token as text; its value is not shown in logs.
@@ -169,6 +179,9 @@ pub struct Finish {
     pub sent: Sent,
     /// What the clone cost the source.
     pub source: AgentStats,
+    /// What the source found, when it cloned a tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<TreeFinish>,
 }
 
 /// Bytes that a run of the source agent moved.

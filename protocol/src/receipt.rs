@@ -5,6 +5,8 @@ use uuid::Uuid;
 
 use crate::digest::Digest;
 use crate::geometry::ChunkSize;
+use crate::tree::fidelity::{ClassSet, FidelityReport};
+use crate::tree::set_digest::TreeCounts;
 
 /// The proof of a clone: what the target holds, how that is known, and what it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,25 @@ pub struct Receipt {
     pub source: AgentStats,
     /// What the clone cost at the target.
     pub target: AgentStats,
+    /// What was cloned, where that was a tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<TreeReceipt>,
+}
+
+/// What a receipt says of a tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeReceipt {
+    /// What it holds.
+    #[serde(flatten)]
+    pub counts: TreeCounts,
+    /// Classes that were allowed to be lost; the digest says nothing of them.
+    pub accepted: ClassSet,
+    /// Whether SELinux labels were cloned.
+    pub selinux: bool,
+    /// What was lost.
+    pub fidelity: FidelityReport,
+    /// Entries that changed while they were read, which was allowed.
+    pub changed: u64,
 }
 
 impl Receipt {
@@ -125,6 +146,7 @@ mod tests {
                 finished_unix_seconds: 1,
                 source: stats.clone(),
                 target: stats,
+                tree: None,
             };
             let text = serde_json::to_string(&receipt).unwrap();
             let read: Receipt = serde_json::from_str(&text).unwrap();

@@ -566,6 +566,7 @@ fn hello() -> Hello {
         features: vec!["tree".into()],
         required_features: vec!["tree".into()],
         agent: "volferry-source 0.1.0".into(),
+        tree: None,
     }
 }
 
@@ -583,6 +584,7 @@ fn welcome() -> Welcome {
         offer: true,
         features: vec!["tree".into()],
         agent: "volferry-target 0.1.0".into(),
+        tree: None,
     }
 }
 
@@ -636,6 +638,7 @@ fn finish() -> Finish {
             wire_bytes: 5000,
         },
         source: stats("volferry-source 0.1.0"),
+        tree: None,
     }
 }
 
@@ -668,6 +671,7 @@ fn receipt() -> Receipt {
         finished_unix_seconds: 1_800_000_000,
         source: stats("volferry-source 0.1.0"),
         target: stats("volferry-target 0.1.0"),
+        tree: None,
     }
 }
 

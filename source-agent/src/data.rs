@@ -11,7 +11,8 @@ use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::frame::{DataFrame, Preamble};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
-use volferry_protocol::zero_map::ENCODED_LEN_MAX;
+use volferry_protocol::tree::frame::TreeFrame;
+use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap};
 use volferry_transport::{Connector, TransportError};
 
 use crate::readers::Outgoing;
@@ -36,16 +37,34 @@ pub(crate) enum Sent {
     },
 }
 
+/// What a data connection carries: it frames itself.
+pub(crate) trait Carried: Send + Sync + 'static {
+    /// What is told of it once it was handed to the transport.
+    type Sent: Send + 'static;
+
+    /// Appends the frame's header, and says what the frame brings.
+    fn encode_header(&self, header: &mut Vec<u8>) -> Self::Sent;
+
+    /// The bytes that follow the header, in parts.
+    fn payload(&self) -> Vec<IoSlice<'_>>;
+
+    /// Whether it travels at all.
+    fn travels(&self) -> bool;
+
+    /// Appends the header that says that no frame follows.
+    fn encode_end(frames: u64, header: &mut Vec<u8>);
+}
+
 /// One data connection of a session.
 #[derive(Debug)]
-pub(crate) struct DataConnection {
+pub(crate) struct DataConnection<T: Carried> {
     pub(crate) preamble: Preamble,
-    pub(crate) queue: async_channel::Receiver<Outgoing>,
-    pub(crate) sent: mpsc::Sender<Sent>,
+    pub(crate) queue: async_channel::Receiver<T>,
+    pub(crate) sent: mpsc::Sender<T::Sent>,
     pub(crate) progress: Arc<Progress>,
 }
 
-impl DataConnection {
+impl<T: Carried> DataConnection<T> {
     /// Connects, sends until the queue ends, and closes in order, which the target answers. Gives the
     /// bytes that were sent.
     pub(crate) async fn run<C: Connector>(self, connector: Arc<C>) -> Result<u64, Failure> {
@@ -65,43 +84,29 @@ impl DataConnection {
         let mut frames = 0;
         let mut wire_bytes = 0;
         let mut header = self.preamble.encode();
-        header.reserve(DataFrame::HEADER_LEN + ENCODED_LEN_MAX);
+        header.reserve(TreeFrame::HEADER_LEN.max(DataFrame::HEADER_LEN) + ENCODED_LEN_MAX);
         while let Ok(outgoing) = self.progress.volume_wait.time(self.queue.recv()).await {
-            if let Outgoing::Known { index, digest } = outgoing {
-                if self.sent.send(Sent::Known { index, digest }).await.is_err() {
-                    break;
-                }
-                continue;
-            }
             // The preamble travels with the first frame.
-            let sent = encode_header(&outgoing, &mut header);
-            let mut slices = vec![IoSlice::new(&header)];
-            if let Outgoing::Chunk {
-                zero_map, bytes, ..
-            } = &outgoing
-            {
-                let data_runs = zero_map.runs().filter(|run| !run.is_zero);
-                slices.extend(
-                    data_runs
-                        .filter_map(|run| bytes.get(run.indices()))
-                        .map(IoSlice::new),
-                );
+            let sent = outgoing.encode_header(&mut header);
+            if outgoing.travels() {
+                let mut slices = vec![IoSlice::new(&header)];
+                slices.extend(outgoing.payload());
+                let frame_bytes: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+                self.progress
+                    .peer_wait
+                    .time(write_all(stream, &mut slices))
+                    .await?;
+                header.clear();
+                frames += 1;
+                wire_bytes += frame_bytes;
+                self.progress.wire_bytes.add(frame_bytes);
             }
-            let frame_bytes: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
-            self.progress
-                .peer_wait
-                .time(write_all(stream, &mut slices))
-                .await?;
             drop(outgoing);
-            header.clear();
-            frames += 1;
-            wire_bytes += frame_bytes;
-            self.progress.wire_bytes.add(frame_bytes);
             if self.sent.send(sent).await.is_err() {
                 break;
             }
         }
-        DataFrame::End { frames }.encode(&mut header);
+        T::encode_end(frames, &mut header);
         wire_bytes += header.len() as u64;
         self.progress.wire_bytes.add(header.len() as u64);
         stream.write_all(&header).await?;
@@ -118,43 +123,70 @@ impl DataConnection {
     }
 }
 
-/// Appends a frame's header, and says what the frame brings.
-fn encode_header(outgoing: &Outgoing, header: &mut Vec<u8>) -> Sent {
-    match outgoing {
-        Outgoing::Chunk {
-            index,
-            digest,
-            zero_map,
-            ..
-        } => {
-            let data_len = zero_map.data_len();
-            DataFrame::Chunk {
+impl Carried for Outgoing {
+    type Sent = Sent;
+
+    fn encode_header(&self, header: &mut Vec<u8>) -> Sent {
+        match self {
+            Self::Chunk {
+                index,
+                digest,
+                zero_map,
+                ..
+            } => {
+                let data_len = zero_map.data_len();
+                DataFrame::Chunk {
+                    index: *index,
+                    digest: *digest,
+                    payload_len: data_len,
+                }
+                .encode(header);
+                zero_map.encode(header);
+                Sent::Chunk {
+                    index: *index,
+                    digest: *digest,
+                    data_len,
+                }
+            }
+            Self::Zero(chunks) => {
+                DataFrame::Zero { chunks: *chunks }.encode(header);
+                Sent::Zero(*chunks)
+            }
+            Self::Offer { index, digest } => {
+                let (index, digest) = (*index, *digest);
+                DataFrame::Offer { index, digest }.encode(header);
+                Sent::Offer { index, digest }
+            }
+            Self::Known { index, digest } => Sent::Known {
                 index: *index,
                 digest: *digest,
-                payload_len: data_len,
-            }
-            .encode(header);
-            zero_map.encode(header);
-            Sent::Chunk {
-                index: *index,
-                digest: *digest,
-                data_len,
-            }
+            },
         }
-        Outgoing::Zero(chunks) => {
-            DataFrame::Zero { chunks: *chunks }.encode(header);
-            Sent::Zero(*chunks)
-        }
-        Outgoing::Offer { index, digest } => {
-            let (index, digest) = (*index, *digest);
-            DataFrame::Offer { index, digest }.encode(header);
-            Sent::Offer { index, digest }
-        }
-        Outgoing::Known { index, digest } => Sent::Known {
-            index: *index,
-            digest: *digest,
-        },
     }
+
+    fn payload(&self) -> Vec<IoSlice<'_>> {
+        match self {
+            Self::Chunk {
+                zero_map, bytes, ..
+            } => data_runs(zero_map, bytes),
+            Self::Zero(_) | Self::Offer { .. } | Self::Known { .. } => Vec::new(),
+        }
+    }
+
+    fn travels(&self) -> bool {
+        !matches!(self, Self::Known { .. })
+    }
+
+    fn encode_end(frames: u64, header: &mut Vec<u8>) {
+        DataFrame::End { frames }.encode(header);
+    }
+}
+
+/// The runs of `bytes` that hold data.
+pub(crate) fn data_runs<'a>(zero_map: &ZeroMap, bytes: &'a [u8]) -> Vec<IoSlice<'a>> {
+    let data_runs = zero_map.runs().filter(|run| !run.is_zero);
+    let parts = data_runs.filter_map(|run| bytes.get(run.indices()));
+    parts.map(IoSlice::new).collect()
 }
 
 /// Writes all of `slices`, in as few calls as the stream allows.

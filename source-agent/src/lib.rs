@@ -24,6 +24,7 @@ use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkSize, Geometry};
 use volferry_protocol::message::{self, Hello};
 use volferry_protocol::session::Stage;
+use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{Generation, SourceOptions, open_source};
 use volferry_transport::{Class, Connector, TransportError};
 
@@ -33,13 +34,14 @@ pub mod digest;
 mod driver;
 pub mod manifest;
 mod readers;
+pub mod tree;
 
 use driver::Standing;
 
 /// How a source agent does its work.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
-    /// The volume: a block device or a regular file.
+    /// The volume: a block device, a regular file, or a directory.
     pub volume: PathBuf,
     /// Chunk size to offer.
     pub chunk_size: ChunkSize,
@@ -58,8 +60,12 @@ pub struct SourceConfig {
     /// What tells this state of the source from others, such as the uid of a snapshot; else its
     /// size, and a file's inode and times.
     pub generation: Option<String>,
-    /// Where to write the digest of every chunk.
+    /// Where to write the digest of every chunk, or of every file of a tree.
     pub manifest: Option<PathBuf>,
+    /// What of a tree has to be kept.
+    pub terms: TreeTerms,
+    /// Clone a tree though files of it change while they are read.
+    pub allow_changed: bool,
 }
 
 impl SourceConfig {
@@ -81,6 +87,8 @@ impl SourceConfig {
             take_over: false,
             generation: None,
             manifest: None,
+            terms: TreeTerms::default(),
+            allow_changed: false,
         }
     }
 }
@@ -110,6 +118,9 @@ async fn clone<C>(config: &SourceConfig, context: &Context, connector: Arc<C>) -
 where
     C: Connector + 'static,
 {
+    if config.volume.is_dir() {
+        return tree::clone(config, context, connector).await;
+    }
     let of_storage = |error| failure::of_storage(End::Source, &error);
     let options = SourceOptions {
         direct: config.direct,
@@ -137,6 +148,7 @@ where
         features: Vec::new(),
         required_features: Vec::new(),
         agent: volferry_agent::agent_name("volferry-source"),
+        tree: None,
     };
     let mut standing = Standing {
         source,
@@ -205,7 +217,7 @@ async fn pause(context: &Context, time: Duration) -> Result<(), Failure> {
 
 /// Dials the target until it answers: the two agents start in no order, and either may be away for
 /// a while. Before the ends have met, a target that doesn't appear in time is a failure of its own.
-async fn dial<C: Connector>(
+pub(crate) async fn dial<C: Connector>(
     connector: &C,
     config: &SourceConfig,
     context: &Context,

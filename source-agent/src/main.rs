@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
-use volferry_agent::options::{AgentOptions, parse_chunk_size};
+use volferry_agent::options::{AgentOptions, TreeOptions, parse_chunk_size};
 use volferry_agent::progress::End;
 use volferry_agent::run::run_program;
 use volferry_protocol::geometry::ChunkSize;
@@ -16,11 +16,11 @@ use volferry_transport::{CredentialsDir, Dialer, Role};
 /// Reads a volume and sends it to the target agent of the same clone.
 ///
 /// Exit codes: 0 the clone is proven, 1 a fault of volferry, 2 usage, 3 source, 4 target,
-/// 5 network, 6 identity, 7 integrity, 8 cancelled.
+/// 5 network, 6 identity, 7 integrity, 8 cancelled, 9 fidelity.
 #[derive(Debug, Parser)]
 #[command(name = "volferry-source", version)]
 struct Arguments {
-    /// The source volume: a block device or a raw image file
+    /// The source volume: a block device, a raw image file, or a directory
     #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
     volume: PathBuf,
 
@@ -70,9 +70,17 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_SOURCE_GENERATION", value_name = "ID")]
     source_generation: Option<String>,
 
-    /// Write the digest of every chunk to this file, for volferry verify --manifest
+    /// Write the digest of every chunk to this file, for volferry verify --manifest; of a tree the
+    /// digest of every file, for b3sum --check
     #[arg(long, env = "VOLFERRY_MANIFEST", value_name = "PATH")]
     manifest: Option<PathBuf>,
+
+    /// Clone a tree though files of it change, appear or vanish while it is read
+    #[arg(long, env = "VOLFERRY_ALLOW_CHANGED", value_parser = BoolishValueParser::new())]
+    allow_changed: bool,
+
+    #[command(flatten)]
+    tree: TreeOptions,
 
     #[command(flatten)]
     agent: AgentOptions,
@@ -91,6 +99,8 @@ fn main() -> ExitCode {
         take_over: arguments.take_over,
         generation: arguments.source_generation.clone(),
         manifest: arguments.manifest.clone(),
+        terms: arguments.tree.terms(),
+        allow_changed: arguments.allow_changed,
         ..defaults
     };
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);

@@ -207,7 +207,7 @@ impl StorageError {
     }
 
     /// The kernel's error number, where the kernel was asked.
-    fn errno(&self) -> Option<Errno> {
+    pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Io { source, .. } | Self::IoAt { source, .. } | Self::ReadOnly { source, .. } => {
                 Errno::from_io_error(source)
@@ -242,6 +242,16 @@ pub enum Operation {
     Zero,
     /// Making it durable.
     Flush,
+    /// Reading the names of a directory.
+    List,
+    /// Giving an entry another name.
+    Link,
+    /// Moving an entry into its place.
+    Rename,
+    /// Removing an entry.
+    Remove,
+    /// Setting owner, mode, times or attributes.
+    Adorn,
 }
 
 impl fmt::Display for Operation {
@@ -258,6 +268,11 @@ impl fmt::Display for Operation {
             Self::Write => "write",
             Self::Zero => "zero",
             Self::Flush => "flush",
+            Self::List => "list",
+            Self::Link => "link",
+            Self::Rename => "rename",
+            Self::Remove => "remove",
+            Self::Adorn => "set the metadata of",
         })
     }
 }

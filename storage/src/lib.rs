@@ -30,6 +30,7 @@ mod source;
 mod sys;
 mod sysfs;
 mod target;
+pub mod tree;
 mod window;
 mod zeroing;
 

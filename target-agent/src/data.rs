@@ -18,7 +18,7 @@ use volferry_storage::{Buffer, BufferPool};
 use crate::writers::Incoming;
 
 /// How long a source may leave a data connection open behind its last frame.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The chunks that a round has taken in, on any of its data connections, and those that it may not
 /// bring: what is written already.
@@ -167,7 +167,7 @@ impl DataConnection {
 }
 
 /// Fills a chunk: data from the connection, zeros where the map says so.
-async fn read_payload<S>(
+pub(crate) async fn read_payload<S>(
     stream: &mut S,
     zero_map: &ZeroMap,
     bytes: &mut Buffer,
@@ -186,6 +186,6 @@ where
     Ok(())
 }
 
-fn bad_frame(error: FrameError) -> Failure {
+pub(crate) fn bad_frame(error: FrameError) -> Failure {
     failure::of_frame(End::Source, &error)
 }

@@ -897,14 +897,14 @@ fn resized(before: u64, geometry: &Geometry) -> Failure {
 }
 
 /// Whether the peer or the way to it failed, not this end or its volume.
-fn is_of_peer(failure: &Failure) -> bool {
+pub(crate) fn is_of_peer(failure: &Failure) -> bool {
     matches!(
         failure.code.class(),
         FailureClass::Network | FailureClass::Identity
     )
 }
 
-fn new_token() -> Result<SessionToken, Failure> {
+pub(crate) fn new_token() -> Result<SessionToken, Failure> {
     let mut token = [0; 32];
     let filled = getrandom(&mut token, GetRandomFlags::empty());
     match filled {

@@ -29,6 +29,8 @@ use volferry_agent::run::Context;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::receipt::{Receipt, Verified};
 use volferry_protocol::session::Fence;
+use volferry_protocol::tree::session::TreeTerms;
+use volferry_storage::tree::TreeTarget;
 use volferry_storage::{TargetOptions, TargetVolume};
 use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportError};
 
@@ -46,12 +48,13 @@ mod journal;
 pub mod options;
 mod readback;
 mod resume;
+mod tree;
 mod writers;
 
 /// How a target agent does its work.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
-    /// The volume: a block device, or a regular file that may not exist yet.
+    /// The volume: a block device, a regular file that may not exist yet, or a directory.
     pub volume: PathBuf,
     /// How the volume may be treated.
     pub options: TargetOptions,
@@ -69,6 +72,10 @@ pub struct TargetConfig {
     pub resume: Resume,
     /// How the content is verified.
     pub verify: Verified,
+    /// What of a tree has to be kept.
+    pub terms: TreeTerms,
+    /// Remove what a target directory holds before a tree is cloned into it.
+    pub delete_extra: bool,
 }
 
 /// How long a target whose clone is proven waits for a source that may not have heard of it.
@@ -91,14 +98,23 @@ impl TargetConfig {
             resume_from: None,
             resume: Resume::default(),
             verify: Verified::Digest,
+            terms: TreeTerms::default(),
+            delete_extra: false,
         }
     }
 }
 
 /// A target that may be connected to: the volume is claimed, the journal read.
 #[derive(Debug)]
-pub struct Target {
-    held: Held,
+pub struct Target(Claimed);
+
+/// What was claimed.
+#[derive(Debug)]
+enum Claimed {
+    /// A block device or a regular file.
+    Volume(Box<Held>),
+    /// A directory.
+    Directory(TreeTarget),
 }
 
 /// Claims the volume and the journal of `clone_id`, before anybody may connect.
@@ -106,6 +122,9 @@ pub struct Target {
 /// # Errors
 /// When the volume can't be what a clone is written to, or the journal or checkpoint can't be used.
 pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
+    if config.volume.is_dir() {
+        return tree::open(config).map(Claimed::Directory).map(Target);
+    }
     let opened = config
         .state_dir
         .as_deref()
@@ -151,7 +170,7 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         holds_more: false,
         pool: None,
     };
-    Ok(Target { held })
+    Ok(Target(Claimed::Volume(Box::new(held))))
 }
 
 /// Whether a file is there that holds nothing: an earlier run may have made it and died before the
@@ -192,7 +211,7 @@ pub async fn listen(
 pub async fn serve<A>(
     config: &TargetConfig,
     context: Context,
-    mut target: Target,
+    target: Target,
     acceptor: A,
 ) -> Outcome
 where
@@ -200,13 +219,19 @@ where
 {
     let mut greeter = Greeter::start(acceptor, context.metrics.clone());
     context.admin.set_ready(true);
-    let outcome = serve_sessions(config, &context, &mut target.held, &mut greeter).await;
+    let outcome = match target.0 {
+        Claimed::Volume(mut held) => {
+            let outcome = serve_sessions(config, &context, &mut held, &mut greeter).await;
+            if let (Ok(_), Some(journal)) = (&outcome, &held.journal) {
+                // A later clone by the same name must not go on from this one's end.
+                let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+                journal.remove();
+            }
+            outcome
+        }
+        Claimed::Directory(target) => tree::serve(config, &context, target, &mut greeter).await,
+    };
     context.admin.set_ready(false);
-    if let (Ok(_), Some(journal)) = (&outcome, &target.held.journal) {
-        // A later clone by the same name must not go on from this one's end.
-        let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.remove();
-    }
     greeter.close().await;
     outcome
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
-use volferry_agent::options::AgentOptions;
+use volferry_agent::options::{AgentOptions, TreeOptions};
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::{Context, run_program};
@@ -18,11 +18,11 @@ use volferry_transport::{CredentialsDir, Role};
 /// Receives a volume from the source agent of the same clone, writes it and makes it durable.
 ///
 /// Exit codes: 0 the clone is proven, 1 a fault of volferry, 2 usage, 3 source, 4 target,
-/// 5 network, 6 identity, 7 integrity, 8 cancelled.
+/// 5 network, 6 identity, 7 integrity, 8 cancelled, 9 fidelity.
 #[derive(Debug, Parser)]
 #[command(name = "volferry-target", version)]
 struct Arguments {
-    /// The target volume: a block device, or a raw image file that may not exist yet
+    /// The target volume: a block device, a raw image file that may not exist yet, or a directory
     #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
     volume: PathBuf,
 
@@ -30,9 +30,15 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_LISTEN", value_name = "ADDR:PORT")]
     listen: SocketAddr,
 
-    /// Write into a file that exists
+    /// Write into a file that exists, or a directory that holds something: what is sent replaces
+    /// what is there
     #[arg(long, env = "VOLFERRY_OVERWRITE", value_parser = BoolishValueParser::new())]
     overwrite: bool,
+
+    /// Remove what a target directory holds before a tree is cloned into it
+    #[arg(long, env = "VOLFERRY_DELETE_EXTRA", value_parser = BoolishValueParser::new())]
+    #[arg(requires = "overwrite")]
+    delete_extra: bool,
 
     /// Make what lies behind the volume on a larger target read as zeros
     #[arg(long, env = "VOLFERRY_ZERO_TAIL", value_parser = BoolishValueParser::new())]
@@ -65,6 +71,9 @@ struct Arguments {
     resume: ResumeOptions,
 
     #[command(flatten)]
+    tree: TreeOptions,
+
+    #[command(flatten)]
     agent: AgentOptions,
 }
 
@@ -81,6 +90,8 @@ fn main() -> ExitCode {
         streams_max: arguments.streams_max,
         writers: arguments.writers.map_or(defaults.writers, usize::from),
         memory_bytes: arguments.agent.memory_bytes(),
+        terms: arguments.tree.terms(),
+        delete_extra: arguments.delete_extra,
         ..defaults
     };
     let config = arguments.resume.apply(config);

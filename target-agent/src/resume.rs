@@ -267,6 +267,7 @@ mod tests {
             generation: generation.into(),
             features: vec![],
             required_features: vec![],
+            tree: None,
             agent: String::new(),
         }
     }

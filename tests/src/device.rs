@@ -94,11 +94,17 @@ impl Mount {
     /// An ext4 filesystem on a loop device of `size` bytes.
     #[must_use]
     pub fn ext4(size: u64) -> Option<Self> {
+        Self::made_by("mkfs.ext4", size)
+    }
+
+    /// A filesystem that `mkfs` makes on a loop device of `size` bytes.
+    #[must_use]
+    pub fn made_by(mkfs: &str, size: u64) -> Option<Self> {
         let device = Loop::made_by(512, |backing| {
             let file = std::fs::File::create_new(backing).unwrap();
             file.set_len(size).unwrap();
         })?;
-        run(Command::new("mkfs.ext4").arg("-q").arg(&device.device))?;
+        run(Command::new(mkfs).arg("-q").arg(&device.device))?;
         let path = device.device.clone();
         Self::new(&[path.as_os_str()], Some(device))
     }

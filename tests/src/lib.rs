@@ -6,6 +6,7 @@
 //!
 //! - [`programs`] finds the programs, runs them, and never waits for ever;
 //! - [`agents`] runs a source and a target agent with identities of one clone;
+//! - [`tree`] plants trees with everything in them, and judges whether two are the same;
 //! - [`volume`] fills volumes from a seed, holes included, and compares them;
 //! - [`device`] makes loop devices and mounts, and [`mod@skip`] says aloud where that can't be;
 //! - [`identity`] mints what must be accepted and what must be refused;
@@ -38,6 +39,7 @@ pub mod programs;
 pub mod proxy;
 pub mod random;
 pub mod skip;
+pub mod tree;
 pub mod trial;
 pub mod volume;
 

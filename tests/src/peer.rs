@@ -22,6 +22,8 @@ use volferry_protocol::frame::{ControlFrame, DataFrame, Preamble, SessionToken};
 use volferry_protocol::geometry::{ChunkIndex, ChunkSize, Geometry};
 use volferry_protocol::message::{Finish, Hello, Message, Sent, TokenText, Welcome};
 use volferry_protocol::receipt::AgentStats;
+use volferry_protocol::tree::frame::{TreeFrame, pack_digest};
+use volferry_protocol::tree::session::TreeTerms;
 use volferry_protocol::zero_map::ZeroMap;
 use volferry_transport::{CredentialsDir, Dialer, ListenLimits, Listener, Role, SecureStream};
 
@@ -254,10 +256,16 @@ impl FakeSource {
         clone_id: Uuid,
         volume_size: u64,
     ) -> Self {
+        Self::welcomed_with(address, credentials, hello(clone_id, volume_size))
+    }
+
+    /// Dials a target and says this hello.
+    #[must_use]
+    pub fn welcomed_with(address: SocketAddr, credentials: PathBuf, hello: Hello) -> Self {
         let peer = Peer::default();
         let mut control = peer.dial(address, credentials.clone());
         control.send(&Preamble::Control.encode());
-        control.say(&Message::Hello(hello(clone_id, volume_size)));
+        control.say(&Message::Hello(hello));
         let welcome = control.hear_welcome();
         Self {
             peer,
@@ -298,7 +306,41 @@ pub fn hello(clone_id: Uuid, volume_size: u64) -> Hello {
         features: Vec::new(),
         required_features: Vec::new(),
         agent: "a test".to_owned(),
+        tree: None,
     }
+}
+
+/// What a source with a tree says first: one data connection.
+#[must_use]
+pub fn hello_tree(clone_id: Uuid) -> Hello {
+    Hello {
+        streams: 1,
+        required_features: vec!["tree".to_owned()],
+        tree: Some(TreeTerms::default()),
+        ..hello(clone_id, 0)
+    }
+}
+
+/// The frame of a pack with these records, as an honest source sends it.
+#[must_use]
+pub fn pack(number: u64, records: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    TreeFrame::Pack {
+        number,
+        payload_len: u32::try_from(records.len()).unwrap(),
+        digest: pack_digest(records),
+    }
+    .encode(&mut frame);
+    frame.extend(records);
+    frame
+}
+
+/// A header of a tree session, any way.
+#[must_use]
+pub fn tree_header(frame: TreeFrame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes);
+    bytes
 }
 
 /// What a target answers: all that the source wants, and nothing durable.
@@ -313,6 +355,7 @@ pub fn welcome(hello: &Hello) -> Welcome {
         offer: false,
         features: Vec::new(),
         agent: "a test".to_owned(),
+        tree: None,
     }
 }
 
@@ -362,6 +405,7 @@ pub fn finish(chunks: &[&[u8]]) -> Finish {
         digest: tree.volume_digest().unwrap(),
         sent: Sent::default(),
         source: AgentStats::default(),
+        tree: None,
     }
 }
 

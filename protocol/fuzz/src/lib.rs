@@ -12,6 +12,7 @@ mod input;
 pub mod journal;
 pub mod manifest;
 mod model;
+pub mod pack;
 pub mod preamble;
 pub mod session_ops;
 
@@ -19,12 +20,13 @@ pub mod session_ops;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("control", control::run),
     ("data_frame", data_frame::run),
     ("digest_tree", digest_tree::run),
     ("journal", journal::run),
     ("manifest", manifest::run),
+    ("pack", pack::run),
     ("preamble", preamble::run),
     ("session_ops", session_ops::run),
 ];

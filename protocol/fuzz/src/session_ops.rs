@@ -592,6 +592,7 @@ fn new_hello(geometry: &Geometry) -> Hello {
         features: vec![],
         required_features: vec![],
         agent: String::new(),
+        tree: None,
     }
 }
 

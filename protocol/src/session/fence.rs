@@ -166,6 +166,7 @@ mod tests {
             features: vec![],
             required_features: vec![],
             agent: String::new(),
+            tree: None,
         }
     }
 

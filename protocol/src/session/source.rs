@@ -275,6 +275,7 @@ impl SourceSession {
                 digest,
                 sent: self.sent,
                 source,
+                tree: None,
             }));
         } else {
             let text = "not every chunk was read before the connections ended";

@@ -255,6 +255,10 @@ impl TargetSession {
             );
             return Err(Failure::new(FailureCode::WrongClone, text));
         }
+        if hello.tree.is_some() {
+            let text = "the source brings a tree, and the target is no directory; name a directory";
+            return Err(Failure::new(FailureCode::Unsupported, text));
+        }
         let unknown = hello
             .required_features
             .iter()
@@ -314,6 +318,7 @@ impl TargetSession {
             offer,
             features: FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
+            tree: None,
         };
         self.resumed_bytes = ledger.watermark().durable_bytes;
         self.round = if offer { Round::Offer } else { Round::Send };
@@ -670,6 +675,7 @@ impl TargetSession {
             finished_unix_seconds: unix_seconds,
             source: finish.source,
             target,
+            tree: None,
         };
         self.stage = Stage::Done;
         self.messages

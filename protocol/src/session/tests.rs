@@ -45,6 +45,7 @@ fn hello(chunks: u64) -> Hello {
         features: vec!["something new".into()],
         required_features: vec![],
         agent: String::new(),
+        tree: None,
     }
 }
 

@@ -118,6 +118,7 @@ impl World {
             generation: generation_text(generation),
             features: vec![],
             required_features: vec![],
+            tree: None,
             agent: String::new(),
         };
         agent.session = Some(SourceEnd {

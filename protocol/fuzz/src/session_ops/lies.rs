@@ -32,6 +32,7 @@ pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
                 wire_bytes: number(input),
             },
             source: AgentStats::default(),
+            tree: None,
         }),
         6 => Message::Receipt(Box::new(receipt(input, truth))),
         _ => {
@@ -60,6 +61,7 @@ fn hello(input: &mut Input<'_>) -> Hello {
             vec![]
         },
         agent: String::new(),
+        tree: None,
     }
 }
 
@@ -78,6 +80,7 @@ fn welcome(input: &mut Input<'_>) -> Welcome {
         offer: input.bool(),
         features: vec![],
         agent: String::new(),
+        tree: None,
     }
 }
 
@@ -103,6 +106,7 @@ fn receipt(input: &mut Input<'_>, truth: Digest) -> Receipt {
         finished_unix_seconds: 0,
         source: AgentStats::default(),
         target: AgentStats::default(),
+        tree: None,
     }
 }
 

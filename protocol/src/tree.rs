@@ -1,0 +1,27 @@
+//! Trees: what travels when a directory with all that is below it is cloned, and how that is
+//! proven.
+//!
+//! ```text
+//! source                                              target
+//!   walk ─► records ─► packs   ═══════════════════►   checked, decoded, applied below one root
+//!           large files ─► pieces, zero ranges ═══►   checked, written, renamed into place
+//!   TreeDigest of what was read                       TreeDigest of what was written
+//!   └──► Finish(digest, counts, what was not kept) ─►  equal? ──► Receipt
+//! ```
+//!
+//! - [`path`] says what a name is; a name of a peer is checked where it is decoded, and nowhere
+//!   else can one be made.
+//! - [`record`] is what a pack holds, one record for each name; [`frame`] is what goes around it.
+//! - [`file_digest`] folds the pieces of a large file into its plain BLAKE3 digest.
+//! - [`set_digest`] adds up a tree in any order; [`links`] knows which names are one file.
+//! - [`fidelity`] names what can be lost on the way from one filesystem to another.
+//! - [`session`] holds the two state machines.
+
+pub mod fidelity;
+pub mod file_digest;
+pub mod frame;
+pub mod links;
+pub mod path;
+pub mod record;
+pub mod session;
+pub mod set_digest;

@@ -1,0 +1,247 @@
+//! The frames of a data connection of a tree session.
+
+use super::file_digest::PIECE_LEN;
+use crate::codec::Reader;
+use crate::digest::Digest;
+use crate::frame::FrameError;
+
+/// Bytes of the largest pack.
+pub const PACK_LEN_MAX: u32 = 1 << 20;
+
+/// The most pieces in one zero frame. Zeros cost no byte on the wire, but both ends hash them, and
+/// between two frames the target tells its progress and can be ended.
+pub const ZERO_PIECES_MAX: u32 = 256;
+
+/// Pieces of the largest file: 2^63 - 4096 bytes.
+const PIECE_INDEX_MAX: u64 = crate::geometry::VOLUME_SIZE_MAX / PIECE_LEN as u64;
+
+const PACK_CONTEXT: &str = "volferry 2026-11-21 pack v1";
+
+/// The header of a frame on a data connection of a tree session.
+///
+/// ```text
+/// 0   1  3 = end, 4 = pack, 5 = piece, 6 = zero pieces
+/// 1   3  0
+/// 4   4  payload length in bytes (pack, piece), else 0
+/// 8   8  pack number (pack), file id (piece, zero pieces), frames sent before (end)
+/// 16  8  first piece index (piece, zero pieces), else 0
+/// 24  4  pieces (zero pieces), else 0
+/// 28  4  bytes of the piece (piece), of the last one (zero pieces), else 0
+/// 32 32  digest of the pack (pack), chaining value of the piece (piece), else 0
+/// ```
+///
+/// A pack's payload is its records. A piece goes on with its zero map and its payload: the piece's
+/// blocks that are not zero, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreeFrame {
+    /// Records.
+    Pack {
+        /// Which of the session's packs, from 0.
+        number: u64,
+        /// Bytes of its records, at least 1.
+        payload_len: u32,
+        /// The digest of these bytes.
+        digest: Digest,
+    },
+    /// A piece of a large file that holds data.
+    Piece {
+        /// The file, by the number that its record bears.
+        file: u64,
+        /// Which of its pieces.
+        index: u64,
+        /// Bytes of the piece, at least 1; only the last of a file may be short.
+        len: u32,
+        /// Bytes that follow the zero map; 1 to `len`.
+        payload_len: u32,
+        /// The chaining value of the piece.
+        digest: Digest,
+    },
+    /// Pieces of a large file that hold only zeros.
+    ZeroPieces {
+        /// The file.
+        file: u64,
+        /// The first of them.
+        index: u64,
+        /// How many.
+        count: u32,
+        /// Bytes of the last of them.
+        last_len: u32,
+    },
+    /// Nothing follows on this connection.
+    End {
+        /// How many frames came before on this connection.
+        frames: u64,
+    },
+}
+
+impl TreeFrame {
+    /// Bytes of a header.
+    pub const HEADER_LEN: usize = 64;
+    const NO_DIGEST: Digest = Digest([0; 32]);
+
+    /// Appends the wire form of the header.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, payload_len, number, index, count, len, digest) = match *self {
+            Self::End { frames } => (3, 0, frames, 0, 0, 0, Self::NO_DIGEST),
+            Self::Pack {
+                number,
+                payload_len,
+                digest,
+            } => (4, payload_len, number, 0, 0, 0, digest),
+            Self::Piece {
+                file,
+                index,
+                len,
+                payload_len,
+                digest,
+            } => (5, payload_len, file, index, 0, len, digest),
+            Self::ZeroPieces {
+                file,
+                index,
+                count,
+                last_len,
+            } => (6, 0, file, index, count, last_len, Self::NO_DIGEST),
+        };
+        out.extend([kind, 0, 0, 0]);
+        out.extend(payload_len.to_be_bytes());
+        out.extend(number.to_be_bytes());
+        out.extend(index.to_be_bytes());
+        out.extend(count.to_be_bytes());
+        out.extend(len.to_be_bytes());
+        out.extend(digest.0);
+    }
+
+    /// Reads a header: after that, every length is bounded.
+    ///
+    /// # Errors
+    /// When the bytes are no header.
+    pub fn decode(bytes: &[u8; Self::HEADER_LEN]) -> Result<Self, FrameError> {
+        let mut reader = Reader::new(bytes);
+        let kind = reader.u8()?;
+        let reserved: [u8; 3] = reader.array()?;
+        let payload_len = reader.u32()?;
+        let number = reader.u64()?;
+        let index = reader.u64()?;
+        let count = reader.u32()?;
+        let len = reader.u32()?;
+        let digest = Digest(reader.array()?);
+        let no_digest = digest == Self::NO_DIGEST;
+        // One frame, one form: what a kind has no use for is zero.
+        let is_unused_zero = match kind {
+            3 => payload_len == 0 && index == 0 && count == 0 && len == 0 && no_digest,
+            4 => index == 0 && count == 0 && len == 0,
+            5 => count == 0,
+            6 => payload_len == 0 && no_digest,
+            other => return Err(FrameError::Kind(other)),
+        };
+        if reserved != [0; 3] || !is_unused_zero {
+            return Err(FrameError::Reserved);
+        }
+        let is_len = |len: u32, len_max: u32| len > 0 && len <= len_max;
+        let last = index.saturating_add(u64::from(count));
+        if last > PIECE_INDEX_MAX {
+            return Err(FrameError::Piece);
+        }
+        match kind {
+            3 => Ok(Self::End { frames: number }),
+            4 if is_len(payload_len, PACK_LEN_MAX) => Ok(Self::Pack {
+                number,
+                payload_len,
+                digest,
+            }),
+            5 if is_len(len, PIECE_LEN) && is_len(payload_len, len) => Ok(Self::Piece {
+                file: number,
+                index,
+                len,
+                payload_len,
+                digest,
+            }),
+            6 if is_len(len, PIECE_LEN) && is_len(count, ZERO_PIECES_MAX) => Ok(Self::ZeroPieces {
+                file: number,
+                index,
+                count,
+                last_len: len,
+            }),
+            _ => Err(FrameError::Piece),
+        }
+    }
+}
+
+/// The digest of a pack's payload.
+#[must_use]
+pub fn pack_digest(payload: &[u8]) -> Digest {
+    Digest(blake3::derive_key(PACK_CONTEXT, payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(frame: TreeFrame) -> [u8; TreeFrame::HEADER_LEN] {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        bytes.try_into().unwrap()
+    }
+
+    #[test]
+    fn frames_survive_the_wire_and_nothing_else_does() {
+        let digest = Digest([5; 32]);
+        let pack = |payload_len| TreeFrame::Pack {
+            number: 7,
+            payload_len,
+            digest,
+        };
+        let piece = |index, len, payload_len| TreeFrame::Piece {
+            file: 1,
+            index,
+            len,
+            payload_len,
+            digest,
+        };
+        let zero = |index, count, last_len| TreeFrame::ZeroPieces {
+            file: 1,
+            index,
+            count,
+            last_len,
+        };
+        for good in [
+            pack(1),
+            pack(PACK_LEN_MAX),
+            piece(0, 1, 1),
+            piece(PIECE_INDEX_MAX, PIECE_LEN, 4096),
+            zero(3, 256, 1),
+            TreeFrame::End { frames: u64::MAX },
+        ] {
+            assert_eq!(TreeFrame::decode(&encoded(good)), Ok(good));
+        }
+        for bad in [
+            pack(0),
+            pack(PACK_LEN_MAX + 1),
+            piece(0, 0, 0),
+            piece(0, 5, 6),
+            piece(0, 5, 0),
+            piece(0, PIECE_LEN + 1, 1),
+            piece(PIECE_INDEX_MAX + 1, 1, 1),
+            zero(0, 0, 1),
+            zero(0, 257, 1),
+            zero(0, 1, 0),
+            zero(u64::MAX, 1, 1),
+        ] {
+            assert_eq!(
+                TreeFrame::decode(&encoded(bad)),
+                Err(FrameError::Piece),
+                "{bad:?}"
+            );
+        }
+        let good = encoded(TreeFrame::End { frames: 1 });
+        for at in [1, 3, 7, 16, 24, 28, 63] {
+            let mut bad = good;
+            bad[at] = 1;
+            assert_eq!(
+                TreeFrame::decode(&bad),
+                Err(FrameError::Reserved),
+                "byte {at}"
+            );
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The two state machines of a session that clones a tree.
+//!
+//! They speak with the messages of every session, and differ from those of
+//! [block sessions](crate::session) in what they count: a tree has no size until it was walked, so
+//! there is no ledger. All is sent, all is applied, one flush makes it durable, and then the two
+//! digests are compared.
+//!
+//! ```text
+//! source                                     target
+//!   Hello (the terms)               ───────►
+//!                                   ◄───────  Welcome (the terms of both)
+//!   packs, pieces, zero pieces      ═══════►  check, apply
+//!   Finish (digest, counts, losses) ───────►  complete: links, directories, flush; compare
+//!                                   ◄───────  Receipt
+//! ```
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::fidelity::{ClassSet, FidelityReport};
+use super::set_digest::TreeCounts;
+use crate::session::SILENCE_MAX;
+
+pub mod source;
+pub mod target;
+
+pub use source::{TreeSourceAction, TreeSourceSession};
+pub use target::{TreeTargetAction, TreeTargetSession};
+
+/// What of a tree has to be kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeTerms {
+    /// Classes that may be lost.
+    #[serde(default)]
+    pub accept: ClassSet,
+    /// Whether SELinux labels are cloned.
+    #[serde(default)]
+    pub selinux: bool,
+}
+
+impl TreeTerms {
+    /// The terms of a session whose ends have these: what either accepts is accepted, and labels
+    /// are cloned where both say so.
+    #[must_use]
+    pub const fn of_both(source: Self, target: Self) -> Self {
+        Self {
+            accept: source.accept.with_all(target.accept),
+            selinux: source.selinux && target.selinux,
+        }
+    }
+}
+
+/// What the source found in its tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeFinish {
+    /// What it holds.
+    pub counts: TreeCounts,
+    /// What the source could not read.
+    #[serde(default)]
+    pub fidelity: FidelityReport,
+    /// Entries that changed while they were read, which was allowed.
+    #[serde(default)]
+    pub changed: u64,
+}
+
+/// What one end made of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeSummary {
+    /// The digest of what it read or wrote.
+    pub digest: crate::digest::Digest,
+    /// What that was.
+    pub counts: TreeCounts,
+    /// What it could not keep.
+    pub fidelity: FidelityReport,
+    /// Entries that changed while they were read.
+    pub changed: u64,
+    /// Bytes in blocks that hold data.
+    pub data_bytes: u64,
+}
+
+/// When the peer was heard last.
+#[derive(Clone, Copy, Debug)]
+struct Hearing {
+    heard_at: Instant,
+}
+
+impl Hearing {
+    const fn new(now: Instant) -> Self {
+        Self { heard_at: now }
+    }
+
+    const fn heard(&mut self, now: Instant) {
+        self.heard_at = now;
+    }
+
+    /// When a silent peer counts as gone.
+    fn silent_at(self) -> Option<Instant> {
+        self.heard_at.checked_add(SILENCE_MAX)
+    }
+
+    fn is_silent(self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard_at) >= SILENCE_MAX
+    }
+}
+
+/// What a peer that said nothing is accused of.
+fn silence(peer: &str) -> String {
+    format!(
+        "the {peer} agent said nothing for {} s",
+        SILENCE_MAX.as_secs()
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,352 @@
+//! The target's end of a session that clones a tree: no receipt before all is applied and flushed,
+//! and the digest of what was written is the one of what was read.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use super::source::fidelity_failure;
+use super::{Hearing, TreeSummary, TreeTerms, silence};
+use crate::failure::{Failure, FailureCode};
+use crate::frame::SessionToken;
+use crate::geometry::{ChunkIndex, ChunkSize};
+use crate::message::{Finish, Hello, Message, TREE_FEATURES, TokenText, Watermark, Welcome};
+use crate::receipt::{AgentStats, Receipt, TreeReceipt, Verified};
+use crate::session::Stage;
+
+/// What the target agent has to do next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TreeTargetAction {
+    /// Make the root directory ready, then call [`TreeTargetSession::handle_prepared`].
+    Prepare(TreeTerms),
+    /// All came: make the links, finish the directories, flush, then call
+    /// [`TreeTargetSession::handle_completed`].
+    Complete,
+    /// All is durable and the digests agree: call [`TreeTargetSession::seal`].
+    Seal,
+    /// The clone is proven.
+    Done(Box<Receipt>),
+    /// The session is over.
+    Fail(Failure),
+}
+
+/// The target's state machine.
+#[derive(Debug)]
+pub struct TreeTargetSession {
+    clone_id: Uuid,
+    agent: String,
+    streams_max: u16,
+    own_terms: TreeTerms,
+    stage: Stage,
+    epoch: u64,
+    hello: Option<Hello>,
+    terms: TreeTerms,
+    finish: Option<Finish>,
+    /// Whether nothing can come any more.
+    is_drained: bool,
+    is_completing: bool,
+    summary: Option<TreeSummary>,
+    messages: VecDeque<Message>,
+    actions: VecDeque<TreeTargetAction>,
+    started_at: Instant,
+    hearing: Hearing,
+}
+
+impl TreeTargetSession {
+    /// A session that waits for a `Hello` of `clone_id`. `agent` is this end's name and version,
+    /// `own_terms` what it has to keep.
+    #[must_use]
+    pub fn new(
+        now: Instant,
+        clone_id: Uuid,
+        epoch: u64,
+        agent: String,
+        streams_max: u16,
+        own_terms: TreeTerms,
+    ) -> Self {
+        Self {
+            clone_id,
+            agent,
+            streams_max,
+            own_terms,
+            stage: Stage::Handshake,
+            epoch,
+            hello: None,
+            terms: own_terms,
+            finish: None,
+            is_drained: false,
+            is_completing: false,
+            summary: None,
+            messages: VecDeque::new(),
+            actions: VecDeque::new(),
+            started_at: now,
+            hearing: Hearing::new(now),
+        }
+    }
+
+    /// The next message for the control connection.
+    pub fn poll_message(&mut self) -> Option<Message> {
+        self.messages.pop_front()
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<TreeTargetAction> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called; `None` when the session is over.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.stage != Stage::Done).then(|| self.hearing.silent_at())?
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.stage != Stage::Done && self.hearing.is_silent(now) {
+            self.end(Failure::new(FailureCode::Silent, silence("source")));
+        }
+    }
+
+    /// The source said something.
+    pub fn handle_message(&mut self, now: Instant, message: Message) {
+        self.hearing.heard(now);
+        match (self.stage, message) {
+            (Stage::Done, _) => {}
+            (_, Message::Error(told)) => self.end(Failure::told_by("source", &told)),
+            (Stage::Handshake, Message::Hello(hello)) if self.hello.is_none() => {
+                self.handle_hello(now, hello);
+            }
+            (_, Message::Ping) => self.tell(),
+            (Stage::Transfer, Message::Finish(finish)) if finish.tree.is_some() => {
+                self.stage = Stage::Verify;
+                self.finish = Some(finish);
+                self.settle();
+            }
+            (stage, other) => {
+                let (what, stage) = (other.name(), stage.label());
+                self.fail_protocol(format!("the source sent {what} in the stage {stage}"));
+            }
+        }
+    }
+
+    fn handle_hello(&mut self, now: Instant, hello: Hello) {
+        self.started_at = now;
+        match self.check_hello(&hello) {
+            Ok(terms) => {
+                self.hello = Some(hello);
+                self.terms = terms;
+                self.actions.push_back(TreeTargetAction::Prepare(terms));
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    fn check_hello(&self, hello: &Hello) -> Result<TreeTerms, Failure> {
+        if hello.clone_id != self.clone_id {
+            let text = format!(
+                "the source works on clone {}, this target belongs to clone {}",
+                hello.clone_id, self.clone_id
+            );
+            return Err(Failure::new(FailureCode::WrongClone, text));
+        }
+        let mut required = hello.required_features.iter();
+        if let Some(feature) = required.find(|name| !TREE_FEATURES.contains(&name.as_str())) {
+            let text =
+                format!("the source requires the feature {feature:?}: update the target agent");
+            return Err(Failure::new(FailureCode::Unsupported, text));
+        }
+        let Some(source_terms) = hello.tree else {
+            let text = "the source brings a block volume, and the target is a directory";
+            return Err(Failure::new(FailureCode::Unsupported, text));
+        };
+        if hello.streams == 0 {
+            let text = "the source wants no data connection";
+            return Err(Failure::new(FailureCode::Protocol, text));
+        }
+        Ok(TreeTerms::of_both(source_terms, self.own_terms))
+    }
+
+    /// The root directory is ready: greets the source. Gives the number of data connections that
+    /// the source may open.
+    pub fn handle_prepared(&mut self, token: SessionToken) -> u16 {
+        let hello = self.hello.as_ref();
+        let Some(hello) = hello.filter(|_| self.stage == Stage::Handshake) else {
+            return 0;
+        };
+        let streams = hello.streams.min(self.streams_max);
+        let welcome = Welcome {
+            epoch: self.epoch,
+            token: TokenText::new(token),
+            chunk_size: ChunkSize::DEFAULT,
+            streams,
+            durable: Vec::new(),
+            offer: false,
+            features: TREE_FEATURES.iter().map(ToString::to_string).collect(),
+            agent: self.agent.clone(),
+            tree: Some(self.terms),
+        };
+        self.stage = Stage::Transfer;
+        self.messages.push_back(Message::Welcome(welcome));
+        streams
+    }
+
+    /// Something that came was written: as good a sign of life as a message.
+    pub const fn handle_written(&mut self, now: Instant) {
+        self.hearing.heard(now);
+    }
+
+    /// Every data connection that was granted has ended in order, and all that came on them was
+    /// applied.
+    pub fn handle_drained(&mut self) {
+        self.is_drained = true;
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let is_due = self.stage == Stage::Verify && self.is_drained && !self.is_completing;
+        if is_due {
+            self.is_completing = true;
+            self.actions.push_back(TreeTargetAction::Complete);
+        }
+    }
+
+    /// What [`TreeTargetAction::Complete`] asked for is done: all is on stable storage, and this is
+    /// what was written.
+    pub fn handle_completed(&mut self, summary: TreeSummary) {
+        let Some(finish) = &self.finish else {
+            return;
+        };
+        if self.stage != Stage::Verify || !self.is_completing {
+            return;
+        }
+        if let Some(complaint) = summary.fidelity.complaint(self.terms.accept) {
+            self.fail(fidelity_failure("target", &complaint));
+            return;
+        }
+        if finish.digest != summary.digest {
+            let text = format!(
+                "the source read a tree of digest {} ({}), what was written makes {} ({})",
+                finish.digest,
+                describe(
+                    finish
+                        .tree
+                        .as_ref()
+                        .map(|tree| tree.counts)
+                        .unwrap_or_default()
+                ),
+                summary.digest,
+                describe(summary.counts),
+            );
+            self.fail(Failure::new(FailureCode::Integrity, text));
+            return;
+        }
+        self.summary = Some(summary);
+        self.actions.push_back(TreeTargetAction::Seal);
+    }
+
+    /// Writes the receipt, for which [`TreeTargetAction::Seal`] asked, and sends it.
+    /// `unix_seconds` is the time of day. Does nothing before the clone is proven.
+    pub fn seal(&mut self, now: Instant, unix_seconds: u64, target: AgentStats) {
+        if self.stage != Stage::Verify {
+            return;
+        }
+        let Some(summary) = &self.summary else {
+            return;
+        };
+        let Some(finish) = self.finish.take() else {
+            return;
+        };
+        let found = finish.tree.unwrap_or_default();
+        let mut fidelity = found.fidelity;
+        fidelity.add(&summary.fidelity);
+        let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
+        let logical_bytes = summary.counts.bytes;
+        let receipt = Receipt {
+            receipt_version: Receipt::VERSION,
+            clone_id: self.clone_id,
+            digest: summary.digest,
+            chunk_size: ChunkSize::DEFAULT,
+            verified: Verified::Digest,
+            logical_bytes,
+            data_bytes: summary.data_bytes,
+            zero_bytes: logical_bytes.saturating_sub(summary.data_bytes),
+            wire_bytes: finish.sent.wire_bytes,
+            resumed_bytes: 0,
+            sent_bytes: finish.sent.data_bytes,
+            resent_bytes: 0,
+            matched_bytes: 0,
+            repaired_bytes: 0,
+            sessions: 1,
+            seconds,
+            bytes_per_second: if seconds > 0.0 {
+                logical_bytes as f64 / seconds
+            } else {
+                0.0
+            },
+            finished_unix_seconds: unix_seconds,
+            source: finish.source,
+            target,
+            tree: Some(TreeReceipt {
+                counts: summary.counts,
+                accepted: self.terms.accept,
+                selinux: self.terms.selinux,
+                fidelity,
+                changed: found.changed,
+            }),
+        };
+        self.stage = Stage::Done;
+        self.messages
+            .push_back(Message::Receipt(Box::new(receipt.clone())));
+        self.actions
+            .push_back(TreeTargetAction::Done(Box::new(receipt)));
+    }
+
+    /// A tree is durable as a whole, at its end, or not at all.
+    fn tell(&mut self) {
+        let durable = self.summary.as_ref();
+        self.messages.push_back(Message::Watermark(Watermark {
+            watermark: ChunkIndex(0),
+            checked_bytes: 0,
+            durable_bytes: durable.map_or(0, |summary| summary.counts.bytes),
+        }));
+    }
+
+    fn fail_protocol(&mut self, text: String) {
+        self.fail(Failure::new(FailureCode::Protocol, text));
+    }
+
+    /// This end failed: tells the source, and ends.
+    pub fn fail(&mut self, failure: Failure) {
+        if self.stage != Stage::Done {
+            self.messages.push_back(Message::Error(failure.clone()));
+            self.end(failure);
+        }
+    }
+
+    /// The session is over, and the source knows or can't be told.
+    pub fn end(&mut self, failure: Failure) {
+        if self.stage != Stage::Done {
+            self.stage = Stage::Done;
+            self.actions.push_back(TreeTargetAction::Fail(failure));
+        }
+    }
+
+    /// Where the session is.
+    #[must_use]
+    pub const fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Bytes that are durable.
+    #[must_use]
+    pub fn durable_bytes(&self) -> u64 {
+        let durable = self.summary.as_ref();
+        durable.map_or(0, |summary| summary.counts.bytes)
+    }
+}
+
+fn describe(counts: crate::tree::set_digest::TreeCounts) -> String {
+    let (names, bytes) = (counts.entries(), counts.bytes);
+    format!("{names} names, {bytes} bytes")
+}

@@ -1,0 +1,239 @@
+//! The two machines against each other.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::*;
+use crate::digest::Digest;
+use crate::failure::{Failure, FailureCode};
+use crate::frame::SessionToken;
+use crate::geometry::ChunkSize;
+use crate::message::{Hello, Message};
+use crate::receipt::{AgentStats, Receipt};
+use crate::session::Stage;
+use crate::tree::fidelity::FidelityClass;
+
+fn hello(terms: TreeTerms) -> Hello {
+    Hello {
+        clone_id: Uuid::nil(),
+        instance: Uuid::nil(),
+        attempt: 1,
+        take_over: false,
+        volume_size: 0,
+        chunk_size: ChunkSize::DEFAULT,
+        streams: 3,
+        generation: String::new(),
+        features: Vec::new(),
+        required_features: vec!["tree".to_owned()],
+        agent: String::new(),
+        tree: Some(terms),
+    }
+}
+
+fn summary(byte: u8) -> TreeSummary {
+    TreeSummary {
+        digest: Digest([byte; 32]),
+        counts: TreeCounts {
+            files: 1,
+            directories: 1,
+            bytes: 10,
+            ..TreeCounts::default()
+        },
+        fidelity: FidelityReport::default(),
+        changed: 0,
+        data_bytes: 8,
+    }
+}
+
+struct Pair {
+    now: Instant,
+    source: TreeSourceSession,
+    target: TreeTargetSession,
+}
+
+impl Pair {
+    fn new(source: TreeTerms, target: TreeTerms) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            source: TreeSourceSession::new(now, hello(source)),
+            target: TreeTargetSession::new(now, Uuid::nil(), 1, "target".to_owned(), 2, target),
+        }
+    }
+
+    fn talk(&mut self) {
+        loop {
+            let (said, heard) = (
+                self.source.poll_message(self.now),
+                self.target.poll_message(),
+            );
+            if said.is_none() && heard.is_none() {
+                return;
+            }
+            said.into_iter()
+                .for_each(|message| self.target.handle_message(self.now, message));
+            heard
+                .into_iter()
+                .for_each(|message| self.source.handle_message(self.now, message));
+        }
+    }
+
+    fn begin(&mut self) -> TreeTerms {
+        self.talk();
+        let Some(TreeTargetAction::Prepare(terms)) = self.target.poll_action() else {
+            panic!("nothing to prepare");
+        };
+        assert_eq!(self.target.handle_prepared(SessionToken([1; 32])), 2);
+        self.talk();
+        let Some(TreeSourceAction::Transfer(transfer)) = self.source.poll_action() else {
+            panic!("nothing to transfer");
+        };
+        assert_eq!((transfer.streams, transfer.terms), (2, terms));
+        terms
+    }
+
+    fn finish(&mut self, read: TreeSummary, written: TreeSummary) {
+        self.source.handle_drained(read, 99, AgentStats::default());
+        assert_eq!(self.target.poll_action(), None, "not all came");
+        self.talk();
+        self.target.handle_drained();
+        if self.target.poll_action() == Some(TreeTargetAction::Complete) {
+            self.target.handle_completed(written);
+        }
+        if self.target.poll_action() == Some(TreeTargetAction::Seal) {
+            self.target.seal(self.now, 7, AgentStats::default());
+        }
+        self.talk();
+    }
+
+    fn receipt(&mut self) -> Receipt {
+        let Some(TreeSourceAction::Done(receipt)) = self.source.poll_action() else {
+            panic!("no receipt");
+        };
+        *receipt
+    }
+
+    fn failure(&mut self) -> Failure {
+        loop {
+            if let Some(TreeSourceAction::Fail(failure)) = self.source.poll_action() {
+                return failure;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tree_is_cloned() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    pair.begin();
+    pair.finish(summary(1), summary(1));
+    let receipt = pair.receipt();
+    assert_eq!(
+        (
+            receipt.logical_bytes,
+            receipt.zero_bytes,
+            receipt.wire_bytes
+        ),
+        (10, 2, 99)
+    );
+    assert_eq!(receipt.tree.unwrap().counts, summary(1).counts);
+    assert_eq!(
+        (pair.source.stage(), pair.target.stage()),
+        (Stage::Done, Stage::Done)
+    );
+}
+
+#[test]
+fn two_digests_make_no_receipt() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    pair.begin();
+    pair.finish(summary(1), summary(2));
+    assert_eq!(pair.failure().code, FailureCode::Integrity);
+}
+
+#[test]
+fn what_either_end_accepts_is_accepted() {
+    let accept = |class| TreeTerms {
+        accept: ClassSet::from_iter([class]),
+        selinux: true,
+    };
+    let mut pair = Pair::new(
+        accept(FidelityClass::Acls),
+        accept(FidelityClass::Ownership),
+    );
+    let terms = pair.begin();
+    assert!(terms.selinux && terms.accept.iter().count() == 2);
+    let lossy = |class| {
+        let mut summary = summary(1);
+        summary.fidelity.note(class, b"path");
+        summary
+    };
+    pair.finish(lossy(FidelityClass::Ownership), lossy(FidelityClass::Acls));
+    let tree = pair.receipt().tree.unwrap();
+    assert_eq!(tree.fidelity.losses().count(), 2);
+    assert_eq!(tree.accepted, terms.accept);
+}
+
+#[test]
+fn what_nobody_accepted_fails_the_clone() {
+    for at_source in [true, false] {
+        let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+        pair.begin();
+        let mut lossy = summary(1);
+        lossy.fidelity.note(FidelityClass::Xattrs, b"the path");
+        let (read, written) = match at_source {
+            true => (lossy, summary(1)),
+            false => (summary(1), lossy),
+        };
+        pair.finish(read, written);
+        let failure = pair.failure();
+        assert_eq!(failure.code, FailureCode::Fidelity);
+        assert!(failure.text.contains("the path"), "{failure}");
+    }
+}
+
+#[test]
+fn who_does_not_know_trees_is_told() {
+    let now = Instant::now();
+    let terms = TreeTerms::default();
+    let target = || TreeTargetSession::new(now, Uuid::nil(), 1, String::new(), 1, terms);
+    let block = Hello {
+        tree: None,
+        required_features: Vec::new(),
+        ..hello(terms)
+    };
+    let future = Hello {
+        required_features: vec!["tree".to_owned(), "forest".to_owned()],
+        ..hello(terms)
+    };
+    for (hello, word) in [(block, "block volume"), (future, "forest")] {
+        let mut target = target();
+        target.handle_message(now, Message::Hello(hello));
+        let Some(TreeTargetAction::Fail(failure)) = target.poll_action() else {
+            panic!("it was not refused");
+        };
+        assert_eq!(failure.code, FailureCode::Unsupported);
+        assert!(failure.text.contains(word), "{failure}");
+    }
+}
+
+#[test]
+fn silence_ends_both() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    pair.begin();
+    let mut later = pair.now + Duration::from_secs(6);
+    pair.source.handle_timeout(later);
+    assert_eq!(pair.source.poll_message(later), Some(Message::Ping));
+    later += Duration::from_secs(60);
+    pair.source.handle_timeout(later);
+    pair.target.handle_timeout(later);
+    assert!(matches!(
+        pair.source.poll_action(),
+        Some(TreeSourceAction::Fail(_))
+    ));
+    assert!(matches!(
+        pair.target.poll_action(),
+        Some(TreeTargetAction::Fail(_))
+    ));
+}

@@ -1,0 +1,79 @@
+//! What a data connection of a tree session carries.
+
+use std::io::IoSlice;
+
+use volferry_protocol::tree::frame::TreeFrame;
+use volferry_storage::tree::Outgoing;
+
+use crate::data::{Carried, data_runs};
+
+impl Carried for Outgoing {
+    type Sent = ();
+
+    fn encode_header(&self, header: &mut Vec<u8>) {
+        match self {
+            Self::Pack {
+                number,
+                digest,
+                bytes,
+            } => TreeFrame::Pack {
+                number: *number,
+                payload_len: len_of(bytes),
+                digest: *digest,
+            }
+            .encode(header),
+            Self::Piece {
+                file,
+                index,
+                digest,
+                zero_map,
+                bytes,
+            } => {
+                TreeFrame::Piece {
+                    file: *file,
+                    index: *index,
+                    len: len_of(bytes),
+                    payload_len: zero_map.data_len(),
+                    digest: *digest,
+                }
+                .encode(header);
+                zero_map.encode(header);
+            }
+            Self::ZeroPieces {
+                file,
+                index,
+                count,
+                last_len,
+            } => TreeFrame::ZeroPieces {
+                file: *file,
+                index: *index,
+                count: *count,
+                last_len: *last_len,
+            }
+            .encode(header),
+        }
+    }
+
+    fn payload(&self) -> Vec<IoSlice<'_>> {
+        match self {
+            Self::Pack { bytes, .. } => vec![IoSlice::new(bytes)],
+            Self::Piece {
+                zero_map, bytes, ..
+            } => data_runs(zero_map, bytes),
+            Self::ZeroPieces { .. } => Vec::new(),
+        }
+    }
+
+    fn travels(&self) -> bool {
+        true
+    }
+
+    fn encode_end(frames: u64, header: &mut Vec<u8>) {
+        TreeFrame::End { frames }.encode(header);
+    }
+}
+
+/// Bytes of a buffer, which holds at most a pack or a piece.
+fn len_of(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,398 @@
+//! The owner of a session that clones a tree, at the source. It mirrors the owner of a block
+//! session: wait for the next event, apply it to the state machine, do what the machine asks for.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use volferry_agent::control::{Control, LastWord};
+use volferry_agent::cpu::CpuMeter;
+use volferry_agent::failure;
+use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::progress::End;
+use volferry_agent::run::Context;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::frame::Preamble;
+use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::tree::fidelity::Loss;
+use volferry_protocol::tree::file_digest::PIECE_LEN;
+use volferry_protocol::tree::session::source::TreeTransfer;
+use volferry_protocol::tree::session::{TreeSourceAction, TreeSourceSession};
+use volferry_storage::BufferPool;
+use volferry_storage::tree::{Outgoing, TreeError, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
+use volferry_transport::{Connector, TransportError};
+
+use super::manifest::TreeManifest;
+use crate::SourceConfig;
+use crate::data::DataConnection;
+
+/// Frames that were sent, on their way to the owner, who only wants to know that something moves.
+const SENT_QUEUE_LEN: usize = 64;
+
+/// Runs one session on `control`, a fresh connection to the target.
+pub(super) async fn run<C>(
+    config: &SourceConfig,
+    context: &Context,
+    connector: Arc<C>,
+    mut control: C::Stream,
+    hello: Hello,
+    source: TreeSource,
+) -> Outcome
+where
+    C: Connector + 'static,
+{
+    let agent = hello.agent.clone();
+    control
+        .write_all(&Preamble::Control.encode())
+        .await
+        .map_err(|error| {
+            failure::of_transport(&TransportError::from_io("greeting the target", error))
+        })?;
+    let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
+    let session = Session {
+        config,
+        context,
+        connector,
+        source: Some(source),
+        agent,
+        machine: TreeSourceSession::new(Instant::now(), hello),
+        control: Control::start(control, End::Target),
+        connections: JoinSet::new(),
+        last_word: LastWord::default(),
+        wire_bytes: 0,
+        sent_sender,
+        sent,
+        reading: None,
+        walked: None,
+    };
+    session.run().await
+}
+
+struct Session<'a, C> {
+    config: &'a SourceConfig,
+    context: &'a Context,
+    connector: Arc<C>,
+    /// Until the walk begins.
+    source: Option<TreeSource>,
+    agent: String,
+    machine: TreeSourceSession,
+    control: Control,
+    connections: JoinSet<Result<u64, Failure>>,
+    last_word: LastWord,
+    /// What the data connections that have ended sent.
+    wire_bytes: u64,
+    sent_sender: mpsc::Sender<()>,
+    sent: mpsc::Receiver<()>,
+    /// From the welcome on.
+    reading: Option<Reading>,
+    /// What came of the walk, once all threads have ended.
+    walked: Option<Walked>,
+}
+
+/// A walk under way.
+struct Reading {
+    walk: Arc<Walk<ToQueue>>,
+    pool: BufferPool,
+    queue: async_channel::Sender<Outgoing>,
+    threads_left: usize,
+    ended: mpsc::Receiver<Result<(), TreeError>>,
+}
+
+/// Whatever can happen to a session.
+#[derive(Debug)]
+enum Event {
+    Message(Result<Message, Failure>),
+    Sent,
+    WalkEnded(Result<(), TreeError>),
+    ConnectionEnded(Result<u64, Failure>),
+    Timeout,
+    Exhausted(Failure),
+    Shutdown,
+}
+
+impl<C: Connector + 'static> Session<'_, C> {
+    async fn run(mut self) -> Outcome {
+        let outcome = loop {
+            if let Some(outcome) = self.settle() {
+                break outcome;
+            }
+            let event = self.select().await;
+            self.apply(event);
+        };
+        // Readers end at their next buffer; connections and what waits in the queue are dropped.
+        if let Some(reading) = &self.reading {
+            reading.walk.stop();
+            reading.pool.close();
+            reading.queue.close();
+        }
+        self.connections.shutdown().await;
+        self.control.close().await;
+        outcome
+    }
+
+    /// The only wait.
+    async fn select(&mut self) -> Event {
+        let last_word_at = self.last_word.poll_timeout();
+        let timeout = self
+            .machine
+            .poll_timeout()
+            .into_iter()
+            .chain(last_word_at)
+            .min();
+        let sleep = async {
+            match timeout {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let walk_ended = async {
+            match &mut self.reading {
+                Some(reading) => reading.ended.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut shutdown = self.context.shutdown.clone();
+        tokio::select! {
+            // Causes before their effects: a failed read before the connections that end because
+            // of it.
+            biased;
+            message = self.control.receive() => Event::Message(message),
+            Some(ended) = walk_ended => Event::WalkEnded(ended),
+            Some(ended) = self.connections.join_next() => Event::ConnectionEnded(
+                ended.unwrap_or_else(|error| Err(internal(error.to_string()))),
+            ),
+            Some(()) = self.sent.recv() => Event::Sent,
+            () = sleep => Event::Timeout,
+            failure = self.context.patience.exhausted() => Event::Exhausted(failure),
+            () = shutdown.requested() => Event::Shutdown,
+        }
+    }
+
+    /// The only change.
+    fn apply(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Message(Ok(message)) => self.machine.handle_message(now, message),
+            // A peer that can't be understood is still there to be told.
+            Event::Message(Err(failure)) if failure.code == FailureCode::Protocol => {
+                self.machine.fail(failure);
+            }
+            Event::Message(Err(failure)) => self.machine.end(failure),
+            Event::Sent => {}
+            Event::WalkEnded(Ok(())) => self.thread_ended(),
+            Event::WalkEnded(Err(error)) => {
+                self.machine.fail(failure::of_tree(End::Source, &error));
+            }
+            Event::ConnectionEnded(Ok(wire_bytes)) => {
+                self.wire_bytes += wire_bytes;
+                self.check_drained();
+            }
+            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
+                self.last_word.lose(now, failure);
+            }
+            Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
+            Event::Timeout => {
+                if let Some(failure) = self.last_word.take_due(now) {
+                    self.machine.fail(failure);
+                }
+                self.machine.handle_timeout(now);
+            }
+            Event::Exhausted(failure) => self.machine.fail(failure),
+            Event::Shutdown => self.machine.fail(cancelled()),
+        }
+    }
+
+    fn thread_ended(&mut self) {
+        let Some(reading) = &mut self.reading else {
+            return;
+        };
+        reading.threads_left -= 1;
+        if reading.threads_left > 0 {
+            return;
+        }
+        // What waits in the queue still travels; then the connections end.
+        reading.queue.close();
+        let walked = reading.walk.finish();
+        let manifest = lock(&reading.walk.end().manifest).take();
+        if let Err(failure) = manifest.map_or(Ok(()), TreeManifest::finish) {
+            self.machine.fail(failure);
+        } else if walked.changed != Loss::default() && !self.config.allow_changed {
+            self.machine.fail(changed_failure(&walked.changed));
+        } else if walked.is_complete {
+            let bytes = walked.summary.counts.bytes;
+            self.context.progress.set_size(bytes);
+            self.walked = Some(walked);
+            self.check_drained();
+        }
+    }
+
+    fn check_drained(&mut self) {
+        if self.last_word.is_lost() || !self.connections.is_empty() {
+            return;
+        }
+        if let Some(walked) = self.walked.take() {
+            let stats = self.context.stats(&self.agent);
+            self.machine
+                .handle_drained(walked.summary, self.wire_bytes, stats);
+        }
+    }
+
+    /// Does what the machine asks for, and tells the world. Gives the outcome at the end.
+    fn settle(&mut self) -> Option<Outcome> {
+        let mut outcome = None;
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                TreeSourceAction::Transfer(transfer) => {
+                    if let Err(failure) = self.start_transfer(&transfer) {
+                        self.machine.fail(failure);
+                    }
+                }
+                TreeSourceAction::Done(receipt) => {
+                    self.context.progress.set_durable(receipt.logical_bytes);
+                    outcome = Some(Ok(*receipt));
+                }
+                TreeSourceAction::Fail(failure) => outcome = Some(Err(failure)),
+            }
+        }
+        while let Some(message) = self.machine.poll_message(Instant::now()) {
+            if let Err(failure) = self.control.send(message) {
+                self.machine.end(failure);
+            }
+        }
+        let progress = &self.context.progress;
+        progress.set_stage(self.machine.stage());
+        if let Some(reading) = &self.reading {
+            let seen = reading.walk.seen();
+            progress.set_entries(seen.names);
+            progress.set_moved(seen.data_bytes, seen.bytes.saturating_sub(seen.data_bytes));
+        }
+        outcome
+    }
+
+    fn start_transfer(&mut self, transfer: &TreeTransfer) -> Result<(), Failure> {
+        let Some(source) = self.source.take() else {
+            return Ok(());
+        };
+        let pool = new_pool(self.config.memory_bytes)?;
+        let manifest = self.config.manifest.as_deref();
+        let manifest = manifest.map(TreeManifest::create).transpose()?;
+        let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
+        for number in 0..transfer.streams {
+            let connection = DataConnection {
+                preamble: Preamble::Data {
+                    number,
+                    token: transfer.token,
+                },
+                queue: queue.clone(),
+                sent: self.sent_sender.clone(),
+                progress: Arc::clone(&self.context.progress),
+            };
+            self.connections
+                .spawn(connection.run(Arc::clone(&self.connector)));
+        }
+        let end = ToQueue {
+            queue: queue_sender.clone(),
+            manifest: Mutex::new(manifest),
+        };
+        let options = WalkOptions {
+            terms: transfer.terms,
+            direct: self.config.direct,
+        };
+        let walk = Arc::new(Walk::new(source, options, pool.clone(), end));
+        let (ended_sender, ended) = mpsc::channel(self.config.readers.max(1));
+        let threads_left =
+            start_threads(&walk, self.config.readers, &self.context.cpu, ended_sender)?;
+        self.reading = Some(Reading {
+            walk,
+            pool,
+            queue: queue_sender,
+            threads_left,
+            ended,
+        });
+        Ok(())
+    }
+}
+
+/// Where a walk puts what is to be sent.
+#[derive(Debug)]
+struct ToQueue {
+    queue: async_channel::Sender<Outgoing>,
+    manifest: Mutex<Option<TreeManifest>>,
+}
+
+impl WalkEnd for ToQueue {
+    fn put(&self, outgoing: Outgoing) -> bool {
+        self.queue.send_blocking(outgoing).is_ok()
+    }
+
+    fn file(&self, path: &[u8], digest: Digest) {
+        if let Some(manifest) = lock(&self.manifest).as_mut() {
+            manifest.record(path, digest);
+        }
+    }
+}
+
+/// The buffers of a walk: each holds a pack or a piece.
+pub(super) fn new_pool(memory_bytes: usize) -> Result<BufferPool, Failure> {
+    BufferPool::new(memory_bytes, PIECE_LEN as usize)
+        .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))
+}
+
+/// Starts `count` threads of a walk, or as many as its memory is enough for, and gives how many.
+/// Each tells how it ended.
+pub(super) fn start_threads<E: WalkEnd + 'static>(
+    walk: &Arc<Walk<E>>,
+    count: usize,
+    cpu: &CpuMeter,
+    ended: mpsc::Sender<Result<(), TreeError>>,
+) -> Result<usize, Failure> {
+    let count = count.clamp(1, walk.threads_max());
+    for number in 0..count {
+        let (walk, cpu, ended) = (Arc::clone(walk), cpu.clone(), ended.clone());
+        let started = thread::Builder::new()
+            .name(format!("source-read-{number}"))
+            .spawn(move || {
+                let result = {
+                    let _counted = cpu.count_this_thread();
+                    walk.run()
+                };
+                // There is room for all.
+                let _nobody_waits = ended.try_send(result);
+            });
+        started.map_err(|error| internal(format!("threads can't be started: {error}")))?;
+    }
+    Ok(count)
+}
+
+/// A tree that was written while it was read has no state that the clone could equal.
+pub(super) fn changed_failure(changed: &Loss) -> Failure {
+    const SHOWN_MAX: usize = 20;
+    let shown: Vec<_> = changed.paths.iter().take(SHOWN_MAX).cloned().collect();
+    for path in &changed.paths {
+        tracing::warn!(%path, "it changed while it was read");
+    }
+    let text = format!(
+        "source tree: {} entries changed, appeared or vanished while they were read: {}{}; stop what \
+         writes to them, clone a snapshot, or allow it with --allow-changed",
+        changed.count,
+        shown.join(", "),
+        if changed.count > SHOWN_MAX as u64 {
+            " and more"
+        } else {
+            ""
+        },
+    );
+    Failure::new(FailureCode::SourceChanged, text)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn internal(text: String) -> Failure {
+    Failure::new(FailureCode::Internal, text)
+}

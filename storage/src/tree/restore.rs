@@ -1,0 +1,1235 @@
+//! Making a tree again, below one root and nowhere else.
+//!
+//! What comes is hostile until it was checked. A name is checked where it is decoded. Every
+//! directory is opened below the root, with flags that keep the kernel from following a link; every
+//! file is created anew and never opened because it is there. So nothing that was written, by this
+//! clone or by anybody before, decides where the next thing goes.
+//!
+//! Packs and pieces are applied in any order by several threads. What has to come last, links and
+//! the metadata of directories, goes through a spool file, so that no tree is too large. The order
+//! at the end:
+//!
+//! 1. links, which need what they link to;
+//! 2. owner, mode, times and attributes of directories, which everything before changes;
+//! 3. the staging directory is removed, and the root gets its metadata;
+//! 4. the filesystem is flushed, once.
+//!
+//! A crash anywhere before leaves a tree without a receipt, and the staging directory, which the
+//! next attempt removes.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, makedev};
+use rustix::io::Errno;
+use volferry_protocol::codec::Reader;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport};
+use volferry_protocol::tree::file_digest::{self, FileDigest, PIECE_LEN, PieceDigest};
+use volferry_protocol::tree::path::{Name, TreePath, join, show};
+use volferry_protocol::tree::record::{Entry, Metadata, Record, Special};
+use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
+use volferry_protocol::tree::set_digest::{Content, NameSum, TreeDigest};
+use volferry_protocol::zero_map::ZeroMap;
+
+use super::directories::{DirectoryCache, open_beneath, open_directory};
+use super::metadata::{self, Handle as MetadataHandle, Terms};
+use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, is_staging};
+use crate::error::{Operation, StorageError};
+use crate::handle::Handle;
+
+/// Large files that may be under way at once. An honest source has one for each of its threads, and
+/// those whose last pieces are in flight.
+const LARGE_FILES_MAX: usize = 512;
+
+/// Files that may have been given up for another attempt. Each costs an honest source three
+/// readings of a file that changes.
+const FORGOTTEN_MAX: usize = 1 << 16;
+
+/// Subtrees that the digest of a file may consist of. An honest source reads in order.
+const NODES_MAX: usize = 1 << 14;
+
+/// The directory of the staging directory that holds a name for each inode with several.
+const LINKS: &[u8] = b"links";
+
+/// The file of the staging directory that holds what comes last.
+const SPOOL: &[u8] = b"spool";
+
+/// Zeros to hash where a file has a hole.
+static ZEROS: [u8; PIECE_LEN as usize] = [0; PIECE_LEN as usize];
+
+/// How a target directory may be treated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TreeTargetOptions {
+    /// Write into a directory that holds something: what is sent replaces what is there.
+    pub overwrite: bool,
+    /// Remove what is there before, so that the target is exactly the source.
+    pub delete_extra: bool,
+    /// Write large files past the page cache where the filesystem lets us.
+    pub direct: bool,
+}
+
+/// A directory that a tree is to be made in, claimed for as long as this lives.
+#[derive(Debug)]
+pub struct TreeTarget {
+    root: OwnedFd,
+    path: PathBuf,
+    options: TreeTargetOptions,
+}
+
+impl TreeTarget {
+    /// Claims the directory at `path`, which is made when it isn't there.
+    ///
+    /// # Errors
+    /// When it can't be opened, is in use, or holds something that may not be overwritten.
+    pub fn open(path: &Path, options: TreeTargetOptions) -> Result<Self, TreeError> {
+        match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => {
+                return Err(StorageError::io(Operation::Create, path)(errno.into()).into());
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|errno| StorageError::io(Operation::Open, path)(errno.into()))?;
+        match rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::AGAIN) => {
+                return Err(TreeError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(errno) => {
+                tracing::warn!(path = %path.display(), %errno, "the directory can't be locked")
+            }
+        }
+        let target = Self {
+            root,
+            path: path.to_owned(),
+            options,
+        };
+        if !options.overwrite
+            && let Some(name) = target.first_entry()?
+        {
+            return Err(TreeError::NotEmpty {
+                path: path.to_owned(),
+                name: show(&name),
+            });
+        }
+        Ok(target)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn first_entry(&self) -> Result<Option<Vec<u8>>, TreeError> {
+        let names = list(&self.root)
+            .map_err(|error| StorageError::io(Operation::List, &self.path)(error))?;
+        Ok(names.into_iter().find(|name| name != LOST_AND_FOUND))
+    }
+
+    /// Makes the directory ready to take the tree of the clone `clone_id`.
+    ///
+    /// # Errors
+    /// When what is in the way can't be removed, or the staging directory can't be made.
+    pub fn prepare(self, clone_id: &str, terms: TreeTerms) -> Result<Restore, TreeError> {
+        let at = |operation| {
+            let path = self.path.clone();
+            move |error: io::Error| StorageError::io(operation, &path)(error)
+        };
+        for name in list(&self.root).map_err(at(Operation::List))? {
+            // What an earlier attempt left goes in any case.
+            let goes = name != LOST_AND_FOUND && (self.options.delete_extra || is_staging(&name));
+            if goes {
+                remove(&self.root, &name).map_err(|error| {
+                    StorageError::io(Operation::Remove, &self.path.join(show(&name)))(error)
+                })?;
+            }
+        }
+        metadata::open_up(self.root.as_fd());
+        let staging_name = [STAGING_PREFIX, clone_id.as_bytes()].concat();
+        let make = || {
+            make_directory(&self.root, &staging_name)?;
+            let staging = open_directory(&self.root, &staging_name)?;
+            make_directory(&staging, LINKS)?;
+            let links = open_directory(&staging, LINKS)?;
+            let spool = create(&staging, SPOOL, OFlags::RDWR)?;
+            Ok((staging, links, spool))
+        };
+        let (staging, links, spool) = make().map_err(at(Operation::Create))?;
+        Ok(Restore {
+            is_dirty: self.options.overwrite && !self.options.delete_extra,
+            direct: self.options.direct,
+            root: Arc::new(self.root),
+            path: self.path,
+            terms,
+            staging_name,
+            staging,
+            links,
+            spool: Mutex::new(Spool {
+                file: BufWriter::with_capacity(64 << 10, File::from(spool)),
+                record: Vec::new(),
+            }),
+            large: Mutex::default(),
+            groups: Mutex::default(),
+            data_bytes: AtomicU64::new(0),
+            names_written: AtomicU64::new(0),
+            found: Mutex::default(),
+        })
+    }
+}
+
+/// A tree that is being made: what the threads share.
+#[derive(Debug)]
+pub struct Restore {
+    root: Arc<OwnedFd>,
+    path: PathBuf,
+    terms: TreeTerms,
+    /// The root may hold what was there before.
+    is_dirty: bool,
+    direct: bool,
+    staging_name: Vec<u8>,
+    staging: OwnedFd,
+    links: OwnedFd,
+    spool: Mutex<Spool>,
+    large: Mutex<LargeFiles>,
+    groups: Mutex<Groups>,
+    data_bytes: AtomicU64,
+    names_written: AtomicU64,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    digest: TreeDigest,
+    fidelity: FidelityReport,
+}
+
+/// What comes last, as records that each follow their length.
+#[derive(Debug)]
+struct Spool {
+    file: BufWriter<File>,
+    record: Vec<u8>,
+}
+
+impl Spool {
+    fn write(&mut self, directory: &TreePath, record: &Record<'_>) -> io::Result<()> {
+        self.record.clear();
+        Record::Enter(directory.clone()).encode(&mut self.record);
+        record.encode(&mut self.record);
+        let len = u32::try_from(self.record.len()).unwrap_or(u32::MAX);
+        self.file.write_all(&len.to_le_bytes())?;
+        self.file.write_all(&self.record)
+    }
+}
+
+/// Inodes with several names.
+#[derive(Debug, Default)]
+struct Groups {
+    /// The names and the contents that came, by the number of the group.
+    sums: HashMap<u64, NameSum>,
+    /// Groups whose entry could not be made: their links can't be either.
+    lost: HashSet<u64>,
+}
+
+#[derive(Debug, Default)]
+struct LargeFiles {
+    open: HashMap<u64, Arc<LargeFile>>,
+    forgotten: HashSet<u64>,
+}
+
+/// A file that comes in pieces.
+#[derive(Debug)]
+struct LargeFile {
+    number: u64,
+    handle: Handle,
+    state: Mutex<LargeState>,
+}
+
+#[derive(Debug, Default)]
+struct LargeState {
+    digest: FileDigest,
+    data_bytes: u64,
+    /// Its record, once that came.
+    end: Option<LargeEnd>,
+}
+
+/// What the record of a large file says.
+#[derive(Debug)]
+struct LargeEnd {
+    directory: TreePath,
+    name: Vec<u8>,
+    group: u64,
+    metadata: Metadata,
+    size: u64,
+    digest: Digest,
+}
+
+impl Restore {
+    /// Something that takes packs and pieces, for one thread.
+    #[must_use]
+    pub fn worker(self: &Arc<Self>) -> RestoreWorker {
+        RestoreWorker {
+            shared: Arc::clone(self),
+            cache: DirectoryCache::default(),
+            found: Found::default(),
+        }
+    }
+
+    /// Where the root is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names that were made so far.
+    #[must_use]
+    pub fn names_written(&self) -> u64 {
+        self.names_written.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of data that were written so far.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        self.data_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Does what has to come last, and makes all of it durable. Every worker has ended by then.
+    ///
+    /// # Errors
+    /// When something never came, or the kernel refuses.
+    pub fn complete(self: &Arc<Self>) -> Result<TreeSummary, TreeError> {
+        let incomplete = lock(&self.large).open.values().next().cloned();
+        if let Some(file) = incomplete {
+            let state = lock(&file.state);
+            let path = state
+                .end
+                .as_ref()
+                .map(|end| join(end.directory.as_bytes(), &end.name));
+            return Err(TreeError::Refused {
+                path: path.map_or_else(|| format!("file {}", file.number), |path| show(&path)),
+                refusal: Refusal::Incomplete,
+            });
+        }
+        let mut worker = self.worker();
+        worker.make_links()?;
+        let root_metadata = worker.finish_directories()?;
+        worker.cache.clear();
+        self.remove_staging()?;
+        if let Some(root) = root_metadata {
+            worker.adorn_directory(&self.root, b"", &root)?;
+        }
+        drop(worker);
+        rustix::fs::syncfs(&*self.root)
+            .map_err(|errno| self.io(Operation::Flush, b"", errno.into()))?;
+        let mut found = std::mem::take(&mut *lock(&self.found));
+        for sum in lock(&self.groups).sums.values() {
+            found.digest.add(sum);
+        }
+        Ok(TreeSummary {
+            digest: found.digest.finish(self.terms.accept),
+            counts: found.digest.counts,
+            fidelity: found.fidelity,
+            changed: 0,
+            data_bytes: self.data_bytes(),
+        })
+    }
+
+    fn remove_staging(&self) -> Result<(), TreeError> {
+        remove(&self.root, &self.staging_name)
+            .map_err(|error| self.io(Operation::Remove, &self.staging_name, error))
+    }
+
+    fn at(&self, path: &[u8]) -> PathBuf {
+        if path.is_empty() {
+            return self.path.clone();
+        }
+        self.path.join(show(path))
+    }
+
+    fn io(&self, operation: Operation, path: &[u8], error: io::Error) -> TreeError {
+        self.io_of(operation, path, 0, error)
+    }
+
+    /// The error of an entry with a content of `needed` bytes.
+    fn io_of(&self, operation: Operation, path: &[u8], needed: u64, error: io::Error) -> TreeError {
+        let errno = Errno::from_io_error(&error);
+        if !matches!(errno, Some(Errno::NOSPC | Errno::DQUOT)) {
+            return StorageError::io(operation, &self.at(path))(error).into();
+        }
+        let room = rustix::fs::fstatvfs(&*self.root);
+        let available = room.map_or(0, |room| room.f_bavail.saturating_mul(room.f_frsize));
+        TreeError::NoSpace {
+            path: self.at(path),
+            needed,
+            available,
+            source: error,
+        }
+    }
+
+    fn refuse(path: &[u8], refusal: Refusal) -> TreeError {
+        TreeError::Refused {
+            path: show(path),
+            refusal,
+        }
+    }
+
+    /// Whether the name belongs to the clone or to the filesystem.
+    fn is_reserved(&self, directory: &TreePath, name: &[u8]) -> bool {
+        directory.is_root() && (name == self.staging_name || name == LOST_AND_FOUND)
+    }
+}
+
+/// What one thread makes of a tree.
+#[derive(Debug)]
+pub struct RestoreWorker {
+    shared: Arc<Restore>,
+    cache: DirectoryCache,
+    found: Found,
+}
+
+impl Drop for RestoreWorker {
+    fn drop(&mut self) {
+        let mut all = lock(&self.shared.found);
+        all.digest.merge(&self.found.digest);
+        all.fidelity.add(&self.found.fidelity);
+    }
+}
+
+/// A directory that a record entered.
+#[derive(Clone, Debug)]
+struct Entered {
+    path: TreePath,
+    fd: Arc<OwnedFd>,
+}
+
+impl RestoreWorker {
+    /// Applies the records of a pack, whose digest was checked.
+    ///
+    /// # Errors
+    /// When one of them is none, must not be applied, or the kernel refuses.
+    pub fn apply_pack(&mut self, pack: &[u8]) -> Result<(), TreeError> {
+        let mut reader = Reader::new(pack);
+        let mut entered: Option<Entered> = None;
+        while !reader.is_empty() {
+            let record = Record::decode(&mut reader)?;
+            if let Record::Enter(path) = record {
+                let fd = self.enter(&path)?;
+                entered = Some(Entered { path, fd });
+                continue;
+            }
+            let Some(directory) = &entered else {
+                return Err(Restore::refuse(b"", Refusal::NotEntered));
+            };
+            self.apply(directory, record)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, directory: &Entered, record: Record<'_>) -> Result<(), TreeError> {
+        let name = match &record {
+            Record::File { entry, .. }
+            | Record::LargeFile { entry, .. }
+            | Record::Special { entry, .. } => Some(entry.name),
+            Record::Link { name, .. } => Some(*name),
+            Record::Enter(_) | Record::Directory(_) | Record::Forget { .. } => None,
+        };
+        if let Some(name) = name {
+            if self.shared.is_reserved(&directory.path, name.as_bytes()) {
+                return Err(Restore::refuse(name.as_bytes(), Refusal::Reserved));
+            }
+            self.shared.names_written.fetch_add(1, Ordering::Relaxed);
+        }
+        match record {
+            Record::Enter(_) => Ok(()),
+            Record::Directory(metadata) => {
+                let left_out = self.shared.terms.accept;
+                let path = directory.path.as_bytes();
+                let content = Content::Directory;
+                let digest = &mut self.found.digest;
+                digest.add_entry(path, &content, &metadata, left_out);
+                self.spool(&directory.path, &Record::Directory(metadata))
+            }
+            Record::File {
+                entry,
+                digest,
+                zero_map,
+                data,
+            } => self.make_file(directory, &entry, digest, &zero_map, data),
+            Record::LargeFile {
+                entry,
+                file,
+                size,
+                digest,
+            } => self.end_large(directory, entry, file, size, digest),
+            Record::Special { entry, special } => self.make_special(directory, &entry, &special),
+            Record::Link { name, group } => {
+                self.found.digest.counts.note_link();
+                let path = join(directory.path.as_bytes(), name.as_bytes());
+                let mut groups = lock(&self.shared.groups);
+                let sum = groups.sums.entry(group).or_default();
+                sum.add(&NameSum::of_name(&path));
+                drop(groups);
+                self.spool(&directory.path, &Record::Link { name, group })
+            }
+            Record::Forget { file } => self.forget(file),
+        }
+    }
+
+    fn spool(&self, directory: &TreePath, record: &Record<'_>) -> Result<(), TreeError> {
+        let spooled = lock(&self.shared.spool).write(directory, record);
+        let staging = &self.shared.staging_name;
+        spooled.map_err(|error| self.shared.io(Operation::Write, staging, error))
+    }
+
+    /// Opens a directory of the tree, and makes it and those above it where they aren't there yet.
+    fn enter(&mut self, path: &TreePath) -> Result<Arc<OwnedFd>, TreeError> {
+        let bytes = path.as_bytes();
+        if bytes.is_empty() {
+            return Ok(Arc::clone(&self.shared.root));
+        }
+        if let Some(fd) = self.cache.find(bytes) {
+            return Ok(fd);
+        }
+        let first = bytes.split(|byte| *byte == b'/').next().unwrap_or_default();
+        if self.shared.is_reserved(&TreePath::ROOT, first) {
+            return Err(Restore::refuse(first, Refusal::Reserved));
+        }
+        let above = self.cache.find_above(bytes);
+        let (mut fd, mut at) = above.unwrap_or_else(|| (Arc::clone(&self.shared.root), 0));
+        if !self.shared.is_dirty
+            && let Ok(opened) = open_directory(&fd, &bytes[at..])
+        {
+            let opened = Arc::new(opened);
+            self.cache.insert(bytes, &opened);
+            return Ok(opened);
+        }
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let len = rest
+                .iter()
+                .position(|byte| *byte == b'/')
+                .unwrap_or(rest.len());
+            let name = &rest[..len];
+            let opened = self.open_or_make(&fd, name);
+            let opened = opened.map_err(|error| {
+                let path = &bytes[..at + len];
+                match Errno::from_io_error(&error) {
+                    Some(Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                        Restore::refuse(path, Refusal::NotADirectory)
+                    }
+                    _ => self.shared.io(Operation::Create, path, error),
+                }
+            })?;
+            fd = Arc::new(opened);
+            at = (at + len + 1).min(bytes.len());
+            if self.shared.is_dirty {
+                metadata::open_up(fd.as_fd());
+                self.cache.insert(&bytes[..at.min(bytes.len())], &fd);
+            }
+        }
+        self.cache.insert(bytes, &fd);
+        Ok(fd)
+    }
+
+    /// Opens or makes the directory `name`. What is in the way and was there before goes.
+    fn open_or_make(&self, directory: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
+        /// Other threads may do the same at the same time.
+        const TRIES: usize = 8;
+        let mut last = io::Error::from(Errno::NOTDIR);
+        for _ in 0..TRIES {
+            match open_directory(directory, name) {
+                Ok(opened) => return Ok(opened),
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::NOENT) => match make_directory(directory, name) {
+                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                            return Err(error);
+                        }
+                        _ => last = error,
+                    },
+                    Some(Errno::NOTDIR | Errno::LOOP) if self.shared.is_dirty => {
+                        match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+                            Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => last = error,
+                            Err(errno) => return Err(errno.into()),
+                        }
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+        Err(last)
+    }
+
+    /// Runs `make`, which creates `name` and fails when it is there. What was there before goes.
+    fn make_anew<T>(
+        &self,
+        directory: &Entered,
+        name: &[u8],
+        needed: u64,
+        mut make: impl FnMut() -> io::Result<T>,
+    ) -> Result<T, TreeError> {
+        let shared = &self.shared;
+        let path = || join(directory.path.as_bytes(), name);
+        match make() {
+            Ok(made) => return Ok(made),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(shared.io_of(Operation::Create, &path(), needed, error));
+            }
+            Err(_there) if !shared.is_dirty => {
+                return Err(Restore::refuse(&path(), Refusal::Twice));
+            }
+            Err(_there) => {}
+        }
+        remove(&directory.fd, name)
+            .map_err(|error| shared.io(Operation::Remove, &path(), error))?;
+        make().map_err(|error| shared.io_of(Operation::Create, &path(), needed, error))
+    }
+
+    fn make_file(
+        &mut self,
+        directory: &Entered,
+        entry: &Entry<'_>,
+        digest: Digest,
+        zero_map: &ZeroMap,
+        data: &[u8],
+    ) -> Result<(), TreeError> {
+        let name = entry.name.as_bytes();
+        let size = u64::from(zero_map.chunk_len());
+        let path = join(directory.path.as_bytes(), name);
+        if digest_of(zero_map, data) != digest {
+            return Err(TreeError::Corrupt { path: show(&path) });
+        }
+        let file = self.make_anew(directory, name, size, || {
+            create(&directory.fd, name, OFlags::WRONLY)
+        })?;
+        let file = File::from(file);
+        write_runs(&file, 0, zero_map, data)
+            .map_err(|error| self.shared.io_of(Operation::Write, &path, size, error))?;
+        self.shared
+            .data_bytes
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        let handle = MetadataHandle::Open(file.as_fd());
+        self.adorn(handle, &path, &entry.metadata, false, false)?;
+        if entry.group != 0 {
+            self.keep_for_links(&directory.fd, name, entry.group, &path)?;
+        }
+        let content = Content::File { size, digest };
+        self.add(&path, &content, &entry.metadata, entry.group);
+        Ok(())
+    }
+
+    /// Makes what is neither a directory nor a regular file.
+    fn make_special(
+        &mut self,
+        directory: &Entered,
+        entry: &Entry<'_>,
+        special: &Special<'_>,
+    ) -> Result<(), TreeError> {
+        let name = entry.name.as_bytes();
+        let path = join(directory.path.as_bytes(), name);
+        let node = |file_type, device| {
+            let mode = Mode::from_raw_mode(0o600);
+            Ok(rustix::fs::mknodat(
+                &directory.fd,
+                name,
+                file_type,
+                mode,
+                device,
+            )?)
+        };
+        let made = self.make_anew(directory, name, 0, || match special {
+            Special::Symlink(target) => Ok(rustix::fs::symlinkat(*target, &directory.fd, name)?),
+            Special::Fifo => node(FileType::Fifo, 0),
+            Special::Socket => node(FileType::Socket, 0),
+            Special::Character(device) => node(
+                FileType::CharacterDevice,
+                makedev(device.major, device.minor),
+            ),
+            Special::Block(device) => {
+                node(FileType::BlockDevice, makedev(device.major, device.minor))
+            }
+        });
+        let is_device = matches!(special, Special::Character(_) | Special::Block(_));
+        match made {
+            Ok(()) => {}
+            Err(TreeError::Storage(error))
+                if is_device && matches!(error.errno(), Some(Errno::PERM | Errno::INVAL)) =>
+            {
+                self.found.fidelity.note(FidelityClass::Devices, &path);
+                if entry.group != 0 {
+                    lock(&self.shared.groups).lost.insert(entry.group);
+                }
+                self.add(
+                    &path,
+                    &Content::Special(special),
+                    &entry.metadata,
+                    entry.group,
+                );
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let is_symlink = matches!(special, Special::Symlink(_));
+        let handle = MetadataHandle::Name(directory.fd.as_fd(), name);
+        self.adorn(handle, &path, &entry.metadata, is_symlink, false)?;
+        if entry.group != 0 {
+            self.keep_for_links(&directory.fd, name, entry.group, &path)?;
+        }
+        self.add(
+            &path,
+            &Content::Special(special),
+            &entry.metadata,
+            entry.group,
+        );
+        Ok(())
+    }
+
+    fn adorn(
+        &mut self,
+        handle: MetadataHandle<'_>,
+        path: &[u8],
+        wanted: &Metadata,
+        is_symlink: bool,
+        is_dirty: bool,
+    ) -> Result<(), TreeError> {
+        let terms = Terms {
+            selinux: self.shared.terms.selinux,
+            is_dirty,
+            is_symlink,
+        };
+        let fidelity = &mut self.found.fidelity;
+        metadata::adorn(handle, wanted, terms, |class| fidelity.note(class, path))
+            .map_err(|error| self.shared.io(Operation::Adorn, path, error))
+    }
+
+    fn adorn_directory(
+        &mut self,
+        fd: &OwnedFd,
+        path: &[u8],
+        wanted: &Metadata,
+    ) -> Result<(), TreeError> {
+        // The root was there in any case.
+        let is_dirty = self.shared.is_dirty || path.is_empty();
+        self.adorn(
+            MetadataHandle::Open(fd.as_fd()),
+            path,
+            wanted,
+            false,
+            is_dirty,
+        )
+    }
+
+    /// Adds an inode to the digest that was made.
+    fn add(&mut self, path: &[u8], content: &Content<'_>, metadata: &Metadata, group: u64) {
+        let left_out = self.shared.terms.accept;
+        if group == 0 {
+            let digest = &mut self.found.digest;
+            digest.add_entry(path, content, metadata, left_out);
+            return;
+        }
+        let mut groups = lock(&self.shared.groups);
+        let sum = groups.sums.entry(group).or_default();
+        sum.add(&NameSum::of_name(path));
+        sum.add(&NameSum::of_content(content, metadata, left_out));
+        self.found.digest.counts.note(content);
+    }
+
+    /// Gives an inode with several names one more, which the others are made from.
+    fn keep_for_links(
+        &self,
+        directory: &OwnedFd,
+        name: &[u8],
+        group: u64,
+        path: &[u8],
+    ) -> Result<(), TreeError> {
+        let links = &self.shared.links;
+        let kept = group.to_string();
+        match rustix::fs::linkat(directory, name, links, kept, AtFlags::empty()) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(Restore::refuse(path, Refusal::GroupTwice)),
+            Err(errno) => Err(self.shared.io(Operation::Link, path, errno.into())),
+        }
+    }
+
+    /// The file that comes under this number; `None` for one that was given up.
+    fn large_file(&self, number: u64) -> Result<Option<Arc<LargeFile>>, TreeError> {
+        let shared = &self.shared;
+        let mut large = lock(&shared.large);
+        if large.forgotten.contains(&number) {
+            return Ok(None);
+        }
+        if let Some(file) = large.open.get(&number) {
+            return Ok(Some(Arc::clone(file)));
+        }
+        let name = number.to_string();
+        if large.open.len() >= LARGE_FILES_MAX {
+            return Err(Restore::refuse(name.as_bytes(), Refusal::TooManyFiles));
+        }
+        let path = join(&shared.staging_name, name.as_bytes());
+        let made =
+            create(&shared.staging, name.as_bytes(), OFlags::RDWR).map_err(|error| match error
+                .kind()
+            {
+                // It was put into its place, or is given up, and was begun again.
+                io::ErrorKind::AlreadyExists => Restore::refuse(name.as_bytes(), Refusal::Twice),
+                _ => shared.io(Operation::Create, &path, error),
+            })?;
+        let file = Arc::new(LargeFile {
+            number,
+            handle: Handle::new(
+                shared.at(&path),
+                File::from(made),
+                OFlags::RDWR,
+                shared.direct,
+            ),
+            state: Mutex::default(),
+        });
+        large.open.insert(number, Arc::clone(&file));
+        Ok(Some(file))
+    }
+
+    /// Writes a piece of a large file, unless it is not what the source read.
+    ///
+    /// # Errors
+    /// When it is not, came twice, or the kernel refuses.
+    pub fn write_piece(
+        &mut self,
+        number: u64,
+        index: u64,
+        digest: Digest,
+        zero_map: &ZeroMap,
+        bytes: &[u8],
+    ) -> Result<(), TreeError> {
+        let Some(file) = self.large_file(number)? else {
+            return Ok(());
+        };
+        let piece = PieceDigest::of(index, bytes);
+        if piece.chaining_value != digest {
+            return Err(TreeError::Corrupt {
+                path: format!("piece {index} of file {number}"),
+            });
+        }
+        let start = index.saturating_mul(u64::from(PIECE_LEN));
+        for run in zero_map.runs().filter(|run| !run.is_zero) {
+            let part = bytes.get(run.indices()).unwrap_or_default();
+            let written = file.handle.write_at(start + u64::from(run.start), part);
+            written.map_err(|error| self.of_write(error, part.len() as u64))?;
+        }
+        let data_len = u64::from(zero_map.data_len());
+        self.shared
+            .data_bytes
+            .fetch_add(data_len, Ordering::Relaxed);
+        self.take_in(&file, [(index, piece)].into_iter(), data_len)
+    }
+
+    /// Leaves holes in a large file, which is new: nothing is to be written.
+    ///
+    /// # Errors
+    /// When a piece came twice, or the kernel refuses.
+    pub fn zero_pieces(
+        &mut self,
+        number: u64,
+        index: u64,
+        count: u32,
+        last_len: u32,
+    ) -> Result<(), TreeError> {
+        let Some(file) = self.large_file(number)? else {
+            return Ok(());
+        };
+        let last = index.saturating_add(u64::from(count)).saturating_sub(1);
+        let pieces = (index..=last).map(|index| {
+            let len = if index == last { last_len } else { PIECE_LEN };
+            let zeros = ZEROS.get(..len as usize).unwrap_or(&ZEROS);
+            (index, PieceDigest::of(index, zeros))
+        });
+        self.take_in(&file, pieces, 0)
+    }
+
+    /// An error of a handle as one of the tree: a full disk is told with what was missing.
+    fn of_write(&self, error: StorageError, needed: u64) -> TreeError {
+        match error {
+            StorageError::IoAt { path, source, .. }
+                if matches!(
+                    Errno::from_io_error(&source),
+                    Some(Errno::NOSPC | Errno::DQUOT)
+                ) =>
+            {
+                let room = rustix::fs::fstatvfs(&*self.shared.root);
+                let available = room.map_or(0, |room| room.f_bavail.saturating_mul(room.f_frsize));
+                TreeError::NoSpace {
+                    path,
+                    needed,
+                    available,
+                    source,
+                }
+            }
+            other => other.into(),
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        file: &LargeFile,
+        pieces: impl Iterator<Item = (u64, PieceDigest)>,
+        data_len: u64,
+    ) -> Result<(), TreeError> {
+        let mut state = lock(&file.state);
+        for (index, piece) in pieces {
+            state.digest.insert(index, piece).map_err(|index| {
+                let piece = format!("piece {index} of file {}", file.number);
+                Restore::refuse(piece.as_bytes(), Refusal::PieceTwice)
+            })?;
+        }
+        if state.digest.node_count() > NODES_MAX {
+            let number = format!("file {}", file.number);
+            return Err(Restore::refuse(number.as_bytes(), Refusal::TooScattered));
+        }
+        state.data_bytes += data_len;
+        self.place(file, &mut state)
+    }
+
+    /// The record of a large file came. Its pieces may still be on their way.
+    fn end_large(
+        &mut self,
+        directory: &Entered,
+        entry: Entry<'_>,
+        number: u64,
+        size: u64,
+        digest: Digest,
+    ) -> Result<(), TreeError> {
+        let path = join(directory.path.as_bytes(), entry.name.as_bytes());
+        let Some(file) = self.large_file(number)? else {
+            return Err(Restore::refuse(&path, Refusal::Incomplete));
+        };
+        let mut state = lock(&file.state);
+        if state.end.is_some() {
+            return Err(Restore::refuse(&path, Refusal::Twice));
+        }
+        state.end = Some(LargeEnd {
+            directory: directory.path.clone(),
+            name: entry.name.as_bytes().to_vec(),
+            group: entry.group,
+            metadata: entry.metadata,
+            size,
+            digest,
+        });
+        self.place(&file, &mut state)
+    }
+
+    /// Puts a large file into its place when all of it has come.
+    fn place(&mut self, file: &LargeFile, state: &mut LargeState) -> Result<(), TreeError> {
+        let Some(size) = state.end.as_ref().map(|end| end.size) else {
+            return Ok(());
+        };
+        if state.digest.pieces() < file_digest::piece_count(size) {
+            return Ok(());
+        }
+        let Some(end) = state.end.take() else {
+            return Ok(());
+        };
+        let path = join(end.directory.as_bytes(), &end.name);
+        if state.digest.finish(size) != Some(end.digest) {
+            return Err(TreeError::Corrupt { path: show(&path) });
+        }
+        let shared = Arc::clone(&self.shared);
+        let main = file.handle.main();
+        main.set_len(size)
+            .map_err(|error| shared.io_of(Operation::Resize, &path, size, error))?;
+        let handle = MetadataHandle::Open(main.as_fd());
+        self.adorn(handle, &path, &end.metadata, false, false)?;
+        let fd = self.enter(&end.directory)?;
+        let staged = file.number.to_string();
+        let directory = Entered {
+            path: end.directory,
+            fd,
+        };
+        self.make_anew(&directory, &end.name, size, || {
+            rename(&shared.staging, staged.as_bytes(), &directory.fd, &end.name)
+        })?;
+        if end.group != 0 {
+            self.keep_for_links(&directory.fd, &end.name, end.group, &path)?;
+        }
+        let content = Content::File {
+            size,
+            digest: end.digest,
+        };
+        self.add(&path, &content, &end.metadata, end.group);
+        lock(&shared.large).open.remove(&file.number);
+        Ok(())
+    }
+
+    /// The source gives a file up, to send it again under another number.
+    fn forget(&self, number: u64) -> Result<(), TreeError> {
+        let mut large = lock(&self.shared.large);
+        let name = number.to_string();
+        if large.forgotten.len() >= FORGOTTEN_MAX {
+            return Err(Restore::refuse(name.as_bytes(), Refusal::TooManyFiles));
+        }
+        large.forgotten.insert(number);
+        if large.open.remove(&number).is_some() {
+            let removed = rustix::fs::unlinkat(&self.shared.staging, &*name, AtFlags::empty());
+            let path = join(&self.shared.staging_name, name.as_bytes());
+            removed.map_err(|errno| self.shared.io(Operation::Remove, &path, errno.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the spool from its beginning, and calls `apply` for every record in it.
+    fn replay(
+        &mut self,
+        mut apply: impl FnMut(&mut Self, TreePath, Record<'_>) -> Result<(), TreeError>,
+    ) -> Result<(), TreeError> {
+        let shared = Arc::clone(&self.shared);
+        let failed = |error| shared.io(Operation::Read, &shared.staging_name, error);
+        let mut spool = lock(&shared.spool);
+        spool.file.flush().map_err(failed)?;
+        let mut file = spool.file.get_ref().try_clone().map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        let mut file = BufReader::with_capacity(64 << 10, file);
+        let mut bytes = Vec::new();
+        loop {
+            let mut len = [0; 4];
+            match file.read_exact(&mut len) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) => return Err(failed(error)),
+            }
+            bytes.resize(u32::from_le_bytes(len) as usize, 0);
+            file.read_exact(&mut bytes).map_err(failed)?;
+            let mut reader = Reader::new(&bytes);
+            if let Record::Enter(path) = Record::decode(&mut reader)? {
+                apply(self, path, Record::decode(&mut reader)?)?;
+            }
+        }
+    }
+
+    fn make_links(&mut self) -> Result<(), TreeError> {
+        self.replay(|worker, path, record| match record {
+            Record::Link { name, group } => worker.make_link(path, name, group),
+            _ => Ok(()),
+        })
+    }
+
+    fn make_link(&mut self, path: TreePath, name: Name<'_>, group: u64) -> Result<(), TreeError> {
+        let shared = Arc::clone(&self.shared);
+        let fd = self.enter(&path)?;
+        let directory = Entered { path, fd };
+        let name = name.as_bytes();
+        let path = join(directory.path.as_bytes(), name);
+        if lock(&shared.groups).lost.contains(&group) {
+            self.found.fidelity.note(FidelityClass::Devices, &path);
+            return Ok(());
+        }
+        let kept = group.to_string();
+        let made = self.make_anew(&directory, name, 0, || {
+            let (links, fd) = (&shared.links, &directory.fd);
+            match rustix::fs::linkat(links, &*kept, fd, name, AtFlags::empty()) {
+                // The name that is kept is one too many for the filesystem: it becomes the last.
+                Err(Errno::MLINK) => rename(links, kept.as_bytes(), fd, name),
+                answer => Ok(answer?),
+            }
+        });
+        made.map_err(|error| match error {
+            TreeError::Storage(error) if error.errno() == Some(Errno::NOENT) => {
+                Restore::refuse(&path, Refusal::UnknownGroup)
+            }
+            other => other,
+        })
+    }
+
+    /// Gives directories their metadata; that of the root is given back, for it has to come last.
+    fn finish_directories(&mut self) -> Result<Option<Metadata>, TreeError> {
+        let mut root = None;
+        let mut closed = Vec::new();
+        self.replay(|worker, path, record| {
+            let Record::Directory(mut metadata) = record else {
+                return Ok(());
+            };
+            if path.is_root() {
+                root = Some(metadata);
+                return Ok(());
+            }
+            let fd = worker.enter(&path)?;
+            if metadata.mode & 0o100 == 0 && !is_privileged() {
+                // Nothing below it could be opened any more: it is closed when all are done.
+                closed.push((path.as_bytes().len(), path.clone(), metadata.mode));
+                metadata.mode |= 0o100;
+            }
+            worker.adorn_directory(&fd, path.as_bytes(), &metadata)
+        })?;
+        // Those below before those above.
+        closed.sort_unstable_by_key(|(len, ..)| std::cmp::Reverse(*len));
+        for (_, path, mode) in closed {
+            let fd = self.enter(&path)?;
+            rustix::fs::fchmod(&*fd, Mode::from_raw_mode(mode)).map_err(|errno| {
+                self.shared
+                    .io(Operation::Adorn, path.as_bytes(), errno.into())
+            })?;
+        }
+        Ok(root)
+    }
+}
+
+fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The plain digest of a content without its zero blocks.
+fn digest_of(zero_map: &ZeroMap, data: &[u8]) -> Digest {
+    if zero_map.data_len() == zero_map.chunk_len() {
+        return file_digest::of_bytes(data);
+    }
+    let mut content = vec![0; zero_map.chunk_len() as usize];
+    let mut rest = data;
+    for run in zero_map.runs().filter(|run| !run.is_zero) {
+        let (head, tail) = rest.split_at(rest.len().min(run.len() as usize));
+        if let Some(part) = content.get_mut(run.indices()) {
+            part[..head.len()].copy_from_slice(head);
+        }
+        rest = tail;
+    }
+    file_digest::of_bytes(&content)
+}
+
+/// Writes the blocks that hold data into a new file, and gives it its size.
+fn write_runs(file: &File, start: u64, zero_map: &ZeroMap, data: &[u8]) -> io::Result<()> {
+    let mut rest = data;
+    let mut end = start;
+    for run in zero_map.runs().filter(|run| !run.is_zero) {
+        let (head, tail) = rest.split_at(rest.len().min(run.len() as usize));
+        file.write_all_at(head, start + u64::from(run.start))?;
+        end = start + u64::from(run.end);
+        rest = tail;
+    }
+    let size = start + u64::from(zero_map.chunk_len());
+    if end != size {
+        file.set_len(size)?;
+    }
+    Ok(())
+}
+
+/// Creates a file that isn't there.
+fn create(directory: &OwnedFd, name: &[u8], access: OFlags) -> io::Result<OwnedFd> {
+    let flags = access | OFlags::CREATE | OFlags::EXCL;
+    open_beneath(directory, name, flags, Mode::from_raw_mode(0o600))
+}
+
+fn make_directory(directory: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(
+        directory,
+        name,
+        Mode::from_raw_mode(0o700),
+    )?)
+}
+
+/// Moves an entry to a name that isn't there.
+fn rename(from: &OwnedFd, name: &[u8], to: &OwnedFd, new_name: &[u8]) -> io::Result<()> {
+    match rustix::fs::renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE) {
+        // A filesystem that can't promise it; a link can't replace anything either.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            rustix::fs::linkat(from, name, to, new_name, AtFlags::empty())?;
+            Ok(rustix::fs::unlinkat(from, name, AtFlags::empty())?)
+        }
+        answer => Ok(answer?),
+    }
+}
+
+/// The names in a directory, which is expected to hold a handful.
+fn list(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+    }
+    Ok(names)
+}
+
+/// Removes an entry with all that is below it, however deep, without following anything.
+fn remove(directory: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // Linux says the one, POSIX the other.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    remove_directory(directory, name)
+}
+
+/// Removes a directory. One below it is first moved up here, so that no depth needs more than two
+/// open directories.
+fn remove_directory(above: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    let directory = open_directory(above, name)?;
+    metadata::open_up(directory.as_fd());
+    let mut moved = 0_u64;
+    loop {
+        let names = list_some(directory.as_fd())?;
+        if names.is_empty() {
+            break;
+        }
+        for name in &names {
+            match rustix::fs::unlinkat(&directory, &**name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                Err(Errno::ISDIR | Errno::PERM) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            match rustix::fs::unlinkat(&directory, &**name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            // What is in it goes up, into this one, and is met again.
+            let inner = open_directory(&directory, name)?;
+            metadata::open_up(inner.as_fd());
+            loop {
+                let names = list_some(inner.as_fd())?;
+                if names.is_empty() {
+                    break;
+                }
+                for name in names {
+                    match rustix::fs::unlinkat(&inner, &*name, AtFlags::empty()) {
+                        Ok(()) | Err(Errno::NOENT) => continue,
+                        Err(Errno::ISDIR | Errno::PERM) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                    let up = format!(".volferry-removed-{moved}");
+                    moved += 1;
+                    rustix::fs::renameat(&inner, &*name, &directory, up)?;
+                }
+            }
+        }
+    }
+    Ok(rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Some of the names in a directory, however many there are.
+fn list_some(directory: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+    const SOME: usize = 4096;
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(name.to_vec());
+        }
+        if names.len() == SOME {
+            break;
+        }
+    }
+    Ok(names)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked takes the clone with it: no receipt is written over its remains.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

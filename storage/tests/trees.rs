@@ -1,0 +1,425 @@
+//! Trees on real filesystems: walked and made again within one process, by several threads.
+//!
+//! They need root and loop devices. Elsewhere each test says why it was skipped, and passes. What
+//! whole agents make of the nastiest tree is in tests/tests/clone_tree.rs.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
+use volferry_storage::BufferPool;
+use volferry_storage::tree::{
+    Outgoing, Restore, RestoreWorker, TreeError, TreeSource, TreeTarget, TreeTargetOptions, Walk,
+    WalkEnd, WalkOptions, Walked,
+};
+
+const CLONE: &str = "00000000-0000-4000-8000-000000000000";
+
+#[test]
+fn a_tree_is_made_again_on_every_filesystem() {
+    for mkfs in ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"] {
+        let Some((source, target)) = Mount::pair(mkfs) else {
+            continue;
+        };
+        let (from, to) = (source.path().join("tree"), target.path().join("tree"));
+        plant(&from);
+        let (read, written) = clone(
+            &from,
+            &to,
+            TreeTargetOptions {
+                direct: true,
+                ..Default::default()
+            },
+        );
+        assert_eq!(read.digest, written.digest, "{mkfs}");
+        assert_eq!(read.counts, written.counts);
+        assert_eq!(read.data_bytes, written.data_bytes);
+        assert!(written.fidelity.is_empty(), "{:?}", written.fidelity);
+        assert_eq!(
+            digest(&to).summary.digest,
+            read.digest,
+            "{mkfs}: digested again"
+        );
+        assert_same(&from, &to);
+    }
+}
+
+#[test]
+fn overwriting_merges_and_deleting_makes_it_exact() {
+    let Some((source, target)) = Mount::pair("mkfs.ext4") else {
+        return;
+    };
+    let (from, to) = (source.path().join("tree"), target.path().join("tree"));
+    plant(&from);
+    plant(&to);
+    // What is there is of other kinds, leads elsewhere, and hands down what nobody asked for.
+    let outside = target.path().join("outside");
+    fs::write(&outside, "untouched").unwrap();
+    fs::remove_file(to.join("small")).unwrap();
+    symlink(&outside, to.join("small")).unwrap();
+    fs::remove_file(to.join("large")).unwrap();
+    fs::hard_link(&outside, to.join("large")).unwrap();
+    fs::remove_file(to.join("link")).unwrap();
+    fs::create_dir_all(to.join("link/full/of/things")).unwrap();
+    fs::remove_dir_all(to.join("dir")).unwrap();
+    symlink(target.path(), to.join("dir")).unwrap();
+    fs::write(to.join("extra"), "extra").unwrap();
+    fs::create_dir(to.join(format!(".volferry-{CLONE}"))).unwrap();
+    run("setfacl", &["-d", "-m", "u:12345:rwx"], &to).unwrap();
+    run("setfattr", &["-n", "user.extra", "-v", "x"], &to).unwrap();
+    let refused = TreeTarget::open(&to, TreeTargetOptions::default()).unwrap_err();
+    assert!(matches!(refused, TreeError::NotEmpty { .. }), "{refused}");
+
+    let overwrite = TreeTargetOptions {
+        overwrite: true,
+        ..Default::default()
+    };
+    let (read, written) = clone(&from, &to, overwrite);
+    assert_eq!(read.digest, written.digest);
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
+    assert_eq!(fs::read_to_string(to.join("extra")).unwrap(), "extra");
+    fs::remove_file(to.join("extra")).unwrap();
+    run("touch", &["-r", from.to_str().unwrap()], &to).unwrap();
+    assert_same(&from, &to);
+
+    fs::create_dir_all(to.join("more/extra")).unwrap();
+    let exact = TreeTargetOptions {
+        overwrite: true,
+        delete_extra: true,
+        direct: true,
+    };
+    let (read, written) = clone(&from, &to, exact);
+    assert_eq!(read.digest, written.digest);
+    assert_same(&from, &to);
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    // Made by a chain of shells, each a piece deeper.
+    let name = "d".repeat(200);
+    let script = "import os,sys\nos.chdir(sys.argv[1])\nfor i in range(60):\n os.mkdir(sys.argv[2]); os.chdir(sys.argv[2])\n open('file','w').write(str(i))\n os.link('file','again')\n";
+    let made = Command::new("python3")
+        .args(["-c", script])
+        .arg(&from)
+        .arg(&name)
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        return skip("python3 makes the tree").unwrap_or_default();
+    }
+    let (read, written) = clone(&from, &to, TreeTargetOptions::default());
+    assert_eq!((read.digest, read.counts.links), (written.digest, 60));
+    assert_eq!(digest(&to).summary.digest, read.digest);
+    let again = TreeTargetOptions {
+        overwrite: true,
+        delete_extra: true,
+        direct: false,
+    };
+    let (read, written) = clone(&from, &to, again);
+    assert_eq!(read.digest, written.digest);
+    for path in [from, to] {
+        run("rm", &["-rf"], &path).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_changes_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    fs::create_dir(&from).unwrap();
+    let path = from.join("growing");
+    fs::write(&path, vec![1; 5 << 20]).unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = {
+        let (stop, path) = (Arc::clone(&stop), path.clone());
+        thread::spawn(move || {
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                file.write_all(b"more").unwrap();
+                thread::sleep(Duration::from_micros(200));
+            }
+        })
+    };
+    let walked = digest(&from);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().unwrap();
+    assert_eq!(walked.changed.paths, ["growing"]);
+    assert!(digest(&from).changed.paths.is_empty());
+}
+
+/// A tree with one of everything.
+fn plant(root: &Path) {
+    fs::create_dir(root).unwrap();
+    let at = |name: &str| root.join(name);
+    fs::write(at("empty"), "").unwrap();
+    fs::write(at("small"), "small").unwrap();
+    fs::write(at("zeros"), vec![0; 100_000]).unwrap();
+    let large: Vec<u8> = (0..(3 << 20) + 777).map(|at| (at % 253) as u8).collect();
+    fs::write(at("large"), &large).unwrap();
+    let sparse = File::create(at("sparse")).unwrap();
+    sparse.set_len(300 << 20).unwrap();
+    sparse.write_all_at(b"island", 170 << 20).unwrap();
+    fs::hard_link(at("large"), at("link")).unwrap();
+    fs::create_dir(at("dir")).unwrap();
+    fs::hard_link(at("small"), at("dir/link of small")).unwrap();
+    fs::hard_link(at("small"), at("dir/and another")).unwrap();
+    symlink("../../nowhere", at("dangling")).unwrap();
+    symlink("/etc/passwd", at("dir/out")).unwrap();
+    for many in 0..300 {
+        fs::write(at(&format!("dir/file {many}")), vec![7; many * 97]).unwrap();
+    }
+    fs::create_dir_all(at("dir/deep/er/and/deeper")).unwrap();
+    run("mkfifo", &[], &at("fifo")).unwrap();
+    run("mknod", &["-m", "600"], &at("null")).unwrap_or_default();
+    for (arguments, name) in [(&["c", "1", "3"][..], "null"), (&["b", "7", "200"], "loop")] {
+        let made = Command::new("mknod").arg(at(name)).args(arguments).status();
+        assert!(made.unwrap().success());
+    }
+    run("chown", &["-h", "1234:4321"], &at("dangling")).unwrap();
+    run("chown", &["1234:4321"], &at("small")).unwrap();
+    fs::set_permissions(at("small"), fs::Permissions::from_mode(0o6751)).unwrap();
+    fs::set_permissions(at("dir"), fs::Permissions::from_mode(0o3775)).unwrap();
+    fs::set_permissions(at("dir/deep"), fs::Permissions::from_mode(0o000)).unwrap();
+    for name in ["user.note", "trusted.secret", "security.other"] {
+        run("setfattr", &["-n", name, "-v", "value"], &at("small")).unwrap();
+    }
+    run(
+        "setfattr",
+        &["-h", "-n", "trusted.of-link", "-v", "x"],
+        &at("dangling"),
+    )
+    .unwrap();
+    run("setfacl", &["-m", "u:99:rw,d:u:98:rwx"], &at("dir")).unwrap();
+    run("setfacl", &["-m", "g:97:r"], &at("large")).unwrap();
+    for name in ["small", "dir", "fifo", "large"] {
+        run(
+            "touch",
+            &["-h", "-d", "2001-02-03T04:05:06.123456789Z"],
+            &at(name),
+        )
+        .unwrap();
+    }
+    run(
+        "touch",
+        &["-h", "-d", "1969-12-31T23:59:58.5Z"],
+        &at("dangling"),
+    )
+    .unwrap();
+    run("touch", &["-d", "2010-01-01T00:00:00.1Z"], root).unwrap();
+}
+
+/// What rsync finds to do: nothing.
+#[track_caller]
+fn assert_same(from: &Path, to: &Path) {
+    let slash = |path: &Path| format!("{}/", path.display());
+    let output = Command::new("rsync")
+        .args(["-aHAXSn", "--checksum", "--delete", "--itemize-changes"])
+        .args([slash(from), slash(to)])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.is_empty(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let blocks = |path: &Path| fs::metadata(path.join("sparse")).unwrap().blocks();
+    assert!(
+        blocks(to) <= blocks(from) + 2048,
+        "it stays sparse: {}",
+        blocks(to)
+    );
+}
+
+/// Walks and makes again with two threads each and little memory.
+fn clone(from: &Path, to: &Path, options: TreeTargetOptions) -> (TreeSummary, TreeSummary) {
+    let target = TreeTarget::open(to, options).unwrap();
+    let restore = Arc::new(target.prepare(CLONE, TreeTerms::default()).unwrap());
+    let walked = walk(
+        from,
+        To(Mutex::new(Some(restore.worker())), Arc::clone(&restore)),
+    );
+    assert!(walked.changed.paths.is_empty(), "{:?}", walked.changed);
+    (walked.summary, restore.complete().unwrap())
+}
+
+fn digest(path: &Path) -> Walked {
+    walk(path, Nowhere)
+}
+
+fn walk<End: WalkEnd>(from: &Path, end: End) -> Walked {
+    let source = TreeSource::open(from).unwrap();
+    let options = WalkOptions {
+        terms: TreeTerms::default(),
+        direct: true,
+    };
+    let pool = BufferPool::new(8 << 20, 1 << 20).unwrap();
+    let walk = Walk::new(source, options, pool, end);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(|| walk.run())).collect();
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap().unwrap());
+    });
+    let walked = walk.finish();
+    assert!(walked.is_complete);
+    walked
+}
+
+struct Nowhere;
+
+impl WalkEnd for Nowhere {
+    fn put(&self, _: Outgoing) -> bool {
+        true
+    }
+}
+
+/// Applies what comes, at once, by workers that alternate.
+struct To(Mutex<Option<RestoreWorker>>, Arc<Restore>);
+
+impl WalkEnd for To {
+    fn put(&self, outgoing: Outgoing) -> bool {
+        let worker = self.0.lock().unwrap().take();
+        let mut worker = worker.unwrap_or_else(|| self.1.worker());
+        match outgoing {
+            Outgoing::Pack { bytes, .. } => worker.apply_pack(&bytes),
+            Outgoing::Piece {
+                file,
+                index,
+                digest,
+                zero_map,
+                bytes,
+            } => worker.write_piece(file, index, digest, &zero_map, &bytes),
+            Outgoing::ZeroPieces {
+                file,
+                index,
+                count,
+                last_len,
+            } => worker.zero_pieces(file, index, count, last_len),
+        }
+        .unwrap();
+        let before = self.0.lock().unwrap().replace(worker);
+        drop(before);
+        true
+    }
+
+    fn file(&self, path: &[u8], digest: Digest) {
+        assert!(!path.is_empty() && digest.0 != [0; 32]);
+    }
+}
+
+/// A loop device over a file of its own, detached when dropped.
+struct Loop {
+    device: PathBuf,
+    _dir: TempDir,
+}
+
+impl Loop {
+    fn empty(size: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let backing = dir.path().join("backing");
+        File::create(&backing).unwrap().set_len(size).unwrap();
+        let device = try_run("losetup", &["-f", "--show"], &backing)?;
+        Some(Self {
+            device: device.trim().into(),
+            _dir: dir,
+        })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _left_over = run("losetup", &["-d"], &self.device);
+    }
+}
+
+/// A mounted filesystem, unmounted when dropped.
+struct Mount(
+    TempDir,
+    #[expect(dead_code, reason = "detached after the unmount")] Loop,
+);
+
+impl Mount {
+    /// Two new filesystems of a kind.
+    fn pair(mkfs: &str) -> Option<(Self, Self)> {
+        Some((Self::new(mkfs)?, Self::new(mkfs)?))
+    }
+
+    fn new(mkfs: &str) -> Option<Self> {
+        let device = Loop::empty(512 << 20)?;
+        try_run(mkfs, &["-q"], &device.device)?;
+        let dir = tempfile::tempdir().unwrap();
+        try_run("mount", &[device.device.to_str().unwrap()], dir.path())?;
+        Some(Self(dir, device))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Mount {
+    /// A program that another test is just starting holds all open files until it runs, and the
+    /// mount is busy for that moment. It must go before its directory is removed with what is in it.
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if run("umount", &[], self.0.path()).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        let _left_over = run("umount", &["--lazy"], self.0.path());
+    }
+}
+
+/// Runs a program with `path` as its last argument. When it fails, the test is skipped for what it
+/// said.
+fn try_run(program: &str, arguments: &[&str], path: &Path) -> Option<String> {
+    run(program, arguments, path).map_or_else(|reason| skip(&reason), Some)
+}
+
+/// Runs a program with `path` as its last argument; what it printed, or why it failed.
+fn run(program: &str, arguments: &[&str], path: &Path) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).arg(path).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        Err(error) => Err(format!("{program}: {error}")),
+    }
+}
+
+/// Says that a test is skipped, as `skip` of tests/src/skip.rs does, which this crate can't use:
+/// its own tests would depend on what depends on it.
+fn skip<T>(reason: &str) -> Option<T> {
+    let reason = reason.trim();
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let may_skip = std::env::var("VOLFERRY_TESTS_SKIP").as_deref() != Ok("never");
+    assert!(
+        may_skip,
+        "{test} can't run here, and nothing may be skipped: {reason}"
+    );
+    let line = format!("SKIPPED: {test}: {reason}\n");
+    // Not `eprintln!`, which the test harness swallows when the test passes.
+    let _unseen = std::io::stderr().write_all(line.as_bytes());
+    // The test runs from `<target directory>/<profile>/deps`.
+    let program = std::env::current_exe().unwrap();
+    let list = program.ancestors().nth(3).unwrap();
+    let list = list.join("skipped-tests.txt");
+    let list = OpenOptions::new().create(true).append(true).open(list);
+    let _unkept = list.and_then(|mut list| list.write_all(line.as_bytes()));
+    None
+}

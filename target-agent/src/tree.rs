@@ -1,0 +1,92 @@
+//! Receiving a tree.
+//!
+//! ```text
+//! N data connections (tasks) → queue → writers (OS threads: check, decode, apply) → owner
+//! ```
+//!
+//! A tree is cloned in one session. What a lost session left is replaced by the next attempt.
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use volferry_agent::failure;
+use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::progress::End;
+use volferry_agent::run::Context;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::receipt::Verified;
+use volferry_storage::tree::{TreeTarget, TreeTargetOptions};
+
+use crate::greeter::{Greeted, Greeter, Purpose};
+use crate::{Resume, TargetConfig};
+
+mod data;
+mod driver;
+mod writers;
+
+/// Claims the directory, before anybody may connect.
+pub(crate) fn open(config: &TargetConfig) -> Result<TreeTarget, Failure> {
+    let is_of_block = config.state_dir.is_some()
+        || config.resume_from.is_some()
+        || config.resume == Resume::Digest
+        || config.verify != Verified::Digest;
+    if is_of_block {
+        let text = "a tree is cloned without a journal, and verified by its digest: --state-dir, \
+                    --resume, --delta and --verify are for block volumes";
+        return Err(Failure::new(FailureCode::Usage, text));
+    }
+    let options = TreeTargetOptions {
+        overwrite: config.options.overwrite,
+        delete_extra: config.delete_extra,
+        direct: config.options.direct,
+    };
+    TreeTarget::open(&config.volume, options).map_err(|error| failure::of_tree(End::Target, &error))
+}
+
+/// Receives one clone into `target`.
+pub(crate) async fn serve<S>(
+    config: &TargetConfig,
+    context: &Context,
+    mut target: TreeTarget,
+    greeter: &mut Greeter<S>,
+) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut epoch = 0;
+    loop {
+        let mut shutdown = context.shutdown.clone();
+        let Greeted {
+            purpose,
+            stream,
+            peer_address,
+        } = tokio::select! {
+            greeted = greeter.next() => greeted?,
+            failure = context.patience.exhausted() => return Err(failure),
+            () = shutdown.requested() => return Err(cancelled()),
+        };
+        let Purpose::Control(hello) = purpose else {
+            tracing::warn!(%peer_address, "a data connection came without a session");
+            context.metrics.count_rejection("no_session");
+            continue;
+        };
+        epoch += 1;
+        match driver::run(config, context, target, *hello, epoch, stream, greeter).await {
+            driver::TreeEnd::Over(outcome) => {
+                if let Err(failure) = &outcome {
+                    context.metrics.count_failure(failure);
+                }
+                return outcome;
+            }
+            driver::TreeEnd::Untouched(untouched, failure) => {
+                // Whoever that was did not get as far as the directory: the right one may still
+                // come.
+                tracing::warn!(
+                    code = failure.code.label(),
+                    "a session ended early: {failure}"
+                );
+                context.patience.note(&failure);
+                context.metrics.count_failure(&failure);
+                target = untouched;
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! A data connection of a tree session: reads frames, and puts packs and pieces into buffers.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use volferry_agent::control::read_exact;
+use volferry_agent::progress::Progress;
+use volferry_protocol::failure::Failure;
+use volferry_protocol::frame::FrameError;
+use volferry_protocol::tree::frame::TreeFrame;
+use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
+use volferry_storage::BufferPool;
+
+use super::writers::Incoming;
+use crate::data::{CLOSE_TIMEOUT, bad_frame, read_payload};
+
+/// One data connection of a session.
+#[derive(Debug)]
+pub(super) struct DataConnection {
+    pub(super) pool: BufferPool,
+    pub(super) queue: async_channel::Sender<Incoming>,
+    pub(super) progress: Arc<Progress>,
+}
+
+impl DataConnection {
+    /// Receives until the source ends the connection in order. Gives the number of frames that
+    /// went to the writers.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or carries what is no frame. Nothing of that frame is written.
+    pub(super) async fn run<S>(self, mut stream: S) -> Result<u64, Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let mut frames = 0;
+        let mut header = [0; TreeFrame::HEADER_LEN];
+        loop {
+            self.progress
+                .peer_wait
+                .time(read_exact(&mut stream, &mut header))
+                .await?;
+            self.progress.wire_bytes.add(header.len() as u64);
+            let frame = TreeFrame::decode(&header).map_err(bad_frame)?;
+            let incoming = match frame {
+                TreeFrame::End { frames: sent } if sent == frames => break,
+                TreeFrame::End { frames: sent } => {
+                    return Err(bad_frame(FrameError::Missing { seen: frames, sent }));
+                }
+                TreeFrame::ZeroPieces {
+                    file,
+                    index,
+                    count,
+                    last_len,
+                } => Incoming::ZeroPieces {
+                    file,
+                    index,
+                    count,
+                    last_len,
+                },
+                TreeFrame::Pack { .. } | TreeFrame::Piece { .. } => {
+                    match self.read_buffer(&mut stream, frame).await? {
+                        Some(incoming) => incoming,
+                        None => return Ok(frames), // the session ends
+                    }
+                }
+            };
+            let sending = self.queue.send(incoming);
+            if self.progress.volume_wait.time(sending).await.is_err() {
+                return Ok(frames); // the session ends
+            }
+            frames += 1;
+        }
+        // The source closes behind its last frame; what else it says is read into nothing, so that
+        // closing this end doesn't reset the connection.
+        let mut rest = [0; 1];
+        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
+        Ok(frames)
+    }
+
+    /// Reads what follows the header of a pack or a piece; `None` when the session ends.
+    async fn read_buffer<S>(
+        &self,
+        stream: &mut S,
+        frame: TreeFrame,
+    ) -> Result<Option<Incoming>, Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let (payload_len, zero_map, len) = match frame {
+            TreeFrame::Pack { payload_len, .. } => {
+                (payload_len, ZeroMap::all_data(payload_len), payload_len)
+            }
+            TreeFrame::Piece {
+                payload_len, len, ..
+            } => {
+                let zero_map = self.read_zero_map(stream, len, payload_len).await?;
+                (payload_len, zero_map, len)
+            }
+            TreeFrame::ZeroPieces { .. } | TreeFrame::End { .. } => return Ok(None),
+        };
+        let Some(mut bytes) = self.progress.volume_wait.time(self.pool.checkout()).await else {
+            return Ok(None);
+        };
+        bytes.set_len(len as usize);
+        let payload = read_payload(stream, &zero_map, &mut bytes);
+        self.progress.peer_wait.time(payload).await?;
+        self.progress.wire_bytes.add(u64::from(payload_len));
+        Ok(match frame {
+            TreeFrame::Pack { number, digest, .. } => Some(Incoming::Pack {
+                number,
+                digest,
+                bytes,
+            }),
+            TreeFrame::Piece {
+                file,
+                index,
+                digest,
+                ..
+            } => Some(Incoming::Piece {
+                file,
+                index,
+                digest,
+                zero_map,
+                bytes,
+            }),
+            TreeFrame::ZeroPieces { .. } | TreeFrame::End { .. } => None,
+        })
+    }
+
+    async fn read_zero_map<S>(
+        &self,
+        stream: &mut S,
+        len: u32,
+        payload_len: u32,
+    ) -> Result<ZeroMap, Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let mut encoded = [0; ENCODED_LEN_MAX];
+        let encoded = encoded.get_mut(..encoded_len(len)).unwrap_or_default();
+        read_exact(stream, encoded).await?;
+        self.progress.wire_bytes.add(encoded.len() as u64);
+        ZeroMap::decode(encoded, len)
+            .filter(|map| map.data_len() == payload_len)
+            .ok_or_else(|| bad_frame(FrameError::Piece))
+    }
+}
