@@ -74,7 +74,8 @@ pub struct Checkpoint {
     pub taken_bytes: u64,
     /// Bytes of data in chunks that the target held already.
     pub matched_bytes: u64,
-    /// The inode of the target file; 0 for a device.
+    /// What tells the target file from others, made of its inode and the time of its making; 0 for a
+    /// device.
     #[serde(default)]
     pub target_inode: u64,
     /// Some chunks that hold data.

@@ -103,6 +103,20 @@ impl ChunkSet {
         Some(ChunkRange { start, end })
     }
 
+    /// The chunks that are in both sets.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let mut both = Self::default();
+        for range in self.ranges() {
+            let mut rest = range;
+            while let Some(run) = other.intersection(rest) {
+                both.insert(run);
+                rest.start = run.end;
+            }
+        }
+        both
+    }
+
     /// The first `count` ranges of the set.
     #[must_use]
     pub fn first_ranges(&self, count: usize) -> Self {
@@ -223,6 +237,15 @@ mod tests {
                     range(first, past)
                 });
                 prop_assert_eq!(set.intersection(all), run);
+            }
+            let mut other = ChunkSet::default();
+            for (start, end) in [(2, 9), (20, 21), (33, 60)] {
+                other.insert(range(start, end));
+            }
+            let both = set.common(&other);
+            for index in (0..96).map(ChunkIndex) {
+                let is_in_both = set.contains(index) && other.contains(index);
+                prop_assert_eq!(both.contains(index), is_in_both);
             }
             for count in 0..5 {
                 let first = set.first_ranges(count);

@@ -18,7 +18,8 @@
 //! same way it has chunks repaired that read back wrong.
 //!
 //! A session that is cut leaves a [`Standing`] at the target, and the next session of the clone
-//! goes on from there. Which source may have it, [`Fence`] decides.
+//! goes on from there. Which source may have it, [`Fence`] decides. Where there is a journal, a
+//! record goes before each `Welcome` and each `Watermark`: what was told outlives the agent.
 //!
 //! An `Error` of either end takes the place of any message and ends the session.
 //!

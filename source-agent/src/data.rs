@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use volferry_agent::failure;
 use volferry_agent::progress::Progress;
@@ -65,7 +65,8 @@ pub(crate) struct DataConnection<T: Carried> {
 }
 
 impl<T: Carried> DataConnection<T> {
-    /// Connects, sends until the queue ends, and closes in order. Gives the bytes that were sent.
+    /// Connects, sends until the queue ends, and closes in order, which the target answers. Gives the
+    /// bytes that were sent.
     pub(crate) async fn run<C: Connector>(self, connector: Arc<C>) -> Result<u64, Failure> {
         let mut stream = connector
             .open()
@@ -78,7 +79,7 @@ impl<T: Carried> DataConnection<T> {
 
     async fn send_all<S>(&self, stream: &mut S) -> std::io::Result<u64>
     where
-        S: AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut frames = 0;
         let mut wire_bytes = 0;
@@ -110,7 +111,15 @@ impl<T: Carried> DataConnection<T> {
         self.progress.wire_bytes.add(header.len() as u64);
         stream.write_all(&header).await?;
         stream.shutdown().await?;
-        Ok(wire_bytes)
+        // The target closes its end when it has read the last frame. Without that, the tail may be
+        // lost on its way, and it would wait for it behind our finish.
+        let mut rest = [0; 1];
+        match stream.read(&mut rest).await? {
+            0 => Ok(wire_bytes),
+            _ => Err(std::io::Error::other(
+                "the target sent bytes on a data connection",
+            )),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use volferry_protocol::frame::Preamble;
 use volferry_protocol::geometry::ChunkIndex;
 use volferry_protocol::message::{self, Hello, Message};
 use volferry_protocol::session::source::Transfer;
-use volferry_protocol::session::{SourceAction, SourceSession};
+use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
 use volferry_transport::{Connector, TransportError};
 
@@ -26,7 +26,7 @@ use crate::SourceConfig;
 use crate::cursor::Cursor;
 use crate::data::{DataConnection, Sent};
 use crate::manifest::ManifestFile;
-use crate::readers::Readers;
+use crate::readers::{Outgoing, Readers};
 
 /// Chunks on their way to the owner's books; a few for each connection.
 const SENT_QUEUE_LEN: usize = 64;
@@ -41,6 +41,8 @@ pub(crate) struct Standing {
     pub(crate) manifest: Option<ManifestFile>,
     /// What was sent in all sessions.
     pub(crate) sent: message::Sent,
+    /// The buffers of every session, from the first on.
+    pub(crate) pool: Option<BufferPool>,
 }
 
 /// Runs one session on `control`, a fresh connection to the target.
@@ -80,7 +82,8 @@ where
         sent,
         failed_sender,
         read_failed,
-        pool: None,
+        is_first_round: true,
+        queue: None,
     };
     session.run().await
 }
@@ -101,7 +104,9 @@ struct Session<'a, C> {
     sent: mpsc::Receiver<Sent>,
     failed_sender: mpsc::Sender<StorageError>,
     read_failed: mpsc::Receiver<StorageError>,
-    pool: Option<BufferPool>,
+    is_first_round: bool,
+    /// What was read in this round and waits for a connection.
+    queue: Option<async_channel::Receiver<Outgoing>>,
 }
 
 /// Whatever can happen to a session.
@@ -125,12 +130,15 @@ impl<C: Connector + 'static> Session<'_, C> {
             let event = self.select().await;
             self.apply(event);
         };
-        // Readers end at their next buffer; connections and what waits in the queue are dropped.
-        if let Some(pool) = &self.pool {
-            pool.close();
-        }
         self.connections.shutdown().await;
+        // Readers end at their next chunk; what waits goes back to the pool, for the next session.
+        if let Some(queue) = self.queue.take() {
+            queue.close();
+            while queue.try_recv().is_ok() {}
+        }
         self.standing.sent = self.machine.sent();
+        // With what a round that was cut has sent.
+        self.standing.sent.wire_bytes = self.context.progress.wire_bytes.sum();
         self.control.close().await;
         outcome
     }
@@ -254,9 +262,11 @@ impl<C: Connector + 'static> Session<'_, C> {
         progress.set_stage(self.machine.stage());
         let sent = self.machine.sent();
         progress.set_moved(sent.data_bytes, sent.zero_bytes);
-        let watermark = self.machine.watermark();
-        progress.set_durable(watermark.durable_bytes);
-        progress.set_checked(watermark.checked_bytes);
+        if self.machine.stage() != Stage::Handshake {
+            let watermark = self.machine.watermark();
+            progress.set_durable(watermark.durable_bytes);
+            progress.set_checked(watermark.checked_bytes);
+        }
         outcome
     }
 
@@ -264,8 +274,7 @@ impl<C: Connector + 'static> Session<'_, C> {
         let internal = |text: String| Failure::new(FailureCode::Internal, text);
         let geometry = transfer.geometry;
         let chunk_size = geometry.chunk_size().bytes() as usize;
-        if self.pool.is_none() {
-            // The first round.
+        if std::mem::take(&mut self.is_first_round) {
             let resumed_bytes = self.machine.resumed_bytes();
             self.context
                 .progress
@@ -276,20 +285,22 @@ impl<C: Connector + 'static> Session<'_, C> {
                     "the target goes on from what is durable there"
                 );
             }
-            let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
-                .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
-            self.pool = Some(pool);
         }
-        let Some(pool) = self.pool.clone() else {
-            return Ok(());
+        // What an earlier session still holds counts too.
+        let pool = match &self.standing.pool {
+            Some(pool) => pool.clone(),
+            None => BufferPool::new(self.config.memory_bytes, chunk_size)
+                .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?,
         };
+        self.standing.pool = Some(pool.clone());
         let manifest = &mut self.standing.manifest;
         if let (Some(path), None) = (&self.config.manifest, &manifest) {
             *manifest = Some(ManifestFile::create(path, &geometry)?);
         }
+        // What the manifest lacks is read even where it is not sent.
         let known = manifest.as_ref().map_or_else(
             || transfer.skip.clone(),
-            |manifest| manifest.recorded().clone(),
+            |manifest| manifest.recorded().common(&transfer.skip),
         );
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
         for number in 0..transfer.streams {
@@ -305,6 +316,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             self.connections
                 .spawn(connection.run(Arc::clone(&self.connector)));
         }
+        self.queue = Some(queue);
         let source = &self.standing.source;
         let cursor = Cursor::new(Arc::clone(source), geometry, transfer.skip, known);
         let readers = Readers {

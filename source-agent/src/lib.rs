@@ -23,6 +23,7 @@ use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkSize, Geometry};
 use volferry_protocol::message::{self, Hello};
+use volferry_protocol::session::Stage;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{Generation, SourceOptions, open_source};
 use volferry_transport::{Class, Connector, TransportError};
@@ -154,6 +155,7 @@ where
         generation,
         manifest: None,
         sent: message::Sent::default(),
+        pool: None,
     };
     let (seed, _) = instance.as_u64_pair();
     let mut backoff = Backoff::new(seed);
@@ -183,6 +185,7 @@ where
             return Err(failure);
         }
         context.patience.note(&failure);
+        context.progress.set_stage(Stage::Handshake);
         context.metrics.count_failure(&failure);
         tracing::warn!(
             code = failure.code.label(),

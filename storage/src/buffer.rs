@@ -1,15 +1,20 @@
 //! The bounded pool of buffers: an agent's memory bound, and its back-pressure.
 //!
 //! A buffer carries its permit. Whoever wants one while all are out waits, on an OS thread or in a
-//! task of any runtime, until one is dropped. Buffers are allocated when first needed and reused
-//! last in, first out, since the one just returned is still in the processor's cache.
+//! task of any runtime, until one is dropped. Buffers lie side by side in huge pages, which direct
+//! I/O pins in a fraction of the time. Memory is taken from the system when a buffer is first
+//! filled, and buffers are reused last in, first out, since the one just returned is still in the
+//! processor's cache.
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_channel::{Receiver, Sender};
+
+use crate::sys::Part;
 
 /// What the memory of a buffer is aligned to, in bytes: a page, which suits direct I/O.
 const ALIGNMENT: usize = 4096;
@@ -23,25 +28,32 @@ struct Shared {
     buffer_count: usize,
     permits: Receiver<()>,
     returned_permits: Sender<()>,
-    idle: Mutex<Vec<Pages>>,
+    idle: Mutex<Vec<Part>>,
     in_use: AtomicUsize,
     peak_in_use: AtomicUsize,
 }
 
 impl BufferPool {
-    /// A pool of as many buffers of `buffer_size` bytes as fit into `total_bytes`. Aligning costs
-    /// up to a page more for each.
+    /// A pool of as many buffers of `buffer_size` bytes as fit into `total_bytes`. A size that is no
+    /// multiple of a page costs up to a page more for each.
     ///
     /// # Errors
-    /// When not a single buffer fits, or a buffer has no bytes.
-    pub fn new(total_bytes: usize, buffer_size: usize) -> Result<Self, BudgetTooSmall> {
+    /// When not a single buffer fits, a buffer has no bytes, or the system has no such room.
+    pub fn new(total_bytes: usize, buffer_size: usize) -> Result<Self, PoolError> {
         let buffer_count = total_bytes.checked_div(buffer_size).unwrap_or(0);
         if buffer_count == 0 {
-            return Err(BudgetTooSmall {
+            return Err(PoolError::BudgetTooSmall {
                 total_bytes,
                 buffer_size,
             });
         }
+        let mut idle = Part::make(buffer_count, buffer_size, ALIGNMENT).map_err(|source| {
+            PoolError::NoRoom {
+                total_bytes,
+                source,
+            }
+        })?;
+        idle.reverse(); // the first is taken first, so that few buffers are in few huge pages
         let (returned_permits, permits) = async_channel::bounded(buffer_count);
         for _ in 0..buffer_count {
             let _ = returned_permits.try_send(()); // the channel has room for just so many
@@ -51,7 +63,7 @@ impl BufferPool {
             buffer_count,
             permits,
             returned_permits,
-            idle: Mutex::default(),
+            idle: Mutex::new(idle),
             in_use: AtomicUsize::new(0),
             peak_in_use: AtomicUsize::new(0),
         })))
@@ -109,26 +121,27 @@ impl Shared {
         if self.permits.is_closed() {
             return None;
         }
-        let idle = self.idle().pop();
+        // A permit stands for a buffer that is here, unless the pool has just been closed.
+        let part = Some(self.idle().pop()?);
         let in_use = self.in_use.fetch_add(1, Ordering::Relaxed) + 1;
         self.peak_in_use.fetch_max(in_use, Ordering::Relaxed);
         Some(Buffer {
-            pages: idle.unwrap_or_else(|| Pages::new(self.buffer_size)),
+            part,
             len: self.buffer_size,
             pool: Arc::clone(self),
         })
     }
 
-    fn take_back(&self, pages: Pages) {
+    fn take_back(&self, part: Option<Part>) {
         if !self.permits.is_closed() {
-            self.idle().push(pages);
+            self.idle().extend(part);
         }
         self.in_use.fetch_sub(1, Ordering::Relaxed);
         // Last, so that a waiter finds the buffer. It fails only when the pool is closed.
         let _ = self.returned_permits.try_send(());
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Pages>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Part>> {
         // A panic elsewhere can't leave a stack of buffers half-changed.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -149,7 +162,8 @@ impl fmt::Debug for Shared {
 /// It derefs to its first [`Buffer::set_len`] bytes, all of them when it is handed out. What they
 /// hold then is left from before: the taker overwrites it.
 pub struct Buffer {
-    pages: Pages,
+    /// Always there, until it goes back.
+    part: Option<Part>,
     len: usize,
     pool: Arc<Shared>,
 }
@@ -178,13 +192,13 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.pages.bytes[self.pages.start..][..self.len]
+        &self.part.as_deref().unwrap_or_default()[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.pages.bytes[self.pages.start..][..self.len]
+        &mut self.part.as_deref_mut().unwrap_or_default()[..self.len]
     }
 }
 
@@ -196,8 +210,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
-        self.pool.take_back(pages);
+        self.pool.take_back(self.part.take());
     }
 }
 
@@ -209,29 +222,25 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Memory with a page-aligned part of the wanted size. The vector never grows, so it never moves.
-#[derive(Default)]
-struct Pages {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Pages {
-    fn new(size: usize) -> Self {
-        let bytes = vec![0; size + ALIGNMENT]; // zeroed by the kernel, page by page as touched
-        let start = bytes.as_ptr().addr().next_multiple_of(ALIGNMENT) - bytes.as_ptr().addr();
-        Self { bytes, start }
-    }
-}
-
-/// A memory budget that holds not even one buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a memory budget of {total_bytes} bytes holds no buffer of {buffer_size} bytes")]
-pub struct BudgetTooSmall {
-    /// Bytes of the budget.
-    pub total_bytes: usize,
-    /// Bytes of one buffer.
-    pub buffer_size: usize,
+/// Why there is no pool.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// A memory budget that holds not even one buffer.
+    #[error("a memory budget of {total_bytes} bytes holds no buffer of {buffer_size} bytes")]
+    BudgetTooSmall {
+        /// Bytes of the budget.
+        total_bytes: usize,
+        /// Bytes of one buffer.
+        buffer_size: usize,
+    },
+    /// A memory budget for which the process is given no addresses.
+    #[error("the system has no room for a memory budget of {total_bytes} bytes")]
+    NoRoom {
+        /// Bytes of the budget.
+        total_bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 #[cfg(test)]
@@ -296,7 +305,7 @@ mod tests {
         });
         assert_eq!(pool.in_use(), 0);
         assert!(pool.peak_in_use() <= 3, "never more than the budget");
-        assert_eq!(pool.0.idle().len(), pool.peak_in_use(), "allocated lazily");
+        assert_eq!(pool.0.idle().len(), 3);
     }
 
     #[test]
@@ -315,8 +324,11 @@ mod tests {
 
     #[test]
     fn a_budget_below_one_buffer_is_refused() {
-        let refused = BufferPool::new(SIZE - 1, SIZE).unwrap_err();
-        assert_eq!(refused.buffer_size, SIZE);
-        assert!(BufferPool::new(SIZE, 0).is_err());
+        for (total, size) in [(SIZE - 1, SIZE), (SIZE, 0)] {
+            let refused = BufferPool::new(total, size).unwrap_err();
+            assert!(matches!(refused, PoolError::BudgetTooSmall { .. }));
+        }
+        let refused = BufferPool::new(usize::MAX / 2, usize::MAX / 4).unwrap_err();
+        assert!(matches!(refused, PoolError::NoRoom { .. }));
     }
 }

@@ -39,11 +39,11 @@ use std::path::Path;
 
 use volferry_protocol::geometry::ByteRange;
 
-pub use buffer::{BudgetTooSmall, Buffer, BufferPool};
+pub use buffer::{Buffer, BufferPool, PoolError};
 pub use error::{InUseBy, Operation, StorageError, UnsupportedKind};
 pub use same::{SameReason, same_volume};
 pub use source::{FileIdentity, Generation, SourceOptions, open_source};
-pub use target::{TargetOptions, TargetVolume};
+pub use target::{TargetOptions, TargetVolume, file_mark};
 
 /// A volume to read.
 ///
@@ -128,7 +128,7 @@ pub trait Sink: Send + Sync + Debug {
     /// As for [`Source::read_at`].
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError>;
 
-    /// The inode of a file; 0 for what is none.
+    /// What tells a file from others, as [`file_mark`] makes it; 0 for what is none.
     fn inode(&self) -> u64;
 
     /// Where the volume is, for messages.

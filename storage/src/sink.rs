@@ -1,7 +1,6 @@
 //! A prepared target: a block device or a regular file.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +9,7 @@ use volferry_protocol::geometry::ByteRange;
 
 use crate::error::{Operation, StorageError};
 use crate::handle::{Handle, retry_interrupted};
-use crate::target::{Room, allocated_bytes, parent};
+use crate::target::{Room, allocated_bytes, file_mark, parent};
 use crate::zeroing::Zeroing;
 use crate::{Sink, check_within, range_within};
 
@@ -94,7 +93,7 @@ impl Sink for VolumeSink {
                 .handle
                 .main()
                 .metadata()
-                .map_or(0, |metadata| metadata.ino()),
+                .map_or(0, |metadata| file_mark(&metadata)),
         }
     }
 

@@ -2,12 +2,16 @@
 
 #![expect(
     unsafe_code,
-    reason = "locks of open file descriptions and write-back of ranges have no safe wrapper"
+    reason = "locks of open file descriptions, write-back of ranges and huge pages have no safe wrapper"
 )]
 
 use std::fs::File;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::Arc;
 
 use volferry_protocol::geometry::ByteRange;
 
@@ -76,5 +80,126 @@ fn check(answer: libc::c_int) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// What huge pages are on the processors that we know. Where they are larger, memory is merely in
+/// ordinary pages.
+const HUGE_PAGE_LEN: usize = 2 << 20;
+
+/// Memory of our own, zeroed, and taken from the system when it is first touched: in huge pages,
+/// where the system has any to give.
+struct Region {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a region is nothing but memory that is bound to no thread.
+unsafe impl Send for Region {}
+// SAFETY: a region that is shared gives no access to its memory; its parts do, each to its own.
+unsafe impl Sync for Region {}
+
+impl Region {
+    fn new(len: usize) -> io::Result<Self> {
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        );
+        // SAFETY: a mapping of no file at a place that the system chooses touches no other memory.
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let region = Self { start, len };
+        // SAFETY: the range is the mapping just made; the advice changes nothing about its content.
+        // Without huge pages it fails, and ordinary ones do.
+        let _ = unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        Ok(region)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the range is the whole mapping, and no part of it is left, for each holds the region.
+        let _ = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Bytes of memory that nobody else has.
+pub(crate) struct Part {
+    start: NonNull<u8>,
+    len: usize,
+    _region: Arc<Region>,
+}
+
+impl Part {
+    /// Makes `count` parts of `len` bytes each. They lie one behind the other, the first at the start
+    /// of a huge page and each at a multiple of `align` bytes, a power of two.
+    ///
+    /// # Errors
+    /// When there is not so much room for addresses. Memory itself is not taken yet.
+    pub(crate) fn make(count: usize, len: usize, align: usize) -> io::Result<Vec<Self>> {
+        let stride = len.checked_next_multiple_of(align);
+        let total = stride.and_then(|stride| stride.checked_mul(count)?.checked_add(HUGE_PAGE_LEN));
+        let (Some(stride), Some(total)) = (stride, total) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
+        let region = Arc::new(Region::new(total)?);
+        let address = region.start.addr().get();
+        let first = address.next_multiple_of(HUGE_PAGE_LEN) - address;
+        let part = |number| {
+            // SAFETY: `first` is below a huge page and `number` below `count`, so the part begins and
+            // ends within the region.
+            let start = unsafe { region.start.byte_add(first + number * stride) };
+            Self {
+                start,
+                len,
+                _region: Arc::clone(&region),
+            }
+        };
+        Ok((0..count).map(part).collect())
+    }
+}
+
+// SAFETY: a part is the only way to its memory, as a vector is to its own.
+unsafe impl Send for Part {}
+// SAFETY: as above.
+unsafe impl Sync for Part {}
+
+impl Deref for Part {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the memory is mapped as long as the region is held, any bytes are valid, and as
+        // parts don't overlap, who borrows this part mutably borrows all that leads to it.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Part {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and this borrow is the only one.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_aligned_apart_and_zero() {
+        let mut parts = Part::make(5, 5000, 4096).unwrap();
+        assert_eq!(parts[0].as_ptr().addr() % HUGE_PAGE_LEN, 0);
+        for (number, part) in (1..).zip(&mut parts) {
+            assert_eq!(part.as_ptr().addr() % 4096, 0);
+            assert_eq!(**part, [0; 5000]);
+            part.fill(number);
+        }
+        let last = parts.pop().unwrap();
+        drop(parts);
+        assert_eq!(*last, [5; 5000], "a part keeps the region");
+        assert!(Part::make(usize::MAX / 2, 4096, 4096).is_err());
     }
 }

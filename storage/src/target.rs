@@ -5,11 +5,12 @@
 //! [`TargetVolume::prepare`] checks and sets the size once the source has told it. Neither destroys
 //! anything: an existing file is never cut, for its content may be what a clone resumes from.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use rustix::fs::{Access, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -298,6 +299,20 @@ fn check_space(path: &Path, main: &File, volume_size: u64) -> Result<(), Storage
         available,
         needed,
     })
+}
+
+/// What tells a file from others on its filesystem: its inode number, and when it was made, since
+/// the number of a removed file is soon another's. Where the filesystem keeps no such time, the
+/// number alone.
+#[must_use]
+pub fn file_mark(metadata: &Metadata) -> u64 {
+    /// Odd, so that no two times become one.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let made_at = metadata.created().ok();
+    let since = made_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let nanos = since.map_or(0, |time| time.as_nanos());
+    let low = u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or(0);
+    metadata.ino() ^ low.wrapping_mul(SPREAD)
 }
 
 /// Bytes that `file` takes on its filesystem.

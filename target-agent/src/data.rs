@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use volferry_agent::control::read_exact;
 use volferry_agent::failure;
 use volferry_agent::progress::{End, Progress};
@@ -71,7 +71,7 @@ impl DataConnection {
     /// When it ends otherwise, or carries what is no frame. Nothing of that frame is written.
     pub(crate) async fn run<S>(self, mut stream: S) -> Result<u64, Failure>
     where
-        S: AsyncRead + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut frames = 0;
         let mut header = [0; DataFrame::HEADER_LEN];
@@ -137,8 +137,10 @@ impl DataConnection {
             }
             frames += 1;
         }
-        // The source closes behind its last frame; what else it says is read into nothing, so that
-        // closing this end doesn't reset the connection.
+        // Closing this end tells the source that all has come. It has closed its own behind its last
+        // frame; what else it says is read into nothing, so that the connection isn't reset. One
+        // that doesn't hear it connects anew.
+        let _told = stream.shutdown().await;
         let mut rest = [0; 1];
         let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
         Ok(frames)

@@ -77,6 +77,10 @@ pub(crate) struct Held {
     pub(crate) standing: Option<Standing>,
     /// Bytes of data and of zeros taken in by earlier sessions.
     pub(crate) moved: (u64, u64),
+    /// Whether the last session was cut while it compared, or repaired.
+    pub(crate) holds_more: bool,
+    /// The buffers of every session, from the first on.
+    pub(crate) pool: Option<BufferPool>,
 }
 
 /// The target volume.
@@ -120,6 +124,7 @@ where
         machine,
         agent,
         held,
+        epoch: ask.epoch,
         preparing: None,
         control: Control::start(ask.stream, End::Source),
         transfer: None,
@@ -142,6 +147,7 @@ struct Session<'a, S> {
     machine: TargetSession,
     agent: String,
     held: &'a mut Held,
+    epoch: u64,
     preparing: Option<Preparing>,
     control: Control,
     /// From the welcome on.
@@ -170,9 +176,30 @@ struct Preparing {
 
 /// A volume that was made ready, and where the session begins on it.
 type Prepared = (
-    Result<Arc<dyn Sink>, StorageError>,
+    Result<Arc<dyn Sink>, Failure>,
     Option<Result<Begin, Failure>>,
 );
+
+/// A volume on its way to be made ready.
+#[derive(Debug)]
+enum Unprepared {
+    Claimed(TargetVolume),
+    Ready(Arc<dyn Sink>),
+}
+
+impl Unprepared {
+    fn prepare(self, known: &Known, geometry: &Geometry) -> Result<Arc<dyn Sink>, Failure> {
+        match self {
+            Self::Ready(sink) => Ok(sink),
+            Self::Claimed(volume) => {
+                known.check_file()?;
+                volume
+                    .prepare(geometry.volume_size())
+                    .map_err(|error| failure::of_storage(End::Target, &error))
+            }
+        }
+    }
+}
 
 /// What moves chunks.
 #[derive(Debug)]
@@ -232,26 +259,30 @@ where
             self.apply(event);
         };
         self.connections.shutdown().await;
-        // A volume that failed is left alone; else nothing that was received is thrown away.
-        let is_of_volume =
-            matches!(&outcome, Err(failure) if failure.code.class() == FailureClass::Target);
-        let drained = if outcome.is_ok() || is_of_volume {
-            Ok(())
-        } else {
-            self.drain_in_time().await
+        let drained = match &outcome {
+            // A volume that failed is left alone; else nothing that was received is thrown away.
+            Err(failure) if failure.code.class() != FailureClass::Target => {
+                let is_last = !failure.code.is_retryable() || self.context.shutdown.is_requested();
+                self.drain_in_time(is_last).await
+            }
+            _ => Ok(()),
         };
         if let Some(transfer) = &self.transfer {
-            transfer.pool.close();
             transfer.queue.close();
         }
         let is_heard = self.control.close().await;
         self.refusals.shutdown().await;
         let may_go_on = !matches!(self.held.volume, Volume::Away);
         let is_untouched = self.machine.geometry().is_none();
-        self.held.fence.release();
+        self.held.fence.release(self.epoch);
         self.held.moved.0 += self.machine.data_bytes();
         self.held.moved.1 += self.machine.zero_bytes();
+        self.held.holds_more |= self.machine.is_comparing();
+        let progress = &self.context.progress;
         if let Some(standing) = self.machine.into_standing() {
+            let clone_id = progress.clone_id();
+            progress.set_durable(standing.ledger.watermark().durable_bytes);
+            progress.set_checkpoint(standing.checkpoint(clone_id, self.epoch));
             self.held.standing = Some(standing);
         }
         match (outcome, drained) {
@@ -267,6 +298,7 @@ where
                         || self.next.is_some()
                         || is_untouched && is_of_peer(&failure));
                 if may_go_on {
+                    progress.set_stage(Stage::Handshake);
                     SessionEnd::Interrupted(failure, self.next)
                 } else {
                     SessionEnd::Failed(failure)
@@ -275,20 +307,25 @@ where
         }
     }
 
-    async fn drain_in_time(&mut self) -> Result<(), Failure> {
+    async fn drain_in_time(&mut self, is_last: bool) -> Result<(), Failure> {
         let mut shutdown = self.context.shutdown.clone();
         let patience = self.context.patience.clone();
         let overdue = async {
-            shutdown.requested().await;
+            if !is_last {
+                tokio::select! {
+                    () = shutdown.requested() => {}
+                    _at_its_end = patience.exhausted() => {}
+                }
+            }
             tokio::time::sleep(DRAIN_TIMEOUT).await;
         };
         tokio::select! {
             drained = self.drain() => drained,
             () = overdue => {
-                tracing::warn!("the volume did not take what was received before the agent has to end");
-                Ok(())
+                let text = "the target volume did not take in time what was received; it may hang: \
+                            look at the kernel log";
+                Err(Failure::new(FailureCode::TargetWrite, text))
             }
-            failure = patience.exhausted() => Err(failure),
         }
     }
 
@@ -299,8 +336,7 @@ where
         if let Some(Preparing { done, .. }) = self.preparing.take()
             && let Ok((prepared, _begin)) = done.await
         {
-            let sink = prepared.map_err(|error| failure::of_storage(End::Target, &error))?;
-            self.held.volume = Volume::Ready(sink);
+            self.held.volume = Volume::Ready(prepared?);
         }
         let Some(transfer) = self.transfer.take() else {
             return Ok(());
@@ -583,7 +619,9 @@ where
             progress.set_checked(checked);
         }
         let durable_bytes = self.machine.watermark().durable_bytes;
-        if progress.set_durable(durable_bytes)
+        // Before the welcome nothing is known, which is no step back.
+        if self.machine.stage() != Stage::Handshake
+            && progress.set_durable(durable_bytes)
             && let Some(checkpoint) = self.machine.checkpoint()
         {
             progress.set_checkpoint(checkpoint);
@@ -613,6 +651,10 @@ where
         transfer.claims = Arc::new(Claims::of(written));
         // Between the zeros of a chunk may lie what it held before.
         transfer.is_fresh.store(false, Ordering::Relaxed);
+        // A repair takes back what was vouched for.
+        if let Some(checkpoint) = self.machine.checkpoint() {
+            self.context.progress.set_checkpoint(checkpoint);
+        }
     }
 
     fn start_read_back(&mut self) {
@@ -658,10 +700,18 @@ where
         let volume = match std::mem::replace(&mut self.held.volume, Volume::Away) {
             Volume::Ready(sink) => {
                 self.held.volume = Volume::Ready(Arc::clone(&sink));
-                self.go_on(geometry, &hello, sink);
-                return;
+                if sink.size() != geometry.volume_size() {
+                    self.machine.fail(resized(sink.size(), &geometry));
+                    return;
+                }
+                if let Some(standing) = self.held.standing.take() {
+                    self.go_on(geometry, &hello, sink, standing);
+                    return;
+                }
+                // The session before was cut while the volume was made ready.
+                Unprepared::Ready(sink)
             }
-            Volume::Claimed(volume) if fits(&volume, &geometry) => volume,
+            Volume::Claimed(volume) if fits(&volume, &geometry) => Unprepared::Claimed(volume),
             Volume::Claimed(volume) => {
                 let error = StorageError::TargetTooSmall {
                     path: self.config.volume.clone(),
@@ -685,7 +735,7 @@ where
             .name("target-prepare".to_owned())
             .spawn(move || {
                 let _counted = cpu.count_this_thread();
-                let prepared = volume.prepare(geometry.volume_size());
+                let prepared = volume.prepare(&known, &geometry);
                 let sink = prepared.as_deref().ok();
                 let begin = sink.map(|sink| known.begin(geometry, &hello, sink));
                 let _nobody_waits = sender.send((prepared, begin));
@@ -699,15 +749,17 @@ where
     }
 
     /// A later session: the volume is ready, and what is durable is known.
-    fn go_on(&mut self, geometry: Geometry, hello: &Hello, sink: Arc<dyn Sink>) {
-        let begin = match self.held.standing.take() {
-            Some(standing) => {
-                let kept = standing.clone();
-                resume::go_on(self.held.known.resume, standing, geometry, hello)
-                    .inspect_err(|_changed| self.held.standing = Some(kept))
-            }
-            None => self.held.known.begin(geometry, hello, &*sink),
-        };
+    fn go_on(
+        &mut self,
+        geometry: Geometry,
+        hello: &Hello,
+        sink: Arc<dyn Sink>,
+        standing: Standing,
+    ) {
+        let kept = standing.clone();
+        let (resume, holds_more) = (self.held.known.resume, self.held.holds_more);
+        let begin = resume::go_on(resume, holds_more, standing, geometry, hello)
+            .inspect_err(|_changed| self.held.standing = Some(kept));
         self.start_transfer(geometry, Ok(sink), begin, false);
     }
 
@@ -726,13 +778,11 @@ where
     fn start_transfer(
         &mut self,
         geometry: Geometry,
-        prepared: Result<Arc<dyn Sink>, StorageError>,
+        prepared: Result<Arc<dyn Sink>, Failure>,
         begin: Result<Begin, Failure>,
         is_first: bool,
     ) {
-        let started = prepared
-            .map_err(|error| failure::of_storage(End::Target, &error))
-            .and_then(|sink| self.greet(geometry, sink, begin?, is_first));
+        let started = prepared.and_then(|sink| self.greet(geometry, sink, begin?, is_first));
         if let Err(failure) = started {
             self.machine.fail(failure);
         }
@@ -747,8 +797,13 @@ where
     ) -> Result<(), Failure> {
         let Begin { standing, offer } = begin;
         let chunk_size = geometry.chunk_size().bytes() as usize;
-        let pool = BufferPool::new(self.config.memory_bytes, chunk_size)
-            .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
+        // What an earlier session still holds counts too.
+        let pool = match &self.held.pool {
+            Some(pool) if pool.buffer_size() == chunk_size => pool.clone(),
+            _ => BufferPool::new(self.config.memory_bytes, chunk_size)
+                .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?,
+        };
+        self.held.pool = Some(pool.clone());
         let (queue, queue_receiver) = async_channel::bounded(pool.buffer_count());
         let resumed_bytes = standing.ledger.watermark().durable_bytes;
         tracing::info!(
@@ -830,6 +885,15 @@ fn fits(volume: &TargetVolume, geometry: &Geometry) -> bool {
     volume
         .capacity()
         .is_none_or(|capacity| capacity >= geometry.volume_size())
+}
+
+fn resized(before: u64, geometry: &Geometry) -> Failure {
+    let text = format!(
+        "the source has {} bytes, an earlier session of this target was for {before}; start the \
+         target agent anew",
+        geometry.volume_size()
+    );
+    Failure::new(FailureCode::SourceChanged, text)
 }
 
 /// Whether the peer or the way to it failed, not this end or its volume.

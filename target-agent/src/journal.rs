@@ -53,6 +53,15 @@ impl Journal {
             return Err(Failure::new(FailureCode::TargetInUse, text));
         }
         let checkpoint = read(&path).map_err(|error| cannot("read it", error))?;
+        let (checkpoint, foreign) = match checkpoint {
+            Some(checkpoint) if checkpoint.clone_id != clone_id => {
+                (None, Some(checkpoint.clone_id))
+            }
+            own => (own, None),
+        };
+        if let Some(clone_id) = foreign {
+            tracing::warn!(path = %path.display(), %clone_id, "the journal is not used: it is of another clone");
+        }
         let journal = Self {
             directory: directory.to_owned(),
             path,
@@ -79,6 +88,15 @@ impl Journal {
             _ => self.replace(&record),
         };
         written.map_err(|error| cannot_write(&self.path, "write it", &error))
+    }
+
+    /// Removes the journal: the clone is done, and nothing will go on from here.
+    pub(crate) fn remove(&self) {
+        let removed =
+            std::fs::remove_file(&self.path).and_then(|()| File::open(&self.directory)?.sync_all());
+        if let Err(error) = removed {
+            tracing::warn!(path = %self.path.display(), %error, "could not remove the journal");
+        }
     }
 
     fn replace(&mut self, record: &[u8]) -> io::Result<()> {
@@ -185,6 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_removed_is_not_gone_on_from() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path(), CLONE).unwrap();
+        journal.append(&checkpoint(1, 3)).unwrap();
+        journal.remove();
+        drop(journal);
+        let (_journal, last) = Journal::open(directory.path(), CLONE).unwrap();
+        assert_eq!(last, None);
+    }
+
+    #[test]
     fn it_stays_small() {
         let directory = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(directory.path(), CLONE).unwrap();
@@ -207,6 +236,18 @@ mod tests {
             let (_journal, last) = Journal::open(directory.path(), CLONE).unwrap();
             assert_eq!(last, None);
         }
+    }
+
+    #[test]
+    fn the_journal_of_another_clone_counts_as_absent() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path(), CLONE).unwrap();
+        journal.append(&checkpoint(1, 1)).unwrap();
+        let other = Uuid::from_u128(8);
+        let path = directory.path().join(format!("{other}.journal"));
+        std::fs::copy(journal.path(), path).unwrap();
+        let (_journal, last) = Journal::open(directory.path(), other).unwrap();
+        assert_eq!(last, None);
     }
 
     #[test]

@@ -13,9 +13,10 @@
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -143,7 +144,7 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     let handed_over = config
         .resume_from
         .as_deref()
-        .map(read_checkpoint)
+        .map(|path| read_checkpoint(path, clone_id))
         .transpose()?;
     // Of two, the journal is nearer to the volume.
     let checkpoint = journaled
@@ -151,7 +152,9 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         .or(handed_over)
         .filter(|_| config.resume != Resume::Nothing);
     let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
-    let goes_on = checkpoint.is_some() || config.resume == Resume::Digest;
+    let goes_on = checkpoint.is_some()
+        || config.resume == Resume::Digest
+        || journal.is_some() && is_blank(&config.volume);
     let options = TargetOptions {
         overwrite: config.options.overwrite || goes_on,
         ..config.options
@@ -174,8 +177,16 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         known,
         standing: None,
         moved: (0, 0),
+        holds_more: false,
+        pool: None,
     };
     Ok(held)
+}
+
+/// Whether a file is there that holds nothing: an earlier run may have made it and died before the
+/// journal's first record, and the next one must not be stuck with it.
+fn is_blank(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.blocks() == 0)
 }
 
 /// Opens the port for the source agent of the clone that the credentials are for. Who is turned
@@ -219,7 +230,7 @@ where
     let mut greeter = Greeter::start(acceptor, context.metrics.clone());
     context.admin.set_ready(true);
     let outcome = match target.0 {
-        Claimed::Volume(held) => serve_sessions(config, &context, *held, None, &mut greeter).await,
+        Claimed::Volume(held) => serve_volume(config, &context, *held, None, &mut greeter).await,
         Claimed::Directory(target) => tree::serve(config, &context, target, &mut greeter).await,
     };
     context.admin.set_ready(false);
@@ -227,33 +238,56 @@ where
     outcome
 }
 
-async fn serve_sessions<S>(
+/// Receives one clone into a volume, in as many sessions as it takes; `asked` has the first, where a
+/// source is there already.
+async fn serve_volume<S>(
     config: &TargetConfig,
     context: &Context,
     mut held: Held,
+    asked: Option<Ask<S>>,
+    greeter: &mut Greeter<S>,
+) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let outcome = serve_sessions(config, context, &mut held, asked, greeter).await;
+    if let (Ok(_), Some(journal)) = (&outcome, &held.journal) {
+        // A later clone by the same name must not go on from this one's end.
+        let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.remove();
+    }
+    outcome
+}
+
+async fn serve_sessions<S>(
+    config: &TargetConfig,
+    context: &Context,
+    held: &mut Held,
     mut asked: Option<Ask<S>>,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    // A receipt that its source may not have heard of.
-    let mut unheard: Option<Box<Receipt>> = None;
+    // A receipt that its source may not have heard of, and how long that is waited for.
+    let mut unheard: Option<(Receipt, Instant)> = None;
     loop {
         let ask = match asked.take() {
             Some(ask) => ask,
             None => {
-                let next = next_source(context, &mut held, greeter);
-                match (unheard.take(), next) {
-                    (None, next) => next.await?,
-                    (Some(receipt), next) => match tokio::time::timeout(LINGER_TIME, next).await {
-                        Ok(Ok(ask)) => ask,
-                        Ok(Err(_)) | Err(_) => return Ok(*receipt),
-                    },
+                let next = next_source(context, held, greeter);
+                match &unheard {
+                    None => next.await?,
+                    Some((receipt, until)) => {
+                        match tokio::time::timeout_at((*until).into(), next).await {
+                            Ok(Ok(ask)) => ask,
+                            Ok(Err(_)) | Err(_) => return Ok(receipt.clone()),
+                        }
+                    }
                 }
             }
         };
-        match driver::run(config, context, &mut held, ask, greeter).await {
+        match driver::run(config, context, held, ask, greeter).await {
             SessionEnd::Proven {
                 receipt,
                 is_heard: true,
@@ -263,11 +297,13 @@ where
                     "the clone is proven, but the source may not have heard of it: waiting for it \
                      to come back"
                 );
-                unheard = Some(receipt);
+                let until = Instant::now() + LINGER_TIME;
+                unheard.get_or_insert((*receipt, until));
             }
             SessionEnd::Failed(failure) => {
                 context.metrics.count_failure(&failure);
-                return Err(failure);
+                // What was proven stays so.
+                return unheard.map(|(receipt, _)| receipt).ok_or(failure);
             }
             SessionEnd::Interrupted(failure, next) => {
                 tracing::warn!(

@@ -1,16 +1,19 @@
 //! Where a session begins: from nothing, from what a journal or a checkpoint vouches for, or by
 //! comparing what the target holds.
 
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkRange, Geometry};
 use volferry_protocol::journal::Checkpoint;
 use volferry_protocol::message::Hello;
 use volferry_protocol::session::{CannotResume, Standing};
-use volferry_storage::Sink;
+use volferry_storage::{Sink, file_mark};
 
 /// What a clone goes on from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,8 +31,8 @@ pub enum Resume {
 /// of `/progress`.
 ///
 /// # Errors
-/// When the file can't be read, or is none.
-pub(crate) fn read_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
+/// When the file can't be read, is none, or is one of another clone.
+pub(crate) fn read_checkpoint(path: &Path, clone_id: Uuid) -> Result<Checkpoint, Failure> {
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
     enum Form {
@@ -44,6 +47,15 @@ pub(crate) fn read_checkpoint(path: &Path) -> Result<Checkpoint, Failure> {
         ))
     })?;
     match serde_json::from_str(&text) {
+        Ok(Form::Checkpoint(checkpoint) | Form::Progress { checkpoint })
+            if checkpoint.clone_id != clone_id =>
+        {
+            Err(usage(format!(
+                "the checkpoint {} is of clone {}, this target belongs to clone {clone_id}",
+                path.display(),
+                checkpoint.clone_id
+            )))
+        }
         Ok(Form::Checkpoint(checkpoint) | Form::Progress { checkpoint }) => Ok(checkpoint),
         Err(_no_form) => Err(usage(format!(
             "{} is no checkpoint; take the `checkpoint` of a target agent's /progress",
@@ -95,8 +107,9 @@ impl Known {
         let Some(checkpoint) = &self.checkpoint else {
             return Ok(anew());
         };
+        let read = |offset, bytes: &mut [u8]| sink.read_at(offset, bytes).is_ok();
         match Standing::resume(now, geometry, hello, checkpoint) {
-            Ok(standing) if vouches(checkpoint, geometry, sink) => Ok(Begin {
+            Ok(standing) if vouches(checkpoint, geometry, read) => Ok(Begin {
                 standing: Standing {
                     target_inode,
                     ..standing
@@ -112,14 +125,7 @@ impl Known {
                 );
                 Ok(anew())
             }
-            Ok(_) => {
-                let text = format!(
-                    "target volume: {} exists and is not the volume that the journal speaks of; \
-                     choose another target, or --overwrite it",
-                    self.path.display()
-                );
-                Err(Failure::new(FailureCode::TargetInUse, text))
-            }
+            Ok(_) => Err(self.not_the_journals()),
             Err(error) if error.is_source_changed() && self.resume != Resume::Digest => {
                 Err(source_changed(&error))
             }
@@ -131,12 +137,50 @@ impl Known {
     }
 }
 
-/// Where a later session of this agent begins: what is durable is remembered.
+impl Known {
+    /// Checks that the file may be written, before anything is done to it: making it ready sets its
+    /// size, and may zero its tail.
+    ///
+    /// # Errors
+    /// When the leave to write it comes from a journal that speaks of another.
+    pub(crate) fn check_file(&self) -> Result<(), Failure> {
+        let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.may_overwrite) else {
+            return Ok(());
+        };
+        let Ok(file) = File::open(&self.path) else {
+            return Ok(()); // not there yet
+        };
+        let (mark, blocks) = file
+            .metadata()
+            .map_or((0, 1), |metadata| (file_mark(&metadata), metadata.blocks()));
+        let geometry = Geometry::new(checkpoint.volume_size, checkpoint.chunk_size);
+        let read = |offset, bytes: &mut [u8]| file.read_exact_at(bytes, offset).is_ok();
+        let is_journals = checkpoint.target_inode == mark
+            || geometry.is_ok_and(|geometry| vouches(checkpoint, geometry, read));
+        if is_journals || blocks == 0 {
+            return Ok(());
+        }
+        Err(self.not_the_journals())
+    }
+
+    fn not_the_journals(&self) -> Failure {
+        let text = format!(
+            "target volume: {} exists and is not the volume that the journal speaks of; choose \
+             another target, or --overwrite it",
+            self.path.display()
+        );
+        Failure::new(FailureCode::TargetInUse, text)
+    }
+}
+
+/// Where a later session of this agent begins: what is durable is remembered. With `holds_more`, the
+/// last session was cut while it compared, and the volume holds more than is known.
 ///
 /// # Errors
 /// When the source is another than before.
 pub(crate) fn go_on(
     resume: Resume,
+    holds_more: bool,
     standing: Standing,
     geometry: Geometry,
     hello: &Hello,
@@ -144,10 +188,13 @@ pub(crate) fn go_on(
     match standing.check_source(geometry, hello) {
         Ok(()) => Ok(Begin {
             standing,
-            offer: resume == Resume::Digest,
+            offer: holds_more || resume == Resume::Digest,
         }),
         Err(CannotResume::OtherGeneration { .. }) if resume == Resume::Digest => Ok(Begin {
-            standing: Standing::new(Instant::now(), geometry, hello),
+            standing: Standing {
+                target_inode: standing.target_inode,
+                ..Standing::new(Instant::now(), geometry, hello)
+            },
             offer: true,
         }),
         Err(error) => Err(source_changed(&error)),
@@ -173,15 +220,20 @@ fn holds_nothing(sink: &dyn Sink) -> bool {
 }
 
 /// Whether the volume is the one that `checkpoint` speaks of: its witnesses are there. Where nothing
-/// but zeros is durable there are none, and little is lost by starting anew.
-fn vouches(checkpoint: &Checkpoint, geometry: Geometry, sink: &dyn Sink) -> bool {
+/// but zeros is durable there are none, and little is lost by starting anew. `read` fills bytes from
+/// an offset on, and says whether it could.
+fn vouches(
+    checkpoint: &Checkpoint,
+    geometry: Geometry,
+    read: impl Fn(u64, &mut [u8]) -> bool,
+) -> bool {
     let mut bytes = vec![0; geometry.chunk_size().bytes() as usize];
     let is_there = |index, digest: Digest, bytes: &mut [u8]| {
         let range = geometry.bytes_of(ChunkRange::one(index));
         let bytes = bytes
             .get_mut(..geometry.chunk_len(index) as usize)
             .unwrap_or_default();
-        sink.read_at(range.start(), bytes).is_ok() && Digest::of_chunk(bytes) == digest
+        read(range.start(), bytes) && Digest::of_chunk(bytes) == digest
     };
     !checkpoint.witnesses.is_empty()
         && checkpoint
@@ -192,7 +244,6 @@ fn vouches(checkpoint: &Checkpoint, geometry: Geometry, sink: &dyn Sink) -> bool
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
     use volferry_protocol::geometry::{ChunkIndex, ChunkSize};
     use volferry_storage::mem::MemVolume;
 
@@ -216,6 +267,7 @@ mod tests {
             generation: generation.into(),
             features: vec![],
             required_features: vec![],
+            tree: None,
             agent: String::new(),
             tree: None,
         }
@@ -280,17 +332,28 @@ mod tests {
             format!("{{\"stage\":\"x\",\"checkpoint\":{json}}}"),
         ] {
             std::fs::write(&path, text).unwrap();
-            assert_eq!(read_checkpoint(&path).unwrap(), checkpoint());
+            let own = read_checkpoint(&path, Uuid::from_u128(1));
+            assert_eq!(own.unwrap(), checkpoint());
+            let failure = read_checkpoint(&path, Uuid::from_u128(2)).unwrap_err();
+            assert_eq!(failure.code, FailureCode::Usage);
         }
         std::fs::write(&path, "{}").unwrap();
-        assert_eq!(read_checkpoint(&path).unwrap_err().code, FailureCode::Usage);
+        let failure = read_checkpoint(&path, Uuid::from_u128(1)).unwrap_err();
+        assert_eq!(failure.code, FailureCode::Usage);
     }
 
     #[test]
     fn another_source_does_not_go_on_where_one_left() {
         let standing = Standing::new(Instant::now(), geometry(), &hello("one"));
         let check = |resume, generation| {
-            go_on(resume, standing.clone(), geometry(), &hello(generation)).map(|begin| begin.offer)
+            go_on(
+                resume,
+                false,
+                standing.clone(),
+                geometry(),
+                &hello(generation),
+            )
+            .map(|begin| begin.offer)
         };
         assert_eq!(check(Resume::Journal, "one"), Ok(false));
         assert_eq!(check(Resume::Digest, "two"), Ok(true));

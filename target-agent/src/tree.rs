@@ -21,7 +21,7 @@ use volferry_storage::tree::{TreeTarget, TreeTargetOptions};
 
 use crate::driver::Ask;
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
-use crate::{Resume, TargetConfig, open_volume, serve_sessions};
+use crate::{Resume, TargetConfig, open_volume, serve_volume};
 
 mod data;
 mod driver;
@@ -131,7 +131,7 @@ where
                 epoch,
                 stream,
             };
-            serve_sessions(&image, context, held, Some(ask), greeter).await
+            serve_volume(&image, context, held, Some(ask), greeter).await
         }
         Err(failure) => {
             refuse(stream, failure.clone()).await;

@@ -46,6 +46,19 @@ pub fn progress(address: SocketAddr) -> Value {
     serde_json::from_str(&get(address, "/progress").1).unwrap()
 }
 
+/// The progress now, of an agent that may be gone.
+#[must_use]
+pub fn progress_if_there(address: SocketAddr) -> Option<Value> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    let request = b"GET /progress HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    serde_json::from_str(body).ok()
+}
+
 /// Looks until a metric stands still. Should it only pause, the test proves less, but fails nobody.
 pub fn wait_until_settled(address: SocketAddr, name: &str) {
     let settled = || {

@@ -2,6 +2,7 @@
 //! must be refused.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -90,6 +91,31 @@ impl Identity {
         self.bent(role, |request| {
             request.not_before = SystemTime::now() + HOUR / 2;
         })
+    }
+
+    /// Good credentials in a directory that can be [renewed](Self::renew), as an orchestrator mounts
+    /// them: its files lead through one link, so that all of them are replaced at once. They are
+    /// valid for `validity` from now.
+    #[must_use]
+    pub fn renewable(&self, role: Role, validity: Duration) -> PathBuf {
+        let directory = self.directory.path().join(Uuid::new_v4().to_string());
+        fs::create_dir(&directory).unwrap();
+        self.renew(&directory, role, validity);
+        for name in ["tls.crt", "tls.key", "ca.crt"] {
+            symlink(Path::new("..data").join(name), directory.join(name)).unwrap();
+        }
+        directory
+    }
+
+    /// Replaces renewable credentials by others of this clone and its authority, valid for
+    /// `validity` from now.
+    pub fn renew(&self, directory: &Path, role: Role, validity: Duration) {
+        let fresh = self.bent(role, |request| {
+            request.not_after = SystemTime::now() + validity;
+        });
+        let next = directory.join("..next");
+        symlink(fresh, &next).unwrap();
+        fs::rename(next, directory.join("..data")).unwrap();
     }
 
     fn request(&self, role: Role) -> LeafRequest {

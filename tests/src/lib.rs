@@ -10,7 +10,9 @@
 //! - [`volume`] fills volumes from a seed, holes included, and compares them;
 //! - [`device`] makes loop devices and mounts, and [`mod@skip`] says aloud where that can't be;
 //! - [`identity`] mints what must be accepted and what must be refused;
-//! - [`gate`] stands between two agents and stops a clone in the middle, for as long as wanted;
+//! - [`proxy`] stands between two agents and fails as networks do, and [`gate`] stops a clone in the
+//!   middle, for as long as wanted;
+//! - [`trial`] is a clone whose network fails and whose agents are started again;
 //! - [`peer`] speaks the protocol by hand, from either end;
 //! - [`http`] asks an agent's admin port.
 //!
@@ -34,8 +36,11 @@ pub mod http;
 pub mod identity;
 pub mod peer;
 pub mod programs;
+pub mod proxy;
+pub mod random;
 pub mod skip;
 pub mod tree;
+pub mod trial;
 pub mod volume;
 
 /// Bytes of a MiB, the default chunk size.

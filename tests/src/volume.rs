@@ -5,6 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use crate::random::Random;
+
 /// Bytes of a block, the grain of zeros.
 const BLOCK: usize = 4096;
 
@@ -184,28 +186,4 @@ pub fn allocated_bytes(path: &Path) -> u64 {
 
 fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap()
-}
-
-/// The xorshift generator of Marsaglia (2003): random enough to be told from anything else.
-struct Random(u64);
-
-impl Random {
-    /// Small seeds that follow each other are spread out first.
-    const fn new(seed: u64) -> Self {
-        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    const fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for word in bytes.chunks_mut(8) {
-            let random = self.next().to_le_bytes();
-            word.copy_from_slice(&random[..word.len()]);
-        }
-    }
 }

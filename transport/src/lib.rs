@@ -29,7 +29,6 @@ pub mod listener;
 pub mod memory;
 pub mod mint;
 pub mod name;
-mod read_ahead;
 pub mod rejection;
 mod socket;
 pub mod stream;

@@ -9,7 +9,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::name::PeerName;
-use crate::read_ahead::ReadAhead;
 use crate::tls::{self, Established, TlsStream};
 
 /// An authenticated and encrypted stream of bytes over TCP.
@@ -23,7 +22,7 @@ use crate::tls::{self, Established, TlsStream};
 #[derive(Debug)]
 pub struct SecureStream {
     // On the heap, as the state of a TLS connection is big and this is moved about.
-    inner: Box<TlsStream<ReadAhead<TcpStream>>>,
+    inner: Box<TlsStream<TcpStream>>,
     peer_name: PeerName,
     peer_address: SocketAddr,
 }

@@ -11,44 +11,44 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, UnbufferedClientConnection};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, ring};
+use rustls::server::UnbufferedServerConnection;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, PeerIncompatible, ServerConfig, SupportedCipherSuite};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 pub(crate) use rustls::pki_types;
-pub(crate) use tokio_rustls::TlsStream;
 
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
-use crate::read_ahead::ReadAhead;
 use crate::rejection::{Refusal, Rejection};
 
 pub(crate) use judge::verify_issuer;
+pub(crate) use record::TlsStream;
+
+use handshake::Shaken;
 use judge::{Judge, PeerSide};
 use pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use record::{RecordError, Socket};
 
+mod handshake;
 mod judge;
+mod key;
+mod record;
 
 pub use volferry_protocol::frame::ALPN;
 
-/// Bytes that may wait, encrypted, for one write to the socket: sixteen records, so that the system
-/// call doesn't count, and few enough to stay in a processor's second-level cache.
-const WRITE_BUFFER_LEN: usize = 256 << 10;
-
 /// A TLS stream and who is at its other end.
-pub(crate) type Established<S> = (TlsStream<ReadAhead<S>>, PeerName);
+pub(crate) type Established<S> = (TlsStream<S>, PeerName);
 
 /// Shakes hands as the dialing end with whoever plays `expected` in our clone.
 ///
 /// The peer has proven its name when this returns, but may not have judged ours yet: its refusal is
 /// an error of a later read (see [`TransportError::from_io`]).
-pub(crate) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: S,
+pub(crate) async fn dial<S: Socket>(
+    mut stream: S,
     address: SocketAddr,
     credentials: &Credentials,
     expected: Role,
@@ -58,17 +58,19 @@ pub(crate) async fn dial<S: AsyncRead + AsyncWrite + Unpin>(
         .map_err(|error| rejected(address, rejection(error)))?;
     // TLS wants a server name. Of an address none is sent, and ours are not compared with it.
     let server_name = ServerName::from(address.ip());
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(server_name, ReadAhead::new(stream))
-        .await;
-    conclude(stream.map(Into::into), address, &judge)
+    let shaken = match UnbufferedClientConnection::new(Arc::new(config), server_name) {
+        Ok(end) => Box::pin(handshake::shake(end, &mut stream)).await, // it is big
+        Err(error) => return Err(rejected(address, rejection(error))),
+    };
+    let shaken = shaken.map_err(|error| handshake_error(error, address, &judge))?;
+    conclude(stream, shaken, address, &judge)
 }
 
 /// Shakes hands as the listening end with whoever plays one of the `expected` roles in our clone.
 ///
 /// After a refusal the stream comes back, so that the alert can be seen off; see `listener.rs`.
-pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: S,
+pub(crate) async fn accept<S: Socket>(
+    mut stream: S,
     address: SocketAddr,
     credentials: &Credentials,
     expected: &[Role],
@@ -76,24 +78,21 @@ pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     let judge = Arc::new(Judge::new(credentials, expected, PeerSide::Client));
     let config = server_config(credentials, Arc::clone(&judge))
         .map_err(|error| (rejected(address, rejection(error)), None))?;
-    match TlsAcceptor::from(Arc::new(config))
-        .accept(ReadAhead::new(stream))
-        .into_fallible()
-        .await
-    {
-        Ok(stream) => conclude(Ok(stream.into()), address, &judge).map_err(|error| (error, None)),
-        Err((error, stream)) => Err((
-            handshake_error(error, address, &judge),
-            Some(stream.into_inner()),
-        )),
+    let shaken = match UnbufferedServerConnection::new(Arc::new(config)) {
+        Ok(end) => Box::pin(handshake::shake(end, &mut stream)).await, // it is big
+        Err(error) => return Err((rejected(address, rejection(error)), None)),
+    };
+    match shaken {
+        Ok(shaken) => conclude(stream, shaken, address, &judge).map_err(|error| (error, None)),
+        Err(error) => Err((handshake_error(error, address, &judge), Some(stream))),
     }
 }
 
 /// Makes an error of an established stream one that [`TransportError::from_io`] understands.
 pub(crate) fn explain(address: SocketAddr, error: io::Error) -> io::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        Some(&rustls::Error::AlertReceived(alert)) => {
-            let refusal = Refusal::from_alert(alert.into());
+        Some(&RecordError::Alert(alert)) => {
+            let refusal = Refusal::from_alert(alert);
             io::Error::new(
                 error.kind(),
                 TransportError::RejectedByPeer { address, refusal },
@@ -153,7 +152,6 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     })
 });
 
-/// The fastest suite first. The dialing end's order counts.
 /// What a processor can do for the ciphers of TLS 1.3.
 #[derive(Clone, Copy, Debug)]
 struct CipherSupport {
@@ -163,7 +161,7 @@ struct CipherSupport {
     has_wide_aes: bool,
 }
 
-/// The suites, the fastest here first. Of AES-128-GCM there are two implementations: that of aws-lc
+/// The suites, the fastest here first; the dialing end's order counts. Of AES-128-GCM there are two implementations: that of aws-lc
 /// has a path for 512-bit vectors and none for 256-bit ones, that of ring the other way round. With
 /// records of 16 KiB and 256-bit vectors, ring's took half the processor time.
 fn cipher_suites(support: CipherSupport) -> Vec<SupportedCipherSuite> {
@@ -228,6 +226,7 @@ fn client_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
     config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true; // for our own records
     Ok(config)
 }
 
@@ -241,27 +240,24 @@ fn server_config(
         .with_cert_resolver(credentials.key.resolver());
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.send_tls13_tickets = 0;
+    config.enable_secret_extraction = true; // for our own records
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(config)
 }
 
 /// The last word on a handshake that the library is done with.
-fn conclude<S>(
-    stream: io::Result<TlsStream<ReadAhead<S>>>,
+fn conclude<S: Socket>(
+    stream: S,
+    shaken: Shaken,
     address: SocketAddr,
     judge: &Judge,
 ) -> Result<Established<S>, TransportError> {
-    let mut stream = stream.map_err(|error| handshake_error(error, address, judge))?;
-    match &mut stream {
-        TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER_LEN)),
-        TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER_LEN)),
-    }
     // rustls lets a peer through that says nothing at all about protocols.
-    if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+    if shaken.protocol.as_deref() != Some(ALPN) {
         return Err(rejected(address, Rejection::NoCommonProtocol));
     }
     match judge.verdict() {
-        Some(Ok(peer_name)) => Ok((stream, *peer_name)),
+        Some(Ok(peer_name)) => Ok((TlsStream::new(stream, shaken), *peer_name)),
         Some(Err(rejection)) => Err(rejected(address, rejection.clone())),
         None => Err(rejected(address, Rejection::NoCertificate)),
     }

@@ -24,6 +24,7 @@ usage: cargo xtask CHORE
   tidy                         what no compiler checks: arrows, documents, names
   fuzz TARGET [--seconds N]    one fuzz target, for a minute unless told otherwise
   fuzz all [--seconds N]       each fuzz target in turn, after a check that coverage is fed back
+  soak --rounds N [--seed S]   clones through random faults; the seed of each round is printed
 ";
 
 /// How a chore went when it didn't fail.
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
             Ok(seconds) => fuzz::run(target, Duration::from_secs(seconds)),
             Err(_) => Err(format!("{seconds:?} is no number of seconds")),
         },
+        ["soak", "--rounds", rounds] => soak(rounds, None),
+        ["soak", "--rounds", rounds, "--seed", seed] => soak(rounds, Some(seed)),
         _ => Err(USAGE.to_owned()),
     };
     match chore {
@@ -62,6 +65,27 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the soak test of tests/tests/soak.rs for so many rounds: random volumes, options and faults,
+/// killed and paused agents, each clone started again until it is done and compared byte by byte. A
+/// round takes some seconds, nearly all of which it waits, so that several soaks can run beside each
+/// other.
+fn soak(rounds: &str, seed: Option<&str>) -> Chore {
+    for number in [Some(rounds), seed].into_iter().flatten() {
+        if number.parse::<u64>().is_err() {
+            return Err(format!("{number:?} is no number"));
+        }
+    }
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--release", "--locked", "-p", "volferry-tests"]);
+    cargo.args(["--test", "soak", "--", "--nocapture"]);
+    cargo.env("VOLFERRY_SOAK_ROUNDS", rounds);
+    match seed {
+        Some(seed) => cargo.env("VOLFERRY_SOAK_SEED", seed),
+        None => cargo.env_remove("VOLFERRY_SOAK_SEED"),
+    };
+    run(cargo)
 }
 
 /// The root of the repository.

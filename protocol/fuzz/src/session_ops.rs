@@ -39,6 +39,8 @@ use disk::Disk;
 
 /// Chunks of the largest volume.
 const CHUNKS_MAX: u8 = 12;
+/// How often a volume is repaired.
+const LOSSES_MAX: u32 = 3;
 const CLONE: Uuid = Uuid::from_u128(1);
 const TOKEN: SessionToken = SessionToken([7; 32]);
 
@@ -107,6 +109,8 @@ struct World {
     /// The most that a record in the journal holds.
     journaled_bytes: u64,
     is_reading_back: bool,
+    /// How often the volume read back wrong.
+    losses: u32,
     /// What the target knew when its last session ended.
     standing: Option<Standing>,
     prepare: Option<Geometry>,
@@ -147,6 +151,7 @@ impl World {
             journaling: None,
             journaled_bytes: 0,
             is_reading_back: false,
+            losses: 0,
             standing: None,
             prepare: None,
             finished: None,
@@ -172,7 +177,7 @@ impl World {
             10 => self.cut(input),
             12 => self.journaled(),
             13 => self.read_back(self.disk.read_digest()),
-            14 => self.read_back(Some(model::leaf(0))),
+            14 => self.read_back_wrong(),
             _ => {
                 self.is_honest = false;
                 self.lie(input);
@@ -338,6 +343,16 @@ impl World {
             if self.arriving.is_empty() && self.source_rounds == self.target_rounds {
                 self.target.handle_drained(self.now);
             }
+        }
+    }
+
+    /// The volume was read back, and something was lost; but there is only one empty volume.
+    fn read_back_wrong(&mut self) {
+        if self.is_reading_back && self.geometry.chunk_count() > 0 {
+            self.losses += 1;
+            // Storage that goes on like this is found to lie.
+            self.is_honest &= self.losses <= LOSSES_MAX;
+            self.read_back(Some(model::leaf(0)));
         }
     }
 

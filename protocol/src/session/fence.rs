@@ -12,25 +12,33 @@ use uuid::Uuid;
 use crate::failure::{Failure, FailureCode};
 use crate::message::Hello;
 
-/// Runs that are remembered as shut out. Each was let in with this clone's own credentials; a clone
-/// that goes through more has other troubles, and the oldest are not the ones that come back.
-const SHUT_OUT_MAX: usize = 4096;
+/// Runs that are remembered. Each was let in with this clone's own credentials; a clone that goes
+/// through more has other troubles, and the oldest are not the ones that come back.
+const KNOWN_MAX: usize = 4096;
 
 /// Who holds the session, and who may not come back.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
     epoch: u64,
     holder: Option<Holder>,
-    /// The oldest first.
-    shut_out: VecDeque<Uuid>,
+    /// Who was let in, the first one first.
+    known: VecDeque<Known>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Holder {
+    epoch: u64,
     instance: Uuid,
-    attempt: u32,
     /// Whether its session runs.
     is_there: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    instance: Uuid,
+    /// The last attempt that was let in.
+    attempt: u32,
+    is_shut_out: bool,
 }
 
 /// What becomes of a source that asks for a session.
@@ -57,31 +65,42 @@ impl Fence {
 
     /// A source asks for a session.
     pub fn admit(&mut self, hello: &Hello) -> Admission {
-        if self.shut_out.contains(&hello.instance) {
+        // A greeting that was held up on its way is no newer session, whoever came in between.
+        let is_past = |known: &&mut Known| known.is_shut_out || hello.attempt <= known.attempt;
+        if self.find(hello.instance).filter(is_past).is_some() {
             return Admission::Fenced;
         }
-        if let Some(holder) = self.holder {
-            let is_same = holder.instance == hello.instance;
-            // A greeting that was held up on its way is no newer session.
-            if is_same && hello.attempt <= holder.attempt {
-                return Admission::Fenced;
-            }
-            if !is_same && holder.is_there && !hello.take_over {
+        if let Some(holder) = self
+            .holder
+            .filter(|holder| holder.instance != hello.instance)
+        {
+            if holder.is_there && !hello.take_over {
                 return Admission::Busy;
             }
-            if !is_same && hello.take_over {
-                if self.shut_out.len() >= SHUT_OUT_MAX {
-                    self.shut_out.pop_front();
-                }
-                self.shut_out.push_back(holder.instance);
+            if hello.take_over
+                && let Some(before) = self.find(holder.instance)
+            {
+                before.is_shut_out = true;
             }
         }
+        if let Some(known) = self.find(hello.instance) {
+            known.attempt = hello.attempt;
+        } else {
+            if self.known.len() >= KNOWN_MAX {
+                self.known.pop_front();
+            }
+            self.known.push_back(Known {
+                instance: hello.instance,
+                attempt: hello.attempt,
+                is_shut_out: false,
+            });
+        }
+        self.epoch = self.epoch.saturating_add(1);
         self.holder = Some(Holder {
+            epoch: self.epoch,
             instance: hello.instance,
-            attempt: hello.attempt,
             is_there: true,
         });
-        self.epoch = self.epoch.saturating_add(1);
         Admission::Granted(self.epoch)
     }
 
@@ -102,16 +121,17 @@ impl Fence {
         }
     }
 
-    /// The session ended; whoever held it may come back.
-    pub fn release(&mut self) {
-        if let Some(holder) = &mut self.holder {
-            holder.is_there = false;
-        }
+    fn find(&mut self, instance: Uuid) -> Option<&mut Known> {
+        let mut known = self.known.iter_mut();
+        known.find(|known| known.instance == instance)
     }
 
-    /// A journal is known of sessions up to `epoch`.
-    pub fn raise(&mut self, epoch: u64) {
-        self.epoch = self.epoch.max(epoch);
+    /// The session of `epoch` ended; whoever held it may come back. Nothing changes when a newer
+    /// session was granted meanwhile, for which the older one had to end.
+    pub fn release(&mut self, epoch: u64) {
+        if let Some(holder) = self.holder.as_mut().filter(|holder| holder.epoch == epoch) {
+            holder.is_there = false;
+        }
     }
 
     /// The last epoch that was granted.
@@ -160,7 +180,13 @@ mod tests {
             Admission::Granted(9),
             "its own"
         );
-        fence.release();
+        fence.release(8);
+        assert_eq!(
+            fence.admit(&hello(2, 1, false)),
+            Admission::Busy,
+            "an older session ended, the newer one runs"
+        );
+        fence.release(9);
         assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(10));
         assert_eq!(
             fence.admit(&hello(1, 3, false)),
@@ -175,7 +201,7 @@ mod tests {
         assert_eq!(fence.admit(&hello(1, 1, true)), Admission::Granted(1));
         assert_eq!(fence.admit(&hello(2, 1, true)), Admission::Granted(2));
         assert_eq!(fence.admit(&hello(1, 2, true)), Admission::Fenced);
-        fence.release();
+        fence.release(2);
         assert_eq!(fence.admit(&hello(1, 3, true)), Admission::Fenced);
         assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(3));
     }
@@ -183,7 +209,7 @@ mod tests {
     #[test]
     fn of_too_many_that_were_shut_out_the_oldest_is_forgotten() {
         let mut fence = Fence::default();
-        let last = SHUT_OUT_MAX as u128 + 2;
+        let last = KNOWN_MAX as u128 + 1;
         for instance in (1..=last).rev() {
             let granted = fence.admit(&hello(instance, 1, true));
             assert!(matches!(granted, Admission::Granted(_)), "{instance}");
@@ -194,6 +220,18 @@ mod tests {
             fence.admit(&hello(last, 2, true)),
             Admission::Granted(_)
         ));
+    }
+
+    #[test]
+    fn an_old_greeting_is_none_after_another_source_either() {
+        let mut fence = Fence::default();
+        assert_eq!(fence.admit(&hello(1, 2, true)), Admission::Granted(1));
+        fence.release(1);
+        assert_eq!(fence.admit(&hello(2, 1, false)), Admission::Granted(2));
+        assert_eq!(fence.admit(&hello(1, 1, true)), Admission::Fenced);
+        fence.release(2);
+        assert_eq!(fence.admit(&hello(1, 1, false)), Admission::Fenced);
+        assert_eq!(fence.admit(&hello(1, 3, false)), Admission::Granted(3));
     }
 
     #[test]

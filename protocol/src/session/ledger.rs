@@ -45,6 +45,8 @@ enum Written {
         index: ChunkIndex,
         digest: Digest,
         data_len: u32,
+        /// The volume held it already.
+        is_match: bool,
     },
     Zero(ChunkRange),
 }
@@ -111,6 +113,26 @@ impl Ledger {
             index,
             digest,
             data_len,
+            is_match: false,
+        };
+        self.take(ChunkRange::one(index), entry)
+    }
+
+    /// A chunk need not be written: the volume holds it already, though it may not be durable.
+    ///
+    /// # Errors
+    /// When it was written before, or lies outside the volume.
+    pub fn keep(
+        &mut self,
+        index: ChunkIndex,
+        digest: Digest,
+        data_len: u32,
+    ) -> Result<(), ChunkRefused> {
+        let entry = Written::Chunk {
+            index,
+            digest,
+            data_len,
+            is_match: true,
         };
         self.take(ChunkRange::one(index), entry)
     }
@@ -147,21 +169,29 @@ impl Ledger {
         self.unflushed_bytes = 0;
     }
 
-    /// The flush that began last has returned: what it covers is durable.
+    /// The flush that began last has returned: what it covers is durable. Gives the bytes of data in
+    /// chunks among it that the volume had held before. What matched and was lost would match, and
+    /// count, once more.
     ///
     /// # Errors
     /// When a chunk is durable already; the ledger took it in twice, which is a fault of its own.
-    pub fn end_flush(&mut self) -> Result<(), ChunkRefused> {
+    pub fn end_flush(&mut self) -> Result<u64, ChunkRefused> {
         let mut witness = None;
+        let mut matched_bytes = 0_u64;
         for written in self.flushing.take().unwrap_or_default() {
             match written {
                 Written::Chunk {
                     index,
                     digest,
                     data_len,
+                    is_match,
                 } => {
                     self.tree.insert(index, digest)?;
-                    self.data_bytes = self.data_bytes.saturating_add(u64::from(data_len));
+                    let data_bytes = u64::from(data_len);
+                    self.data_bytes = self.data_bytes.saturating_add(data_bytes);
+                    if is_match {
+                        matched_bytes = matched_bytes.saturating_add(data_bytes);
+                    }
                     self.add_durable(ChunkRange::one(index));
                     witness = Some(Witness { index, digest });
                 }
@@ -176,7 +206,7 @@ impl Ledger {
             // The first stays: it is the one that a fresh volume lacks for sure.
             self.witnesses.remove(1);
         }
-        Ok(())
+        Ok(matched_bytes)
     }
 
     fn add_durable(&mut self, chunks: ChunkRange) {

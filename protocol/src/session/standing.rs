@@ -25,7 +25,7 @@ pub struct Standing {
     pub matched_bytes: u64,
     /// Bytes of chunks that read back wrong and were written again.
     pub repaired_bytes: u64,
-    /// The inode of the target file; 0 for a device.
+    /// What tells the target file from others; 0 for a device.
     pub target_inode: u64,
 }
 

@@ -30,7 +30,9 @@ pub enum TargetAction {
     /// Read the whole volume back from the storage, then call
     /// [`TargetSession::handle_read_back`].
     ReadBack,
-    /// Take in the chunks of another round: those that the ledger does not hold.
+    /// Take in the chunks of another round: those that the ledger does not hold. The data
+    /// connections of the last one count no more; [`TargetSession::handle_drained`] is to be called
+    /// when those of this round have come and ended.
     NextRound,
     /// All is durable and the digests agree: call [`TargetSession::seal`].
     Seal,
@@ -350,15 +352,9 @@ impl TargetSession {
 
     /// A chunk was offered, and the volume holds it already.
     pub fn handle_match(&mut self, now: Instant, index: ChunkIndex, digest: Digest, data_len: u32) {
-        let is_repair = self.repairs > 0;
-        let taken = self.account(now, ChunkRange::one(index), data_len, |ledger| {
-            ledger.write(index, digest, data_len)
+        self.account(now, ChunkRange::one(index), data_len, |ledger| {
+            ledger.keep(index, digest, data_len)
         });
-        if let Some((standing, _bytes)) = taken
-            && !is_repair
-        {
-            standing.matched_bytes = standing.matched_bytes.saturating_add(u64::from(data_len));
-        }
         self.settle(now);
     }
 
@@ -405,12 +401,15 @@ impl TargetSession {
         else {
             return;
         };
-        if let Err(error) = standing.ledger.end_flush() {
-            self.fail(Failure::new(
-                FailureCode::Internal,
-                format!("the ledger holds {error}"),
-            ));
-            return;
+        match standing.ledger.end_flush() {
+            // In a repair, what matches was sent in this clone.
+            Ok(_) if self.repairs > 0 => {}
+            Ok(bytes) => standing.matched_bytes = standing.matched_bytes.saturating_add(bytes),
+            Err(error) => {
+                let text = format!("the ledger holds {error}");
+                self.fail(Failure::new(FailureCode::Internal, text));
+                return;
+            }
         }
         self.journal(now);
     }
@@ -647,7 +646,10 @@ impl TargetSession {
         let data_bytes = standing.ledger.data_bytes();
         // Either end may have started anew and forgotten what it counted.
         let sent_bytes = finish.sent.data_bytes.max(standing.taken_bytes);
-        let needed_bytes = data_bytes.saturating_sub(standing.matched_bytes);
+        // A repair that was cut is finished by offering all once more: what had matched before
+        // matches again.
+        let matched_bytes = standing.matched_bytes.min(data_bytes);
+        let needed_bytes = data_bytes.saturating_sub(matched_bytes);
         let receipt = Receipt {
             receipt_version: Receipt::VERSION,
             clone_id: self.clone_id,
@@ -661,7 +663,7 @@ impl TargetSession {
             resumed_bytes: self.resumed_bytes,
             sent_bytes,
             resent_bytes: sent_bytes.saturating_sub(needed_bytes),
-            matched_bytes: standing.matched_bytes,
+            matched_bytes,
             repaired_bytes: standing.repaired_bytes,
             sessions: self.epoch,
             seconds,
@@ -749,6 +751,18 @@ impl TargetSession {
     #[must_use]
     pub const fn stage(&self) -> Stage {
         self.stage
+    }
+
+    /// What is known of the volume now.
+    #[must_use]
+    pub const fn standing(&self) -> Option<&Standing> {
+        self.standing.as_ref()
+    }
+
+    /// Whether the volume is being compared, or repaired: it holds more than the ledger knows.
+    #[must_use]
+    pub const fn is_comparing(&self) -> bool {
+        self.repairs > 0 || !matches!(self.round, Round::Send)
     }
 
     /// What the source said first.

@@ -579,6 +579,24 @@ fn silence_ends_a_session_and_pings_prevent_it() {
 }
 
 #[test]
+fn a_watermark_before_the_welcome_is_no_progress() {
+    let mut pair = Pair::new(hello(2));
+    pair.pass(Duration::from_secs(20));
+    assert_eq!(pair.source_outcome, None, "but a sign of life");
+    let told = crate::message::Watermark {
+        durable_bytes: 65536,
+        ..Default::default()
+    };
+    pair.source
+        .handle_message(pair.now, Message::Watermark(told));
+    assert_eq!(pair.source.watermark().durable_bytes, 0);
+    pair.prepared(false);
+    pair.source
+        .handle_message(pair.now, Message::Watermark(told));
+    assert_eq!(pair.source.watermark(), told);
+}
+
+#[test]
 fn of_an_offer_nothing_is_sent_that_is_there() {
     let mut pair = Pair::new(hello(3));
     pair.prepared(true);
@@ -591,6 +609,27 @@ fn of_an_offer_nothing_is_sent_that_is_there() {
     assert_eq!(receipt.matched_bytes, 3 * 4096);
     assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (0, 0));
     assert_eq!(pair.rounds, 0, "there is nothing to send");
+}
+
+#[test]
+fn what_matched_and_was_not_durable_counts_once() {
+    let mut first = Pair::new(hello(2));
+    first.prepared(true);
+    first.offer(0, true);
+    first.pass(Duration::from_secs(3));
+    first.flushed();
+    first.offer(1, true);
+    let standing = first.target.into_standing().unwrap();
+    assert_eq!(standing.matched_bytes, 4096);
+
+    let mut second = Pair::new(hello(2));
+    second.go_on(standing, true);
+    second.offer(1, true);
+    second.drain();
+    second.flushed();
+    let receipt = second.receipt();
+    assert_eq!(receipt.matched_bytes, 2 * 4096);
+    assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (0, 0));
 }
 
 #[test]
@@ -734,6 +773,25 @@ fn what_reads_back_wrong_is_sent_again() {
         assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (3 * 4096, 4096));
         assert_eq!(receipt.matched_bytes, 0, "it was sent in this clone");
     }
+}
+
+#[test]
+fn a_repair_that_was_cut_is_finished_by_offers() {
+    let mut first = Pair::to_read_back();
+    first.read_back(Digest::of_chunk(b"rot"));
+    first.offer(0, true);
+    let mut standing = first.target.into_standing().unwrap();
+    assert_eq!(standing.ledger.watermark().durable_bytes, 0);
+    standing.matched_bytes = 4096;
+
+    let mut second = Pair::new(hello(2));
+    second.go_on(standing, true);
+    second.offer(0, true);
+    second.offer(1, true);
+    second.drain();
+    second.flushed();
+    let receipt = second.receipt();
+    assert_eq!((receipt.data_bytes, receipt.matched_bytes), (8192, 8192));
 }
 
 #[test]

@@ -1,0 +1,370 @@
+//! The source agent as its driver would be: reads chunks, sends or offers them on its data
+//! connections, and dials again when its session was cut.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, ChunkSize};
+use volferry_protocol::message::{Hello, Sent};
+use volferry_protocol::receipt::{AgentStats, Receipt};
+use volferry_protocol::session::source::Transfer;
+use volferry_protocol::session::{SourceAction, SourceSession, Stage};
+
+use super::checker::{Checked, generation_text};
+use super::content;
+use super::network::{ConnectionId, Payload, Purpose, Side};
+use super::world::{CLONE, DEADLINE, Event, World};
+
+/// A source agent, in all its runs.
+#[derive(Debug)]
+pub(crate) struct SourceAgent {
+    pub(crate) is_running: bool,
+    /// Counts the runs.
+    pub(crate) run: u64,
+    pub(crate) take_over: bool,
+    attempt: u32,
+    sent: Sent,
+    pub(crate) session: Option<SourceEnd>,
+    /// How the last run ended.
+    pub(crate) outcome: Option<Result<Receipt, FailureCode>>,
+    pub(crate) paused_until: Duration,
+}
+
+/// A session at the source.
+#[derive(Debug)]
+pub(crate) struct SourceEnd {
+    pub(crate) machine: SourceSession,
+    control: ConnectionId,
+    lanes: Vec<Lane>,
+    transfer: Option<Transfer>,
+    /// The next chunk to read.
+    next: u64,
+    generation: usize,
+    wire_bytes: u64,
+}
+
+/// A data connection.
+#[derive(Debug)]
+struct Lane {
+    connection: ConnectionId,
+    frames: u64,
+    is_ended: bool,
+    /// The target has read all of it.
+    is_closed: bool,
+}
+
+impl SourceAgent {
+    pub(crate) fn new(take_over: bool) -> Self {
+        Self {
+            is_running: false,
+            run: 0,
+            take_over,
+            attempt: 0,
+            sent: Sent::default(),
+            session: None,
+            outcome: None,
+            paused_until: Duration::ZERO,
+        }
+    }
+}
+
+impl World {
+    /// A run of a source agent begins.
+    pub(crate) fn start_source(&mut self, source: usize) -> Checked {
+        let agent = &mut self.sources[source];
+        agent.is_running = true;
+        agent.run += 1;
+        agent.attempt = 0;
+        agent.sent = Sent::default();
+        agent.outcome = None;
+        agent.paused_until = Duration::ZERO;
+        self.dial(source)
+    }
+
+    /// A run of a source agent is killed; another begins later.
+    pub(crate) fn kill_source(&mut self, source: usize) {
+        let agent = &mut self.sources[source];
+        if !agent.is_running || agent.outcome.is_some() {
+            return;
+        }
+        agent.is_running = false;
+        agent.session = None;
+        let says_so = self.rng.chance(80);
+        self.cut_of_source(source, says_so);
+        let later = self.rng.millis(50, 20_000);
+        self.after(later, Event::StartSource(source));
+    }
+
+    /// Begins a session, or tries again later.
+    pub(crate) fn dial(&mut self, source: usize) -> Checked {
+        self.count_session();
+        let generation = self.checker.generation();
+        if !self.can_dial() {
+            return self.dial_again(source, FailureCode::Connect);
+        }
+        let control = self.connect(source, Purpose::Control);
+        let now = self.now();
+        let agent = &mut self.sources[source];
+        agent.attempt += 1;
+        let hello = Hello {
+            clone_id: CLONE,
+            instance: Uuid::from_u128(u128::from(agent.run) << 8 | source as u128),
+            attempt: agent.attempt,
+            take_over: agent.take_over,
+            volume_size: self.geometry.volume_size(),
+            chunk_size: ChunkSize::MIN,
+            streams: self.setting.streams,
+            generation: generation_text(generation),
+            features: vec![],
+            required_features: vec![],
+            tree: None,
+            agent: String::new(),
+        };
+        agent.session = Some(SourceEnd {
+            machine: SourceSession::new(now, hello, agent.sent),
+            control,
+            lanes: vec![],
+            transfer: None,
+            next: 0,
+            generation,
+            wire_bytes: 0,
+        });
+        self.settle_source(source)
+    }
+
+    fn dial_again(&mut self, source: usize, code: FailureCode) -> Checked {
+        if code == FailureCode::SourceChanged && self.setting.offers_changed {
+            // Whoever wants the clone starts the agent anew.
+            self.sources[source].is_running = false;
+            let later = self.rng.millis(50, 5000);
+            self.after(later, Event::StartSource(source));
+        } else if !code.is_retryable() || self.time >= DEADLINE {
+            self.sources[source].outcome = Some(Err(code));
+        } else {
+            let backoff = self.rng.millis(50, 3000);
+            let run = self.sources[source].run;
+            self.after(backoff, Event::Dial(source, run));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn source_receives(
+        &mut self,
+        source: usize,
+        connection: ConnectionId,
+        payload: Payload,
+    ) -> Checked {
+        let now = self.now();
+        let Some(session) = &mut self.sources[source].session else {
+            return Ok(());
+        };
+        let is_control = session.control == connection;
+        let lane = session
+            .lanes
+            .iter()
+            .find(|lane| lane.connection == connection);
+        // What was handed to a connection may be lost with it, its end included.
+        let is_open_lane = lane.is_some_and(|lane| !lane.is_closed);
+        let lost = || Failure::new(FailureCode::Disconnected, "");
+        match payload {
+            Payload::Control(message) if is_control => {
+                let before = session.machine.watermark();
+                session.machine.handle_message(now, message);
+                let is_same_session = session.machine.stage() != Stage::Handshake;
+                let after = session.machine.watermark();
+                super::checker::check(
+                    !is_same_session || after.durable_bytes >= before.durable_bytes,
+                    || format!("the source knew {before:?}, now {after:?}"),
+                )?;
+            }
+            Payload::Closed if is_open_lane => {
+                let mut lanes = session.lanes.iter_mut();
+                if let Some(lane) = lanes.find(|lane| lane.connection == connection) {
+                    lane.is_closed = true;
+                }
+                if session.lanes.iter().all(|lane| lane.is_closed) {
+                    self.drained(source);
+                }
+            }
+            Payload::Lost if is_control => session.machine.end(lost()),
+            Payload::Lost if is_open_lane => session.machine.fail(lost()),
+            _ => {}
+        }
+        self.settle_source(source)
+    }
+
+    pub(crate) fn source_timeout(&mut self, source: usize) -> Checked {
+        let now = self.now();
+        if let Some(session) = &mut self.sources[source].session {
+            session.machine.handle_timeout(now);
+        }
+        self.settle_source(source)
+    }
+
+    fn settle_source(&mut self, source: usize) -> Checked {
+        loop {
+            let now = self.now();
+            let Some(session) = &mut self.sources[source].session else {
+                return Ok(());
+            };
+            // The last word is said before the connection ends.
+            if let Some(message) = session.machine.poll_message(now) {
+                let control = session.control;
+                self.trace(|| format!("source {source} says {}", message.name()));
+                self.send(control, Side::Target, Payload::Control(message));
+                continue;
+            }
+            match session.machine.poll_action() {
+                Some(SourceAction::Transfer(transfer)) => self.start_round(source, transfer),
+                Some(SourceAction::Done(receipt)) => {
+                    self.hang_up_source(source);
+                    self.sources[source].outcome = Some(Ok(*receipt));
+                }
+                Some(SourceAction::Fail(failure)) => {
+                    self.trace(|| format!("source {source} fails: {failure}"));
+                    self.hang_up_source(source);
+                    self.dial_again(source, failure.code)?;
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn hang_up_source(&mut self, source: usize) {
+        let agent = &mut self.sources[source];
+        let Some(session) = agent.session.take() else {
+            return;
+        };
+        agent.sent = session.machine.sent();
+        let lanes = session.lanes.iter().map(|lane| lane.connection);
+        for connection in lanes.chain([session.control]) {
+            self.send(connection, Side::Target, Payload::Lost);
+        }
+    }
+
+    fn start_round(&mut self, source: usize, transfer: Transfer) {
+        let offered = transfer.offer;
+        self.trace(|| format!("source {source} begins a round, offers: {offered}"));
+        let lanes: Vec<_> = (0..transfer.streams)
+            .map(|number| {
+                let token = transfer.token;
+                let connection = self.connect(source, Purpose::Data);
+                self.send(
+                    connection,
+                    Side::Target,
+                    Payload::Preamble { number, token },
+                );
+                Lane {
+                    connection,
+                    frames: 0,
+                    is_ended: false,
+                    is_closed: false,
+                }
+            })
+            .collect();
+        for lane in &lanes {
+            let pause = self.pace();
+            self.after(pause, Event::Read(source, lane.connection));
+        }
+        if let Some(session) = &mut self.sources[source].session {
+            session.lanes = lanes;
+            session.transfer = Some(transfer);
+            session.next = 0;
+        }
+    }
+
+    /// A data connection is ready for the next chunk.
+    pub(crate) fn read(&mut self, source: usize, connection: ConnectionId) -> Checked {
+        let geometry = self.geometry;
+        let Some(session) = &mut self.sources[source].session else {
+            return Ok(());
+        };
+        let Some(transfer) = &session.transfer else {
+            return Ok(());
+        };
+        let Some(lane) = session
+            .lanes
+            .iter_mut()
+            .find(|lane| lane.connection == connection)
+        else {
+            return Ok(());
+        };
+        while let Some(end) = transfer.skip.range_end(ChunkIndex(session.next)) {
+            session.next = end.0;
+        }
+        let index = session.next;
+        let count = geometry.chunk_count();
+        if index >= count {
+            let frames = lane.frames;
+            if !std::mem::replace(&mut lane.is_ended, true) {
+                self.send(connection, Side::Target, Payload::End { frames });
+            }
+            return Ok(());
+        }
+        lane.frames += 1;
+        session.wire_bytes += 56;
+        let content = self.checker.content();
+        let tag = content[index as usize];
+        let is_due = |at: u64| at < count && !transfer.skip.contains(ChunkIndex(at));
+        let payload = if tag == 0 {
+            let zeros = (index..index + 4)
+                .take_while(|at| is_due(*at) && content[*at as usize] == 0)
+                .count() as u64;
+            let chunks = ChunkRange {
+                start: ChunkIndex(index),
+                end: ChunkIndex(index + zeros),
+            };
+            session.machine.handle_zero(chunks);
+            Payload::Zero(chunks)
+        } else {
+            let digest = content::digest(&geometry, index as usize, tag);
+            let at = ChunkIndex(index);
+            if transfer.offer {
+                session.machine.handle_offer(at, digest);
+                // An offer that is damaged costs a chunk's way, no more.
+                let is_corrupt = self.rng.chance(self.setting.corrupt_offers);
+                let digest = if is_corrupt {
+                    volferry_protocol::digest::Digest::of_chunk(b"damaged")
+                } else {
+                    digest
+                };
+                Payload::Offer { index, digest }
+            } else {
+                let data_len = content::data_len(&geometry, index as usize, tag);
+                session.machine.handle_chunk(at, digest, data_len);
+                Payload::Chunk { index, tag }
+            }
+        };
+        let chunks = match &payload {
+            Payload::Zero(chunks) => chunks.start.0..chunks.end.0,
+            _ => index..index + 1,
+        };
+        session.next = chunks.end;
+        let generation = session.generation;
+        for at in chunks {
+            self.checker.source_sends(generation, at as usize, tag);
+        }
+        self.send(connection, Side::Target, payload);
+        let pause = self.pace();
+        self.after(pause, Event::Read(source, connection));
+        self.settle_source(source)
+    }
+
+    /// The target has closed all data connections of a round.
+    fn drained(&mut self, source: usize) {
+        let generation = self.checker.generation();
+        let Some(session) = &mut self.sources[source].session else {
+            return;
+        };
+        if session.generation == generation {
+            let wire_bytes = std::mem::take(&mut session.wire_bytes);
+            session
+                .machine
+                .handle_drained(wire_bytes, AgentStats::default());
+        } else {
+            let failure = Failure::new(FailureCode::SourceChanged, "");
+            session.machine.fail(failure);
+        }
+    }
+}

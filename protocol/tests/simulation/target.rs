@@ -1,0 +1,649 @@
+//! The target agent as its driver would be: one session at a time, a standing between them, and a
+//! journal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::frame::SessionToken;
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
+use volferry_protocol::journal::{Checkpoint, replay};
+use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::range_set::ChunkSet;
+use volferry_protocol::receipt::AgentStats;
+use volferry_protocol::session::{
+    Admission, Fence, Stage, Standing, TargetAction, TargetLimits, TargetSession,
+};
+
+use super::checker::{Checked, check, chunks_of, generation_of};
+use super::content;
+use super::network::{ConnectionId, Payload, Side};
+use super::storage::Tag;
+use super::world::{Broken, CLONE, Event, World};
+
+/// The target agent, in all its runs.
+#[derive(Debug, Default)]
+pub(crate) struct TargetAgent {
+    pub(crate) is_running: bool,
+    /// Counts the runs.
+    pub(crate) run: u64,
+    fence: Fence,
+    standing: Option<Standing>,
+    /// What the journal said when this run began.
+    checkpoint: Option<Checkpoint>,
+    /// By epoch; one runs, others may have work in flight.
+    pub(crate) sessions: BTreeMap<u64, TargetEnd>,
+    /// Was let in, and waits until the session before is over.
+    waiting: Option<Waiting>,
+    /// Writes that a thread has begun.
+    writes: BTreeMap<u64, (u64, Tag)>,
+    writes_count: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    control: ConnectionId,
+    hello: Hello,
+    epoch: u64,
+}
+
+/// A session at the target.
+#[derive(Debug)]
+pub(crate) struct TargetEnd {
+    pub(crate) machine: TargetSession,
+    control: ConnectionId,
+    instance: Uuid,
+    generation: usize,
+    token: SessionToken,
+    streams: u16,
+    numbers: BTreeSet<u16>,
+    lanes: BTreeMap<ConnectionId, Lane>,
+    frames_received: u64,
+    frames_written: u64,
+    claims: ChunkSet,
+    /// Work that threads do, and that can't be called back.
+    in_flight: u64,
+    is_over: bool,
+    /// It read back wrong, and what was told holds no longer.
+    is_repairing: bool,
+    pub(crate) is_read_back: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    frames: u64,
+    is_ended: bool,
+}
+
+/// Work of a thread that is done.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    Prepare,
+    Write { index: u64, tag: Tag, id: u64 },
+    Zero(ChunkRange),
+    Compare { index: u64, digest: Digest },
+    Flush,
+    Journal,
+    ReadBack,
+}
+
+/// A session that is cut, not at fault.
+fn lost() -> Failure {
+    Failure::new(FailureCode::Disconnected, "")
+}
+
+impl World {
+    /// A run of the target agent begins.
+    pub(crate) fn start_target(&mut self) -> Checked {
+        let journal = replay(&self.journal.cached).ok();
+        let checkpoint = journal.and_then(|replay| replay.checkpoint);
+        let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
+        self.target = TargetAgent {
+            is_running: true,
+            run: self.target.run + 1,
+            fence: Fence::after(epoch),
+            checkpoint: checkpoint.filter(|_| self.setting.has_journal),
+            ..TargetAgent::default()
+        };
+        Ok(())
+    }
+
+    /// The target agent is killed, with or without its host; another run begins later.
+    pub(crate) fn kill_target(&mut self, has_power: bool, is_journal_lost: bool) -> Checked {
+        if !self.target.is_running {
+            return Ok(());
+        }
+        self.target.is_running = false;
+        self.target.sessions.clear();
+        for (index, tag) in std::mem::take(&mut self.target.writes).into_values() {
+            self.disk.write_in_part(&mut self.rng, index as usize, tag);
+        }
+        self.disk.forget_flush();
+        self.journal.crash(&mut self.rng, has_power);
+        if !has_power {
+            self.disk.crash(&mut self.rng);
+        }
+        if is_journal_lost {
+            self.journal.lose();
+        }
+        self.checker.target_restarted(is_journal_lost);
+        self.storage_changed()?;
+        self.cut_of_target(has_power);
+        let later = self.rng.millis(50, 20_000);
+        self.after(later, Event::StartTarget);
+        Ok(())
+    }
+
+    pub(crate) fn target_receives(
+        &mut self,
+        connection: ConnectionId,
+        payload: Payload,
+    ) -> Checked {
+        match payload {
+            Payload::Control(Message::Hello(hello)) => self.admit(connection, hello)?,
+            Payload::Control(message) => {
+                let now = self.now();
+                if let Some(session) = self.session_of(connection) {
+                    session.machine.handle_message(now, message);
+                }
+            }
+            Payload::Preamble { number, token } => {
+                let session = self
+                    .target
+                    .sessions
+                    .values_mut()
+                    .find(|session| !session.is_over && session.token == token);
+                let session = session.filter(|session| {
+                    number < session.streams && !session.numbers.contains(&number)
+                });
+                if let Some(session) = session {
+                    session.numbers.insert(number);
+                    session.lanes.insert(connection, Lane::default());
+                } else {
+                    self.send(connection, Side::Source, Payload::Lost);
+                }
+            }
+            Payload::Lost => self.target_lost(connection),
+            Payload::End { frames } => {
+                if let Some((_, session, lane)) = self.lane(connection) {
+                    if lane.frames == frames {
+                        lane.is_ended = true;
+                    } else {
+                        let text = format!("{} frames of {frames}", lane.frames);
+                        session.fail(Failure::new(FailureCode::Protocol, text));
+                    }
+                }
+                self.send(connection, Side::Source, Payload::Closed);
+                self.check_drained(connection);
+            }
+            Payload::Closed => {}
+            Payload::Chunk { .. } | Payload::Zero(_) | Payload::Offer { .. } => {
+                self.data_frame(connection, payload)?;
+            }
+        }
+        self.settle_target()
+    }
+
+    fn session_of(&mut self, connection: ConnectionId) -> Option<&mut TargetEnd> {
+        let mut sessions = self.target.sessions.values_mut();
+        sessions.find(|session| !session.is_over && session.control == connection)
+    }
+
+    fn lane(&mut self, connection: ConnectionId) -> Option<(u64, &mut TargetSession, &mut Lane)> {
+        let mut sessions = self.target.sessions.iter_mut();
+        sessions.find_map(|(epoch, session)| {
+            let lane = session.lanes.get_mut(&connection)?;
+            let is_live = !session.is_over && !lane.is_ended;
+            is_live.then_some((*epoch, &mut session.machine, lane))
+        })
+    }
+
+    fn target_lost(&mut self, connection: ConnectionId) {
+        if let Some(session) = self.session_of(connection) {
+            session.machine.end(lost());
+        } else if let Some((_, machine, _)) = self.lane(connection) {
+            machine.fail(lost());
+        } else if let Some(waiting) = self
+            .target
+            .waiting
+            .take_if(|waiting| waiting.control == connection)
+        {
+            self.target.fence.release(waiting.epoch);
+        }
+    }
+
+    fn admit(&mut self, control: ConnectionId, hello: Hello) -> Checked {
+        let admission = self.target.fence.admit(&hello);
+        self.trace(|| format!("target: {} is {admission:?}", hello.instance.as_u128()));
+        let refusal = match admission {
+            Admission::Busy => Some(FailureCode::Busy),
+            Admission::Fenced => Some(FailureCode::Fenced),
+            Admission::Granted(epoch) => {
+                self.checker.granted(&hello)?;
+                let waiting = Waiting {
+                    control,
+                    hello,
+                    epoch,
+                };
+                let instance = waiting.hello.instance;
+                if let Some(before) = self.target.waiting.replace(waiting) {
+                    self.refuse(before.control, FailureCode::Disconnected);
+                }
+                if self.setting.broken != Broken::Fence {
+                    for session in self.target.sessions.values_mut() {
+                        let code = if session.instance == instance {
+                            FailureCode::Disconnected
+                        } else {
+                            FailureCode::Fenced
+                        };
+                        session.machine.fail(Failure::new(code, ""));
+                    }
+                    self.settle_target()?;
+                }
+                None
+            }
+        };
+        if let Some(code) = refusal {
+            self.refuse(control, code);
+        }
+        self.begin_waiting()
+    }
+
+    fn refuse(&mut self, control: ConnectionId, code: FailureCode) {
+        let refusal = Message::Error(Failure::new(code, ""));
+        self.send(control, Side::Source, Payload::Control(refusal));
+        self.send(control, Side::Source, Payload::Lost);
+    }
+
+    /// Begins the session that waits, once nobody else can write.
+    fn begin_waiting(&mut self) -> Checked {
+        let is_free = self.target.sessions.is_empty() || self.setting.broken == Broken::Fence;
+        let Some(Waiting {
+            control,
+            hello,
+            epoch,
+        }) = self.target.waiting.take_if(|_| is_free)
+        else {
+            return Ok(());
+        };
+        self.checker.session_begins(epoch)?;
+        let limits = TargetLimits {
+            flush_bytes: self.setting.flush_bytes,
+            has_journal: self.setting.has_journal,
+            verify: self.setting.verify,
+            ..TargetLimits::default()
+        };
+        let mut token = [0; 32];
+        token[..8].copy_from_slice(&self.rng.u64().to_be_bytes());
+        let mut machine = TargetSession::new(self.now(), CLONE, epoch, String::new(), limits);
+        let instance = hello.instance;
+        let generation = generation_of(&hello.generation);
+        machine.handle_message(self.now(), Message::Hello(hello));
+        let session = TargetEnd {
+            machine,
+            control,
+            instance,
+            generation,
+            token: SessionToken(token),
+            streams: 0,
+            numbers: BTreeSet::new(),
+            lanes: BTreeMap::new(),
+            frames_received: 0,
+            frames_written: 0,
+            claims: ChunkSet::default(),
+            in_flight: 0,
+            is_over: false,
+            is_repairing: false,
+            is_read_back: false,
+        };
+        self.target.sessions.insert(epoch, session);
+        self.settle_target()
+    }
+
+    fn data_frame(&mut self, connection: ConnectionId, payload: Payload) -> Checked {
+        let Some((epoch, _, lane)) = self.lane(connection) else {
+            return Ok(());
+        };
+        lane.frames += 1;
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return Ok(());
+        };
+        session.frames_received += 1;
+        let (chunks, work) = match payload {
+            Payload::Chunk { index, tag } => {
+                self.checker.arrives(index)?;
+                self.target.writes_count += 1;
+                let id = self.target.writes_count;
+                (
+                    ChunkRange::one(ChunkIndex(index)),
+                    Work::Write { index, tag, id },
+                )
+            }
+            Payload::Zero(chunks) => (chunks, Work::Zero(chunks)),
+            Payload::Offer { index, digest } => (
+                ChunkRange::one(ChunkIndex(index)),
+                Work::Compare { index, digest },
+            ),
+            _ => return Ok(()),
+        };
+        if session.claims.intersects(chunks) {
+            let text = format!("chunks {chunks} came twice");
+            session
+                .machine
+                .fail(Failure::new(FailureCode::Protocol, text));
+            return Ok(());
+        }
+        session.claims.insert(chunks);
+        if let Work::Write { index, tag, id } = work {
+            self.target.writes.insert(id, (index, tag));
+        }
+        self.begin_work(epoch, work);
+        Ok(())
+    }
+
+    fn begin_work(&mut self, epoch: u64, work: Work) {
+        let time = if self.rng.chance(1) {
+            self.rng.millis(1000, 25_000)
+        } else {
+            self.rng.micros(100, 50_000)
+        };
+        if let Some(session) = self.target.sessions.get_mut(&epoch) {
+            session.in_flight += 1;
+        }
+        let run = self.target.run;
+        self.after(time, Event::WorkDone { run, epoch, work });
+    }
+
+    pub(crate) fn work_done(&mut self, epoch: u64, work: Work) -> Checked {
+        let now = self.now();
+        let geometry = self.geometry;
+        if matches!(work, Work::Write { .. } | Work::Zero(_)) {
+            self.checker.session_writes(epoch)?;
+        }
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return Ok(());
+        };
+        session.in_flight -= 1;
+        let is_over = session.is_over;
+        let is_frame = matches!(
+            work,
+            Work::Write { .. } | Work::Zero(_) | Work::Compare { .. }
+        );
+        match work {
+            Work::Prepare if is_over => {}
+            Work::Prepare => self.prepared(epoch)?,
+            Work::Write { index, tag, id } => {
+                self.target.writes.remove(&id);
+                self.disk.write(index as usize, tag);
+                if !is_over {
+                    let digest = content::digest(&geometry, index as usize, tag);
+                    let data_len = content::data_len(&geometry, index as usize, tag);
+                    session
+                        .machine
+                        .handle_chunk(now, ChunkIndex(index), digest, data_len);
+                    session.frames_written += 1;
+                }
+            }
+            Work::Zero(chunks) => {
+                for index in chunks.start.0..chunks.end.0 {
+                    self.disk.write(index as usize, 0);
+                }
+                if !is_over {
+                    session.machine.handle_zero(now, chunks);
+                    session.frames_written += 1;
+                }
+            }
+            Work::Compare { index, digest } => {
+                let tag = self.disk.read(index as usize);
+                if !is_over {
+                    if content::digest(&geometry, index as usize, tag) == digest {
+                        let data_len = content::data_len(&geometry, index as usize, tag);
+                        session
+                            .machine
+                            .handle_match(now, ChunkIndex(index), digest, data_len);
+                    }
+                    session.frames_written += 1;
+                }
+            }
+            Work::Flush => {
+                self.disk.end_flush();
+                session.machine.handle_flushed(now);
+            }
+            Work::Journal => {
+                self.journal.end();
+                self.checker.journal_changed(&self.journal)?;
+                if self.setting.broken != Broken::Journal {
+                    session.machine.handle_journaled(now);
+                }
+            }
+            Work::ReadBack => {
+                let digest = content::volume_digest(&geometry, self.disk.durable());
+                if !is_over {
+                    session.is_read_back = true;
+                    session.machine.handle_read_back(now, digest);
+                    if digest != self.checker.digest(session.generation) {
+                        session.is_repairing = true;
+                        session.is_read_back = false;
+                        self.checker.forget();
+                    }
+                }
+            }
+        }
+        self.is_disk_changed = true;
+        if is_frame {
+            self.check_drained_session(epoch);
+        }
+        self.settle_target()?;
+        self.bury(epoch)
+    }
+
+    fn prepared(&mut self, epoch: u64) -> Checked {
+        let now = self.now();
+        let geometry = self.geometry;
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return Ok(());
+        };
+        let hello = session.machine.hello().expect("it was greeted").clone();
+        let known = match (&self.target.standing, &self.target.checkpoint) {
+            (Some(standing), _) => Some(
+                standing
+                    .check_source(geometry, &hello)
+                    .map(|()| standing.clone()),
+            ),
+            (None, Some(checkpoint)) => Some(Standing::resume(now, geometry, &hello, checkpoint)),
+            (None, None) => None,
+        };
+        let mut offer = self.setting.offer;
+        let is_borne_out = known
+            .as_ref()
+            .is_some_and(|known| matches!(known, Ok(standing) if self.disk_bears_out(standing)));
+        let session = self.target.sessions.get_mut(&epoch).expect("it runs");
+        let standing = match known {
+            Some(Ok(standing)) if is_borne_out => standing,
+            Some(Err(refused)) => {
+                check(refused.is_source_changed(), || refused.to_string())?;
+                if !self.setting.offers_changed {
+                    let text = refused.to_string();
+                    session
+                        .machine
+                        .fail(Failure::new(FailureCode::SourceChanged, text));
+                    return Ok(());
+                }
+                offer = true;
+                self.checker.forget();
+                Standing::new(now, geometry, &hello)
+            }
+            Some(Ok(_)) => {
+                self.checker.forget();
+                Standing::new(now, geometry, &hello)
+            }
+            None => Standing::new(now, geometry, &hello),
+        };
+        let session = self.target.sessions.get_mut(&epoch).expect("it runs");
+        session.claims = chunks_of(&geometry, &standing.ledger.durable().collect::<Vec<_>>());
+        self.target.standing = None;
+        self.target.checkpoint = None;
+        session.streams = session
+            .machine
+            .handle_prepared(now, session.token, standing, offer);
+        Ok(())
+    }
+
+    /// Whether what is known of the volume is known of this one.
+    fn disk_bears_out(&self, standing: &Standing) -> bool {
+        standing.ledger.witnesses().all(|witness| {
+            let index = witness.index.0 as usize;
+            content::digest(&self.geometry, index, self.disk.read(index)) == witness.digest
+        })
+    }
+
+    fn check_drained(&mut self, connection: ConnectionId) {
+        let sessions = self.target.sessions.iter();
+        let epoch = sessions
+            .filter(|(_, session)| session.lanes.contains_key(&connection))
+            .map(|(epoch, _)| *epoch)
+            .next();
+        if let Some(epoch) = epoch {
+            self.check_drained_session(epoch);
+        }
+    }
+
+    /// Nothing more can come once all data connections have come and gone.
+    fn check_drained_session(&mut self, epoch: u64) {
+        let now = self.now();
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return;
+        };
+        let all_came = session.streams > 0 && session.numbers.len() == usize::from(session.streams);
+        let all_ended = session.lanes.values().all(|lane| lane.is_ended);
+        let all_written = session.frames_received == session.frames_written;
+        if all_came && all_ended && all_written && !session.is_over {
+            session.machine.handle_drained(now);
+        }
+    }
+
+    pub(crate) fn target_timeout(&mut self) -> Checked {
+        let now = self.now();
+        for session in self.target.sessions.values_mut() {
+            session.machine.handle_timeout(now);
+        }
+        self.settle_target()
+    }
+
+    fn settle_target(&mut self) -> Checked {
+        let epochs: Vec<_> = self.target.sessions.keys().copied().collect();
+        for epoch in epochs {
+            while self.settle_session(epoch)? {}
+            self.bury(epoch)?;
+        }
+        Ok(())
+    }
+
+    /// Does the next thing that a session wants; gives whether there was one.
+    fn settle_session(&mut self, epoch: u64) -> Result<bool, super::checker::Violation> {
+        let now = self.now();
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return Ok(false);
+        };
+        // The last word is said before the connection ends.
+        if let Some(message) = session.machine.poll_message() {
+            let control = session.control;
+            match &message {
+                Message::Welcome(welcome) => {
+                    let generation = session.generation;
+                    self.checker.welcomed(epoch, generation, &welcome.durable)?;
+                }
+                Message::Watermark(told) if session.machine.stage() != Stage::Handshake => {
+                    let ledger = session
+                        .machine
+                        .standing()
+                        .map(|standing| standing.ledger.durable().collect::<Vec<_>>())
+                        .filter(|_| !session.is_repairing)
+                        .map(|durable| chunks_of(&self.geometry, &durable));
+                    self.checker.told(*told, ledger)?;
+                }
+                _ => {}
+            }
+            self.trace(|| format!("target says {} in {epoch}", message.name()));
+            self.send(control, Side::Source, Payload::Control(message));
+            return Ok(true);
+        }
+        let Some(action) = session.machine.poll_action() else {
+            return Ok(false);
+        };
+        match action {
+            TargetAction::Prepare(_) => self.begin_work(epoch, Work::Prepare),
+            TargetAction::Flush if self.setting.broken == Broken::Flush => {
+                session.machine.handle_flushed(now);
+            }
+            TargetAction::Flush => {
+                let is_alone = self.disk.begin_flush();
+                check(is_alone, || "two sessions flush".to_owned())?;
+                self.begin_work(epoch, Work::Flush);
+            }
+            TargetAction::Journal(checkpoint) => {
+                let is_alone = self.journal.begin(checkpoint.encode());
+                check(is_alone, || "two sessions journal".to_owned())?;
+                let session = self.target.sessions.get_mut(&epoch).expect("it runs");
+                if self.setting.broken == Broken::Journal {
+                    session.machine.handle_journaled(now);
+                }
+                self.begin_work(epoch, Work::Journal);
+            }
+            TargetAction::ReadBack => self.begin_work(epoch, Work::ReadBack),
+            TargetAction::NextRound => {
+                session.numbers.clear();
+                session.lanes.clear();
+                session.frames_received = 0;
+                session.frames_written = 0;
+                session.claims = session.machine.written().cloned().unwrap_or_default();
+            }
+            TargetAction::Seal => session.machine.seal(now, 0, AgentStats::default()),
+            TargetAction::Done(receipt) => {
+                let generation = session.generation;
+                self.trace(|| format!("target is done in {epoch}"));
+                self.checker
+                    .check_receipt(&receipt, generation, &self.disk)?;
+                self.hang_up_target(epoch);
+            }
+            TargetAction::Fail(failure) => {
+                self.trace(|| format!("target fails in {epoch}: {failure}"));
+                self.hang_up_target(epoch);
+            }
+        }
+        Ok(true)
+    }
+
+    fn hang_up_target(&mut self, epoch: u64) {
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return;
+        };
+        session.is_over = true;
+        let lanes = session.lanes.keys().copied();
+        let connections: Vec<_> = lanes.chain([session.control]).collect();
+        for connection in connections {
+            self.send(connection, Side::Source, Payload::Lost);
+        }
+    }
+
+    /// A session that is over, and of which no thread works any more, leaves what it knows.
+    fn bury(&mut self, epoch: u64) -> Checked {
+        let over = self
+            .target
+            .sessions
+            .get(&epoch)
+            .is_some_and(|session| session.is_over && session.in_flight == 0);
+        if !over {
+            return Ok(());
+        }
+        let Some(session) = self.target.sessions.remove(&epoch) else {
+            return Ok(());
+        };
+        if let Some(standing) = session.machine.into_standing() {
+            self.target.standing = Some(standing);
+        }
+        self.target.fence.release(epoch);
+        self.begin_waiting()
+    }
+}

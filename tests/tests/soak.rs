@@ -1,0 +1,379 @@
+//! Clones that go through whatever a seed brings: broken networks, killed and paused agents, at any
+//! moment, started again until there is a receipt. Then the target holds what the source does, and
+//! nothing was sent again that was durable.
+//!
+//! `VOLFERRY_SOAK_ROUNDS` says how many rounds, `VOLFERRY_SOAK_SEED` which one comes first (one of
+//! the clock's when it is not set). Each round's seed is printed, and brings back its volume, its
+//! options and the order of its faults; when they strike depends on the machine too.
+//! `cargo xtask soak` sets both.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use volferry_tests::agents::Agent;
+use volferry_tests::http::progress_if_there;
+use volferry_tests::programs::{Ended, volferry};
+use volferry_tests::proxy::{Ending, Fault, Way};
+use volferry_tests::random::Random;
+use volferry_tests::trial::{Trial, number};
+use volferry_tests::{MIB, volume};
+use volferry_transport::Role;
+
+/// Rounds unless told otherwise.
+const ROUNDS: u64 = 4;
+
+/// How long a round may take after its last fault.
+const ROUND_PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn soak() {
+    let number_of = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    let rounds: u64 = number_of("VOLFERRY_SOAK_ROUNDS").unwrap_or(ROUNDS);
+    let first: u64 = number_of("VOLFERRY_SOAK_SEED").unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        now.as_secs() % 1_000_000 * 1000
+    });
+    for seed in first..first + rounds {
+        let since = Instant::now();
+        let mut story = String::new();
+        let outcome = catch_unwind(AssertUnwindSafe(|| Round::new(seed).run(&mut story)));
+        let seconds = since.elapsed().as_secs_f64();
+        say(&format!("soak: seed {seed}: {seconds:.1} s: {story}"));
+        if let Err(panic) = outcome {
+            say(&format!(
+                "soak: seed {seed} failed (VOLFERRY_SOAK_SEED={seed})"
+            ));
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Also where the test harness keeps what a test that passes prints.
+fn say(line: &str) {
+    let _unseen = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// What strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strike {
+    Cut,
+    Reset,
+    Silence,
+    Corrupt,
+    Duplicate,
+    KillSource,
+    KillTarget,
+    KillBoth,
+    EndSource,
+    EndTarget,
+    PauseSource,
+    PauseTarget,
+    TakeOver,
+}
+
+const STRIKES: [Strike; 13] = [
+    Strike::Cut,
+    Strike::Reset,
+    Strike::Silence,
+    Strike::Corrupt,
+    Strike::Duplicate,
+    Strike::KillSource,
+    Strike::KillTarget,
+    Strike::KillBoth,
+    Strike::EndSource,
+    Strike::EndTarget,
+    Strike::PauseSource,
+    Strike::PauseTarget,
+    Strike::TakeOver,
+];
+
+/// A clone and what it goes through.
+struct Round {
+    trial: Trial,
+    random: Random,
+    /// Bytes in blocks that hold data.
+    data_bytes: u64,
+    streams: u64,
+    source_arguments: Vec<String>,
+    target_arguments: Vec<String>,
+    /// `None` when it is to be started.
+    source: Option<Agent>,
+    target: Option<Agent>,
+    /// Bytes of data that are known to be durable.
+    durable_bytes: u64,
+}
+
+/// How an agent that ended well did so.
+enum Done {
+    Source,
+    Target,
+}
+
+impl Round {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let size = random.within(16 * MIB..48 * MIB) / 512 * 512;
+        let trial = Trial::of(size);
+        let data_bytes = if random.once_in(2) {
+            volume::create_dense(&trial.source_volume, size, seed);
+            size
+        } else {
+            volume::create(&trial.source_volume, size, seed).data_bytes
+        };
+        let words = |text: String| text.split(' ').map(ToOwned::to_owned).collect::<Vec<_>>();
+        let streams = random.within(1..5);
+        let source_arguments = words(format!(
+            "--streams {streams} --readers {} --memory-mib {} --chunk-size {}{}",
+            random.within(1..4),
+            random.pick(&[16, 64]),
+            random.pick(&["64KiB", "256KiB", "1MiB"]),
+            random.pick(&["", " --buffered"]),
+        ));
+        let resume = if random.once_in(3) {
+            "--resume digest".to_owned()
+        } else {
+            format!("--state-dir {}", trial.state)
+        };
+        let mut target = format!(
+            "{resume} --verify {} --writers {} --memory-mib {}{}",
+            random.pick(&["digest", "digest", "readback"]),
+            random.within(1..4),
+            random.pick(&[16, 64]),
+            random.pick(&["", "", " --buffered"]),
+        );
+        if random.once_in(3) {
+            volume::create_dirty(&trial.target_volume, random.within(MIB..size + MIB));
+            target += " --overwrite";
+        }
+        // Some seconds, so that the faults strike in the middle.
+        trial
+            .proxy
+            .throttle(Way::ToTarget, Some(data_bytes / random.within(3..8)));
+        if random.once_in(4) {
+            let delay = Duration::from_millis(random.within(1..20));
+            trial.proxy.delay(Way::ToSource, delay);
+        }
+        Self {
+            trial,
+            random,
+            data_bytes,
+            streams,
+            source_arguments,
+            target_arguments: words(target),
+            source: None,
+            target: None,
+            durable_bytes: 0,
+        }
+    }
+
+    fn run(mut self, story: &mut String) {
+        *story = format!(
+            "{} KiB, {} of data, {:?} {:?}:",
+            self.trial.size >> 10,
+            self.data_bytes >> 10,
+            self.source_arguments.join(" "),
+            self.target_arguments.join(" ")
+        );
+        let strikes = self.random.within(1..6);
+        let mut passed = 0;
+        let mut done = None;
+        for _ in 0..strikes {
+            let milliseconds = self.random.within(0..2500);
+            done = self.work(milliseconds);
+            if done.is_some() {
+                break;
+            }
+            self.look();
+            let strike = self.random.pick(&STRIKES);
+            *story += &format!(" {strike:?}@{}", self.durable_bytes >> 10);
+            self.strike(strike);
+            passed = self.trial.proxy.passed(Way::ToTarget);
+        }
+        let durable_bytes = self.durable_bytes;
+        self.trial.proxy.throttle(Way::ToTarget, None);
+        let patience = u64::try_from(ROUND_PATIENCE.as_millis()).unwrap();
+        let done = done.or_else(|| self.work(patience));
+        let role = match done.expect("no receipt in time") {
+            Done::Source => Role::Source,
+            Done::Target => Role::Target,
+        };
+        let again = self.trial.proxy.passed(Way::ToTarget) - passed;
+        let receipt = self.trial.agents.receipt(role);
+        *story += &format!(
+            " done: {} sessions, {} KiB resumed, {} resent, {} matched",
+            receipt["sessions"],
+            number(&receipt, "resumed_bytes") >> 10,
+            number(&receipt, "resent_bytes") >> 10,
+            number(&receipt, "matched_bytes") >> 10,
+        );
+        self.check(&receipt);
+        // Since the last strike no more came than was not durable before it: TLS and frames cost
+        // some, and so do handshakes and offers.
+        let needed = self.data_bytes - durable_bytes;
+        let bound = needed + needed / 32 + (2 + self.streams) * MIB;
+        assert!(
+            again <= bound,
+            "{again} bytes came where {needed} were needed: {receipt}"
+        );
+    }
+
+    fn check(&self, receipt: &Value) {
+        let trial = &self.trial;
+        volume::assert_same(&trial.source_volume, &trial.target_volume, trial.size);
+        assert_eq!(number(receipt, "data_bytes"), self.data_bytes, "{receipt}");
+        assert_eq!(number(receipt, "repaired_bytes"), 0, "{receipt}");
+        let volume = trial.source_volume.to_str().unwrap();
+        let chunk_size = receipt["chunk_size"].to_string();
+        let digest = volferry(["digest", volume, "--json", "--chunk-size", &chunk_size]);
+        assert_eq!(digest.succeeded().json()["digest"], receipt["digest"]);
+    }
+
+    /// Keeps both agents running for a while, or until one has a receipt; the other then has a
+    /// moment to end too.
+    fn work(&mut self, milliseconds: u64) -> Option<Done> {
+        let end_at = Instant::now() + Duration::from_millis(milliseconds);
+        while Instant::now() < end_at {
+            self.start_missing();
+            if self
+                .target
+                .as_mut()
+                .is_some_and(|agent| !agent.is_running())
+            {
+                let _receipt = self.target.take().unwrap().end().succeeded();
+                return Some(Done::Target);
+            }
+            if self
+                .source
+                .as_mut()
+                .is_some_and(|agent| !agent.is_running())
+            {
+                let _receipt = self.source.take().unwrap().end().succeeded();
+                return Some(Done::Source);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+
+    fn start_missing(&mut self) {
+        let trial = &self.trial;
+        if self.target.is_none() {
+            let arguments = self.target_arguments.iter().map(String::as_str);
+            let arguments: Vec<&str> = arguments.collect();
+            self.target = Some(trial.start_target(&arguments));
+        }
+        if self.source.is_none() {
+            self.source = Some(self.start_source(&[]));
+        }
+    }
+
+    fn start_source(&self, more: &[&str]) -> Agent {
+        let own = self.source_arguments.iter().map(String::as_str);
+        let arguments: Vec<&str> = own.chain(more.iter().copied()).collect();
+        let address = self.trial.proxy.address();
+        self.trial
+            .agents
+            .start_source(address, &self.trial.source_volume, &arguments)
+    }
+
+    /// Notes what is durable by now.
+    fn look(&mut self) {
+        let Some(target) = &mut self.target else {
+            return;
+        };
+        let Some(report) = progress_if_there(target.admin()) else {
+            return;
+        };
+        if let Some(bytes) = report["checkpoint"]["data_bytes"].as_u64() {
+            self.durable_bytes = self.durable_bytes.max(bytes);
+        }
+    }
+
+    fn strike(&mut self, strike: Strike) {
+        let proxy = &self.trial.proxy;
+        let milliseconds = Duration::from_millis;
+        match strike {
+            Strike::Cut => proxy.end_all(Ending::Cut),
+            Strike::Reset => proxy.end_all(Ending::Reset),
+            Strike::Silence => {
+                proxy.fall_silent();
+                thread::sleep(milliseconds(self.random.within(100..2000)));
+                proxy.heal();
+            }
+            Strike::Corrupt | Strike::Duplicate => {
+                let fault = match strike {
+                    Strike::Corrupt => Fault::Corrupt,
+                    _ => Fault::Duplicate,
+                };
+                // Behind the handshake: who can't prove itself is refused for good.
+                let connection = proxy.connections().saturating_sub(1);
+                let so_far = proxy.carried(connection, Way::ToTarget).max(8192);
+                let at = so_far + self.random.within(0..MIB);
+                proxy.plan(Some(connection), Way::ToTarget, at, fault);
+                let before = proxy.happened();
+                let end_at = Instant::now() + milliseconds(1000);
+                while proxy.happened() == before && Instant::now() < end_at {
+                    thread::sleep(milliseconds(10));
+                }
+                proxy.forget_plans();
+            }
+            Strike::KillSource => self.kill(true, false),
+            Strike::KillTarget => self.kill(false, true),
+            Strike::KillBoth => self.kill(true, true),
+            Strike::EndSource => end(self.source.take()),
+            Strike::EndTarget => end(self.target.take()),
+            Strike::PauseSource => self.pause(Role::Source),
+            Strike::PauseTarget => self.pause(Role::Target),
+            Strike::TakeOver => {
+                let second = self.start_source(&["--take-over"]);
+                let first = self.source.replace(second);
+                // Shut out, unless it was just done; where it has lost its session, it learns
+                // when it comes back.
+                let ended = first.unwrap().end();
+                assert!([0, 5].contains(&ended.code()), "{}", ended.stderr);
+            }
+        }
+        thread::sleep(milliseconds(self.random.within(0..500)));
+    }
+
+    fn kill(&mut self, source: bool, target: bool) {
+        let victims = [
+            self.source.take_if(|_| source),
+            self.target.take_if(|_| target),
+        ];
+        for victim in victims.iter().flatten() {
+            victim.signal(Signal::KILL);
+        }
+        for victim in victims.into_iter().flatten() {
+            let _gone: Ended = victim.end();
+        }
+    }
+
+    fn pause(&mut self, role: Role) {
+        let time = Duration::from_millis(self.random.within(100..2000));
+        let agent = match role {
+            Role::Source => &self.source,
+            _ => &self.target,
+        };
+        if let Some(agent) = agent {
+            agent.signal(Signal::STOP);
+            thread::sleep(time);
+            agent.signal(Signal::CONT);
+        }
+    }
+}
+
+/// Asks an agent to end, which it may just have done.
+fn end(agent: Option<Agent>) {
+    if let Some(agent) = agent {
+        agent.signal(Signal::TERM);
+        let ended = agent.end();
+        assert!([0, 8].contains(&ended.code()), "{}", ended.stderr);
+    }
+}
