@@ -134,6 +134,21 @@ fn a_tree_deeper_than_any_path_is_made_again() {
     }
 }
 
+/// The records of files that come in pieces don't wait until a pack is full of them: the target holds
+/// each of these files open.
+#[test]
+fn many_files_that_come_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    for number in 0..2100 {
+        let file = File::create(from.join(number.to_string())).unwrap();
+        file.set_len(262_145).unwrap();
+    }
+    let (read, written) = clone(&from, &to, TreeTargetOptions::default());
+    assert_eq!((read.digest, read.counts.files), (written.digest, 2100));
+}
+
 #[test]
 fn a_file_that_changes_is_told() {
     let dir = tempfile::tempdir().unwrap();

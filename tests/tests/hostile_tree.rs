@@ -479,7 +479,7 @@ fn numbers_that_can_not_be() {
     }
     // More files at once than anybody has.
     let mut ends = AgainstTarget::fresh();
-    for file in 0..600 {
+    for file in 0..2100 {
         ends.wire.send(&piece(file, 1, b"x"));
     }
     let _agents = ends.fails(FailureCode::Protocol, "too many large files");

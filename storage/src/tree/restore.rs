@@ -44,9 +44,9 @@ use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, is_staging};
 use crate::error::{Operation, StorageError};
 use crate::handle::Handle;
 
-/// Large files that may be under way at once. An honest source has one for each of its threads, and
-/// those whose last pieces are in flight.
-const LARGE_FILES_MAX: usize = 512;
+/// Large files that may be under way at once. An honest source has a few for each of its threads, and
+/// those whose only piece is in flight: as many as both ends have buffers.
+const LARGE_FILES_MAX: usize = 2048;
 
 /// Files that may have been given up for another attempt. Each costs an honest source three
 /// readings of a file that changes.
@@ -155,6 +155,7 @@ impl TreeTarget {
     /// # Errors
     /// When what is in the way can't be removed, or the staging directory can't be made.
     pub fn prepare(self, clone_id: &str, terms: TreeTerms) -> Result<Restore, TreeError> {
+        allow_open_files();
         let at = |operation| {
             let path = self.path.clone();
             move |error: io::Error| StorageError::io(operation, &path)(error)
@@ -1098,6 +1099,19 @@ impl RestoreWorker {
         }
         Ok(root)
     }
+}
+
+/// Lets this process open as many files as it may: a large file under way takes three descriptors, and
+/// programs begin with few.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    // Where it may not, fewer files are enough for most trees.
+    let _refused = setrlimit(Resource::Nofile, all);
 }
 
 fn is_privileged() -> bool {

@@ -53,6 +53,10 @@ const DEPTH_MAX: u32 = 40;
 /// Bytes of names that are asked of the kernel at once.
 const NAMES_LEN: usize = 32 << 10;
 
+/// Records of large files that may wait in a pack. Their pieces have been sent, and the target holds
+/// each of these files open until its record comes.
+const LARGE_RECORDS_MAX: usize = 8;
+
 /// Zeros to hash where a file has a hole.
 static ZEROS: [u8; PIECE_LEN as usize] = [0; PIECE_LEN as usize];
 
@@ -452,6 +456,7 @@ struct Pack {
     bytes: Buffer,
     len: usize,
     entered: Option<TreePath>,
+    large_records: usize,
 }
 
 /// Where a kind of name leads.
@@ -936,7 +941,15 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             size,
             digest,
         };
-        self.emit(&file.directory.path, &record)
+        self.emit(&file.directory.path, &record)?;
+        let Some(pack) = &mut self.pack else {
+            return Ok(());
+        };
+        pack.large_records += 1;
+        match pack.large_records {
+            LARGE_RECORDS_MAX.. => self.send_pack(),
+            _ => Ok(()),
+        }
     }
 
     /// Reads what is neither a directory nor a regular file, without opening it.
@@ -1064,6 +1077,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                     bytes,
                     len: 0,
                     entered: None,
+                    large_records: 0,
                 });
             }
             let Some(pack) = &mut self.pack else { continue };
