@@ -145,7 +145,8 @@ fn many_files_that_come_in_pieces() {
         let file = File::create(from.join(number.to_string())).unwrap();
         file.set_len(262_145).unwrap();
     }
-    let (read, written) = clone(&from, &to, TreeTargetOptions::default());
+    // One thread: another, with nothing to do, would send what it has packed.
+    let (read, written) = clone_by(1, &from, &to, TreeTargetOptions::default());
     assert_eq!((read.digest, read.counts.files), (written.digest, 2100));
 }
 
@@ -260,9 +261,19 @@ fn assert_same(from: &Path, to: &Path) {
 
 /// Walks and makes again with two threads each and little memory.
 fn clone(from: &Path, to: &Path, options: TreeTargetOptions) -> (TreeSummary, TreeSummary) {
+    clone_by(2, from, to, options)
+}
+
+fn clone_by(
+    readers: usize,
+    from: &Path,
+    to: &Path,
+    options: TreeTargetOptions,
+) -> (TreeSummary, TreeSummary) {
     let target = TreeTarget::open(to, options).unwrap();
     let restore = Arc::new(target.prepare(CLONE, TreeTerms::default()).unwrap());
     let walked = walk(
+        readers,
         from,
         To(Mutex::new(Some(restore.worker())), Arc::clone(&restore)),
     );
@@ -271,10 +282,10 @@ fn clone(from: &Path, to: &Path, options: TreeTargetOptions) -> (TreeSummary, Tr
 }
 
 fn digest(path: &Path) -> Walked {
-    walk(path, Nowhere)
+    walk(2, path, Nowhere)
 }
 
-fn walk<End: WalkEnd>(from: &Path, end: End) -> Walked {
+fn walk<End: WalkEnd>(readers: usize, from: &Path, end: End) -> Walked {
     let source = TreeSource::open(from).unwrap();
     let options = WalkOptions {
         terms: TreeTerms::default(),
@@ -283,7 +294,7 @@ fn walk<End: WalkEnd>(from: &Path, end: End) -> Walked {
     let pool = BufferPool::new(8 << 20, 1 << 20).unwrap();
     let walk = Walk::new(source, options, pool, end);
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..2).map(|_| scope.spawn(|| walk.run())).collect();
+        let threads: Vec<_> = (0..readers).map(|_| scope.spawn(|| walk.run())).collect();
         threads
             .into_iter()
             .for_each(|thread| thread.join().unwrap().unwrap());
