@@ -332,11 +332,19 @@ impl Round {
             Strike::PauseTarget => self.pause(Role::Target),
             Strike::TakeOver => {
                 let second = self.start_source(&["--take-over"]);
-                let first = self.source.replace(second);
-                // Shut out, unless it was just done; where it has lost its session, it learns
-                // when it comes back.
-                let ended = first.unwrap().end();
-                assert!([0, 5].contains(&ended.code()), "{}", ended.stderr);
+                let mut first = self.source.replace(second).unwrap();
+                let end_at = Instant::now() + milliseconds(2000);
+                while first.is_running() && Instant::now() < end_at {
+                    thread::sleep(milliseconds(10));
+                }
+                // One that had no session yet is not shut out, and waits for its turn.
+                let may_wait = first.is_running();
+                if may_wait {
+                    first.signal(Signal::KILL);
+                }
+                let ended = first.end();
+                let is_well = may_wait || [0, 5].contains(&ended.code());
+                assert!(is_well, "{}", ended.stderr);
             }
         }
         thread::sleep(milliseconds(self.random.within(0..500)));
