@@ -325,6 +325,25 @@ fn a_source_that_was_paused_can_not_write_any_more() {
     assert_resumed(&receipt, durable, unsafe_bytes);
 }
 
+/// It never heard that another took over, and comes back by itself.
+#[test]
+fn a_source_that_was_shut_out_can_not_come_back() {
+    let trial = Trial::default();
+    let mut held = trial.start_and_hold(&[], &[]);
+    let (durable, unsafe_bytes) = (held.durable_bytes, held.unsafe_bytes());
+    held.source.signal(Signal::STOP);
+    trial.proxy.end_all(Ending::Reset);
+    held.target.wait_for("a session ended early");
+    let mut second = trial.start_source(&["--take-over"]);
+    second.wait_for("goes on from what is durable");
+    held.source.signal(Signal::CONT);
+    held.source.wait_for("the session was lost");
+    was_shut_out(&trial, held.source.end());
+    trial.proxy.open();
+    let receipt = trial.ends_well(second, held.target);
+    assert_resumed(&receipt, durable, unsafe_bytes);
+}
+
 /// The same, when the target has been started again meanwhile and remembers no run.
 #[test]
 fn a_source_that_was_paused_can_not_write_to_the_next_target() {
