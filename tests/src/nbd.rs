@@ -88,7 +88,16 @@ impl Storage {
             .args(["-f", "--exit-with-parent", "--unix"])
             .arg(&socket);
         let (name, parameters) = match self.filter {
-            Filter::VolatileCache => ("cache", vec!["cache=writeback".into()]),
+            // The cache doesn't know of trimmed ranges and would bring their bytes back, and nbdfuse
+            // makes a hole by trimming; refused that, who wants zeros finds another way.
+            Filter::VolatileCache => (
+                "cache",
+                vec![
+                    "cache=writeback".into(),
+                    "error-trim=EINVAL".into(),
+                    "error-trim-rate=100%".into(),
+                ],
+            ),
             Filter::FailingWrites => (
                 "error",
                 vec![
@@ -115,6 +124,9 @@ impl Storage {
             ),
             Filter::Pausing => ("pause", vec![with("pause-control=", &pause)]),
         };
+        if self.filter == Filter::VolatileCache {
+            server.arg("--filter=error");
+        }
         server.arg(format!("--filter={name}"));
         server.arg("file").arg(&self.backing).args(parameters);
         // The cache lies there.
