@@ -154,6 +154,20 @@ impl AgentOptions {
     }
 }
 
+/// Reads a part of a whole, from 0 to below 1.
+///
+/// # Errors
+/// When the text is no such number.
+pub fn parse_part(text: &str) -> Result<f64, String> {
+    let part: f64 = text
+        .parse()
+        .map_err(|error| format!("{text:?} is not a number: {error}"))?;
+    match part {
+        0.0..1.0 => Ok(part),
+        _ => Err(format!("{text:?} is not from 0 to below 1")),
+    }
+}
+
 /// Reads a duration: a number of seconds, or one with ms, s, m, h or d behind it.
 ///
 /// # Errors

@@ -25,7 +25,10 @@ pub(crate) struct Args {
     /// Size of the dense volumes; the sparse one is four times as large.
     #[arg(long, default_value = "4GiB")]
     pub size: Size,
-    /// The tree that the image is made from.
+    /// Files of the tree of small files, and entries of the wide directory.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub files: u64,
+    /// The tree that the image is made from, and that is cloned as a real tree.
     #[arg(long, default_value = "/usr")]
     pub image_from: PathBuf,
     /// Where volumes are cached and reports are written; the disk below it is the one measured.

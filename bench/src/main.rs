@@ -33,6 +33,7 @@ mod size;
 mod stats;
 mod table;
 mod tools;
+mod tree;
 
 use std::process::ExitCode;
 

@@ -80,6 +80,11 @@ pub(crate) fn is_volferry(name: &str) -> bool {
     name.starts_with("volferry")
 }
 
+/// For peers that clone bytes of a volume.
+fn no_tree(stage: &Stage) -> Option<&'static str> {
+    stage.tree.is_some().then_some("it clones no directories")
+}
+
 /// For peers that clone whatever there is.
 const fn never(_: &Stage) -> Option<&'static str> {
     None

@@ -55,7 +55,11 @@ pub(crate) struct RowResults {
     pub size_bytes: u64,
     /// Bytes of it that are allocated at the source. Rates count these.
     pub data_bytes: u64,
-    /// What the disk gives; only for rows on a disk.
+    /// Names in the tree; 0 for a volume.
+    #[serde(default)]
+    pub entries: u64,
+    /// What the disk gives; only for rows on a disk. For trees: what a bare loop needs that makes the
+    /// same directories and files, as large, with as many threads, and nothing else.
     pub floor: Option<Floor>,
     /// Who cloned it, in the order of the report.
     pub contenders: Vec<Contender>,
@@ -146,6 +150,7 @@ impl RowResults {
             skipped: None,
             size_bytes: 0,
             data_bytes: 0,
+            entries: 0,
             floor: None,
             contenders: Vec::new(),
         }
@@ -224,6 +229,7 @@ pub(crate) fn example() -> Results {
             skipped: None,
             size_bytes: 2 << 30,
             data_bytes: 2 << 30,
+            entries: 0,
             floor: Some(Floor {
                 seconds: 0.5,
                 bytes: 2 << 30,

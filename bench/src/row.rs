@@ -10,7 +10,7 @@ use crate::devices::{self, Devices};
 use crate::error::{At as _, Error};
 use crate::size::{GIB, PIECE, Size, pieces};
 use crate::tools::Tools;
-use crate::{input, machine, signals};
+use crate::{input, machine, signals, tree};
 
 /// One kind of volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +23,16 @@ pub(crate) enum Row {
     Sparse,
     /// An ext4 image made from a real tree.
     Image,
+    /// A real tree, as a directory.
+    TreeReal,
+    /// A directory tree of files of 1 KiB.
+    TreeSmall,
+    /// A directory with one large file.
+    TreeLarge,
+    /// A directory with as many empty entries as there are small files.
+    TreeWide,
+    /// Directories within each other.
+    TreeDeep,
 }
 
 /// A row made ready: the volume exists, the target can be prepared again and again.
@@ -41,6 +51,8 @@ pub(crate) struct Stage {
     /// BLAKE3 of the source's logical bytes.
     digest: blake3::Hash,
     devices: Option<Devices>,
+    /// What is cloned, and where to, when that is a directory.
+    pub tree: Option<(tree::Facts, tree::Place)>,
 }
 
 impl Row {
@@ -51,6 +63,11 @@ impl Row {
             Self::DenseDisk => "dense-disk",
             Self::Sparse => "sparse",
             Self::Image => "image",
+            Self::TreeReal => "tree-real",
+            Self::TreeSmall => "tree-small",
+            Self::TreeLarge => "tree-large",
+            Self::TreeWide => "tree-wide",
+            Self::TreeDeep => "tree-deep",
         }
     }
 
@@ -67,12 +84,28 @@ impl Row {
                 tools.missing(&devices::PROGRAMS).or(reason)
             }
             Self::Image => tools.missing(&["mkfs.ext4"]),
-            Self::DenseDisk | Self::Sparse => None,
+            _ if self.is_tree() => {
+                let needs_root = !rustix::process::geteuid().is_root();
+                let reason = needs_root.then(|| "needs root for filesystems".into());
+                tools.missing(&tree::PROGRAMS).or(reason)
+            }
+            _ => None,
         }
+    }
+
+    /// Whether what is cloned is a directory.
+    pub(crate) const fn is_tree(self) -> bool {
+        matches!(
+            self,
+            Self::TreeReal | Self::TreeSmall | Self::TreeLarge | Self::TreeWide | Self::TreeDeep
+        )
     }
 
     /// Makes the volume; `scratch` is a directory for this row alone.
     pub(crate) fn stage(self, args: &Args, scratch: &Path, tools: &Tools) -> Result<Stage, Error> {
+        if self.is_tree() {
+            return self.stage_tree(args, scratch);
+        }
         let (source, devices) = match self {
             Self::DenseMemory => {
                 let devices = Devices::make(scratch, args.size, tools)?;
@@ -80,7 +113,7 @@ impl Row {
             }
             Self::DenseDisk => (input::dense(&args.out, args.size)?, None),
             Self::Sparse => (input::sparse(&args.out, Size(args.size.0 * 4))?, None),
-            Self::Image => (input::image(&args.out, &args.image_from, tools)?, None),
+            _ => (input::image(&args.out, &args.image_from, tools)?, None),
         };
         let in_file = || args.out.join("target.img");
         let target = devices
@@ -107,6 +140,29 @@ impl Row {
             data_bytes,
             digest,
             devices,
+            tree: None,
+        })
+    }
+
+    fn stage_tree(self, args: &Args, scratch: &Path) -> Result<Stage, Error> {
+        let source = match self {
+            Self::TreeReal => args.image_from.clone(),
+            Self::TreeSmall => tree::small(&args.out, args.files)?,
+            Self::TreeLarge => tree::large(&args.out, args.size)?,
+            Self::TreeWide => tree::wide(&args.out, args.files)?,
+            _ => tree::deep(&args.out)?,
+        };
+        let facts = tree::Facts::of(&source)?;
+        let place = tree::Place::new(&args.out, scratch);
+        Ok(Stage {
+            row: self,
+            source,
+            target: place.path().to_owned(),
+            size_bytes: facts.bytes,
+            data_bytes: facts.bytes,
+            digest: blake3::hash(b""),
+            devices: None,
+            tree: Some((facts, place)),
         })
     }
 }
@@ -120,7 +176,10 @@ impl Stage {
     /// Makes the target as it is before every clone: a new, empty file, or a device full of bytes
     /// that are wrong everywhere. (A device emptied instead would make its memory be allocated
     /// anew in the timed part, and where the machine is virtual that is what would be measured.)
-    pub(crate) fn prepare_target(&self) -> Result<(), Error> {
+    pub(crate) fn prepare_target(&self, tools: &Tools) -> Result<(), Error> {
+        if let Some((facts, place)) = &self.tree {
+            return place.make(facts, tools);
+        }
         if self.is_device() {
             return self.spoil();
         }
@@ -130,6 +189,12 @@ impl Stage {
 
     /// Flushes the target to stable storage; part of the timed part.
     pub(crate) fn flush_target(&self) -> Result<(), Error> {
+        if self.tree.is_some() {
+            let root = File::open(&self.target).at("open", &self.target)?;
+            return rustix::fs::syncfs(root)
+                .map_err(std::io::Error::from)
+                .at("flush", &self.target);
+        }
         let file = File::options()
             .write(true)
             .open(&self.target)
@@ -138,13 +203,19 @@ impl Stage {
     }
 
     /// Whether the target's logical bytes are the source's, read from stable storage.
-    pub(crate) fn is_identical(&self) -> Result<bool, Error> {
+    pub(crate) fn is_identical(&self, tools: &Tools) -> Result<bool, Error> {
+        if self.tree.is_some() {
+            return tree::is_identical(&self.source, &self.target, tools);
+        }
         drop_caches()?;
         Ok(digest_of(&self.target)? == self.digest)
     }
 
     /// Bytes that the target occupies.
     pub(crate) fn allocated_bytes(&self) -> Result<u64, Error> {
+        if self.tree.is_some() {
+            return tree::allocated_bytes(&self.target);
+        }
         if let Some(devices) = &self.devices {
             return devices.allocated_bytes();
         }
@@ -169,7 +240,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if !self.is_device() {
+        if !self.is_device() && self.tree.is_none() {
             // As large as the source and of no further use; there may be none.
             let _ = fs::remove_file(&self.target);
         }

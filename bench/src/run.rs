@@ -104,6 +104,12 @@ impl Bench<'_> {
         if row == Row::DenseDisk && self.tools.find(floor::PROGRAM).is_some() {
             result.floor = Some(self.floor(&stage)?);
         }
+        if let Some((facts, place)) = &stage.tree {
+            result.entries = facts.entries;
+            place.make(facts, &self.tools)?;
+            row::drop_caches()?;
+            result.floor = Some(facts.floor(&stage.source, &stage.target)?);
+        }
         let mut entries = self.entries(&stage);
         let outcome = self.repeats(&stage, pki, &mut entries);
         result.contenders = entries.into_iter().map(|entry| entry.result).collect();
@@ -180,7 +186,7 @@ impl Bench<'_> {
         order: usize,
     ) -> Result<Run, Error> {
         let place = tempfile::tempdir_in(self.scratch.path()).at("create", self.scratch.path())?;
-        stage.prepare_target()?;
+        stage.prepare_target(&self.tools)?;
         row::drop_caches()?;
         machine::settle(Duration::from_secs(self.args.settle))?;
 
@@ -207,7 +213,7 @@ impl Bench<'_> {
             machine_stolen_seconds: busy.stolen_seconds,
             processes,
             allocated_bytes: stage.allocated_bytes()?,
-            is_identical: outcome.is_ok() && stage.is_identical()?,
+            is_identical: outcome.is_ok() && stage.is_identical(&self.tools)?,
             killed,
             failure: outcome.err().map(|error| chain(&error)),
         })

@@ -25,7 +25,9 @@ fn render_row(row: &RowResults) -> String {
     let header = HEADER.map(str::to_owned);
     let lines = row.contenders.iter().map(|contender| cells(row, contender));
     text += &align(&std::iter::once(header).chain(lines).collect::<Vec<_>>());
-    if let Some(floor) = row.floor {
+    if row.entries > 0 {
+        text += &render_names(row);
+    } else if let Some(floor) = row.floor {
         let rate = gib(floor.bytes) / floor.seconds;
         // Writing to a String can't fail; so in the rest of this file.
         let _ = writeln!(text, "fio, reading and writing at once: {rate:.2} GiB/s");
@@ -35,6 +37,21 @@ fn render_row(row: &RowResults) -> String {
         .iter()
         .filter_map(|c| compare(row, c))
         .collect::<String>()
+}
+
+/// Names a second, which is what a tree of small files is about.
+fn render_names(row: &RowResults) -> String {
+    let mut text = format!("{} names:", row.entries);
+    let names = row.entries as f64;
+    for contender in &row.contenders {
+        if let Some(wall) = contender.summary(|run| run.wall_seconds) {
+            let _ = write!(text, " {} {:.0}/s,", contender.label(), names / wall.median);
+        }
+    }
+    if let Some(floor) = row.floor {
+        let _ = write!(text, " bare loop {:.0}/s", names / floor.seconds);
+    }
+    text + "\n"
 }
 
 fn cells(row: &RowResults, contender: &Contender) -> [String; COLUMNS] {

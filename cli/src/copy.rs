@@ -1,10 +1,11 @@
 //! `volferry copy`.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use uuid::Uuid;
-use volferry_agent::options::{TreeOptions, parse_chunk_size};
+use volferry_agent::options::{TreeOptions, parse_chunk_size, parse_part};
 use volferry_agent::outcome;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
@@ -33,6 +34,10 @@ pub(crate) struct Arguments {
     /// Remove what a target directory holds before a tree is cloned into it
     #[arg(long, requires = "overwrite")]
     delete_extra: bool,
+
+    /// The part of a filesystem that is kept free when a block volume is cloned into a directory
+    #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = parse_part)]
+    filesystem_overhead: f64,
 
     /// Clone a tree though files of it change, appear or vanish while it is read
     #[arg(long)]
@@ -113,12 +118,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn copy(arguments: &Arguments) -> outcome::Outcome {
     refuse_same(&arguments.source, &arguments.target)?;
-    if arguments.source.is_dir() {
+    let image = image_in(&arguments.source, &arguments.target);
+    let source_path = image.as_deref().unwrap_or(&arguments.source);
+    if source_path.is_dir() {
         make_directory(&arguments.target)?;
         refuse_nested(&arguments.source, &arguments.target)?;
     }
     let memory_bytes = (arguments.memory_mib as usize) << 20;
-    let source = SourceConfig::new(arguments.source.clone());
+    let source = SourceConfig::new(source_path.to_owned());
     let source = SourceConfig {
         chunk_size: arguments.chunk_size,
         streams: arguments.streams.unwrap_or(source.streams),
@@ -140,6 +147,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         memory_bytes,
         terms: arguments.tree.terms(),
         delete_extra: arguments.delete_extra,
+        filesystem_overhead: arguments.filesystem_overhead,
         ..TargetConfig::new(arguments.target.clone())
     };
     let target = arguments.resume.apply(target);
@@ -182,6 +190,19 @@ fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
         target.display()
     );
     Err(Failure::new(FailureCode::Usage, text))
+}
+
+/// The disk image that is all that a source directory holds, where the target is a block device: the
+/// volume goes back to what it was cloned from.
+fn image_in(source: &Path, target: &Path) -> Option<PathBuf> {
+    let is_device =
+        std::fs::metadata(target).is_ok_and(|target| target.file_type().is_block_device());
+    let mut names = std::fs::read_dir(source)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .filter(|name| name != "lost+found");
+    let is_alone = names.next()? == "disk.img" && names.next().is_none();
+    (is_device && is_alone).then(|| source.join("disk.img"))
 }
 
 /// Makes the target directory where it isn't there yet.

@@ -16,7 +16,7 @@ pub mod restore;
 pub mod walk;
 
 pub use error::{Refusal, TreeError};
-pub use restore::{Restore, RestoreWorker, TreeTarget, TreeTargetOptions};
+pub use restore::{Restore, RestoreWorker, Room, TreeTarget, TreeTargetOptions};
 pub use walk::{Outgoing, Seen, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
 
 /// The directory at the root of a volume in which filesystem checkers put what they find. It

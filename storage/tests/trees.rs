@@ -143,7 +143,7 @@ fn a_file_that_changes_is_told() {
     fs::write(&path, vec![1; 5 << 20]).unwrap();
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let writer = {
-        let (stop, path) = (Arc::clone(&stop), path.clone());
+        let stop = Arc::clone(&stop);
         thread::spawn(move || {
             let mut file = OpenOptions::new().append(true).open(path).unwrap();
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
@@ -166,7 +166,7 @@ fn plant(root: &Path) {
     fs::write(at("empty"), "").unwrap();
     fs::write(at("small"), "small").unwrap();
     fs::write(at("zeros"), vec![0; 100_000]).unwrap();
-    let large: Vec<u8> = (0..(3 << 20) + 777).map(|at| (at % 253) as u8).collect();
+    let large: Vec<u8> = (0..=252).cycle().take((3 << 20) + 777).collect();
     fs::write(at("large"), &large).unwrap();
     let sparse = File::create(at("sparse")).unwrap();
     sparse.set_len(300 << 20).unwrap();

@@ -75,6 +75,9 @@ pub struct TargetConfig {
     pub terms: TreeTerms,
     /// Remove what a target directory holds before a tree is cloned into it.
     pub delete_extra: bool,
+    /// The part of a filesystem that is kept free for its own needs when a block volume is cloned
+    /// into a directory, from 0 to 1.
+    pub filesystem_overhead: f64,
 }
 
 /// How long a target whose clone is proven waits for a source that may not have heard of it.
@@ -99,6 +102,7 @@ impl TargetConfig {
             verify: Verified::Digest,
             terms: TreeTerms::default(),
             delete_extra: false,
+            filesystem_overhead: 0.0,
         }
     }
 }
@@ -124,6 +128,12 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
     if config.volume.is_dir() {
         return tree::open(config).map(Claimed::Directory).map(Target);
     }
+    let held = open_volume(config, clone_id)?;
+    Ok(Target(Claimed::Volume(Box::new(held))))
+}
+
+/// Claims a block device or a regular file.
+fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     let opened = config
         .state_dir
         .as_deref()
@@ -170,7 +180,7 @@ pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
         holds_more: false,
         pool: None,
     };
-    Ok(Target(Claimed::Volume(Box::new(held))))
+    Ok(held)
 }
 
 /// Opens the port for the source agent of the clone that the credentials are for. Who is turned
@@ -214,15 +224,7 @@ where
     let mut greeter = Greeter::start(acceptor, context.metrics.clone());
     context.admin.set_ready(true);
     let outcome = match target.0 {
-        Claimed::Volume(mut held) => {
-            let outcome = serve_sessions(config, &context, &mut held, &mut greeter).await;
-            if let (Ok(_), Some(journal)) = (&outcome, &held.journal) {
-                // A later clone by the same name must not go on from this one's end.
-                let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
-                journal.remove();
-            }
-            outcome
-        }
+        Claimed::Volume(held) => serve_volume(config, &context, *held, None, &mut greeter).await,
         Claimed::Directory(target) => tree::serve(config, &context, target, &mut greeter).await,
     };
     context.admin.set_ready(false);
@@ -230,16 +232,37 @@ where
     outcome
 }
 
-async fn serve_sessions<S>(
+/// Receives one clone into a volume, in as many sessions as it takes; `asked` has the first, where a
+/// source is there already.
+async fn serve_volume<S>(
     config: &TargetConfig,
     context: &Context,
-    held: &mut Held,
+    mut held: Held,
+    asked: Option<Ask<S>>,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut asked = None;
+    let outcome = serve_sessions(config, context, &mut held, asked, greeter).await;
+    if let (Ok(_), Some(journal)) = (&outcome, &held.journal) {
+        // A later clone by the same name must not go on from this one's end.
+        let journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.remove();
+    }
+    outcome
+}
+
+async fn serve_sessions<S>(
+    config: &TargetConfig,
+    context: &Context,
+    held: &mut Held,
+    mut asked: Option<Ask<S>>,
+    greeter: &mut Greeter<S>,
+) -> Outcome
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     // A receipt that its source may not have heard of, and how long that is waited for.
     let mut unheard: Option<(Receipt, Instant)> = None;
     loop {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
-use volferry_agent::options::{AgentOptions, TreeOptions};
+use volferry_agent::options::{AgentOptions, TreeOptions, parse_part};
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::{Context, run_program};
@@ -39,6 +39,16 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_DELETE_EXTRA", value_parser = BoolishValueParser::new())]
     #[arg(requires = "overwrite")]
     delete_extra: bool,
+
+    /// The part of a filesystem that is kept free when a block volume is cloned into a directory
+    #[arg(
+        long,
+        env = "VOLFERRY_FILESYSTEM_OVERHEAD",
+        value_name = "PART",
+        default_value_t = 0.0
+    )]
+    #[arg(value_parser = parse_part)]
+    filesystem_overhead: f64,
 
     /// Make what lies behind the volume on a larger target read as zeros
     #[arg(long, env = "VOLFERRY_ZERO_TAIL", value_parser = BoolishValueParser::new())]
@@ -92,6 +102,7 @@ fn main() -> ExitCode {
         memory_bytes: arguments.agent.memory_bytes(),
         terms: arguments.tree.terms(),
         delete_extra: arguments.delete_extra,
+        filesystem_overhead: arguments.filesystem_overhead,
         ..defaults
     };
     let config = arguments.resume.apply(config);

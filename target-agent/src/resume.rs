@@ -278,6 +278,7 @@ mod tests {
             required_features: vec![],
             tree: None,
             agent: String::new(),
+            tree: None,
         }
     }
 

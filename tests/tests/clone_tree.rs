@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use volferry_tests::agents::Agents;
-use volferry_tests::device::Mount;
+use volferry_tests::device::{Loop, Mount};
 use volferry_tests::gate::Gate;
 use volferry_tests::programs::{self, Ended, volferry};
 use volferry_tests::skip::skip;
@@ -288,4 +288,37 @@ fn readable_copy(directory: &Path) -> PathBuf {
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     }
     path
+}
+
+/// A block volume becomes disk.img in a directory, and goes back to a device; what doesn't fit beside
+/// the overhead is refused up front.
+#[test]
+fn volume_modes_convert() {
+    let directory = temporary_directory();
+    let (image, back) = (
+        directory.path().join("image"),
+        directory.path().join("back"),
+    );
+    let content = volume::create(&image, 20 * MIB, 5);
+    let Some(mount) = Mount::ext4(64 * MIB) else {
+        return;
+    };
+    let overhead = ["--filesystem-overhead", "0.7"];
+    copy(&image, mount.path(), &overhead).failed(4, &["target_no_space", "are kept for"]);
+    assert!(!mount.path().join("disk.img").exists());
+    let _into = copy(&image, mount.path(), &["--filesystem-overhead", "0.05"]).succeeded();
+    let disk_image = mount.path().join("disk.img");
+    volume::assert_same(&image, &disk_image, content.size);
+    assert!(
+        volume::allocated_bytes(&disk_image) < content.size,
+        "it is sparse"
+    );
+    let Some(device) = Loop::dirty(24 * MIB, 512) else {
+        return;
+    };
+    let _back = copy(mount.path(), &device.device, &[]).succeeded();
+    volume::assert_same(&image, &device.device, content.size);
+    // To a path that is no device, a directory is a tree.
+    let _tree = copy(mount.path(), &back, &[]).succeeded();
+    volume::assert_same(&image, &back.join("disk.img"), content.size);
 }

@@ -489,7 +489,7 @@ fn numbers_that_can_not_be() {
 #[test]
 fn what_was_corrupted_on_the_way() {
     let good = pack(0, &records(&[enter(b""), file("file", b"content")]));
-    let mut bent = good.clone();
+    let mut bent = good;
     *bent.last_mut().unwrap() ^= 1;
     let mut lying = records(&[enter(b""), file("file", b"content")]);
     *lying.last_mut().unwrap() ^= 1;

@@ -1,6 +1,6 @@
 //! nbdcopy into an nbdkit that exports the target, both ends verified.
 
-use super::{Job, Peer, never};
+use super::{Job, Peer, no_tree};
 use crate::error::Error;
 use crate::port;
 use crate::process::Group;
@@ -11,7 +11,7 @@ pub(crate) const PEER: Peer = Peer {
     programs: &["nbdcopy", "nbdkit"],
     version_flag: "--version",
     how: "nbdcopy pushes into nbdkit's file plugin; 2 connections, requests of 1 MiB",
-    refusal: never,
+    refusal: no_tree,
     run,
 };
 

@@ -1,6 +1,6 @@
 //! qemu-img convert from a qemu-nbd that exports the source, both ends verified.
 
-use super::{Job, Peer, never};
+use super::{Job, Peer, no_tree};
 use crate::error::Error;
 use crate::port;
 use crate::process::Group;
@@ -11,7 +11,7 @@ pub(crate) const PEER: Peer = Peer {
     programs: &["qemu-img", "qemu-nbd"],
     version_flag: "--version",
     how: "qemu-img convert -W -m 8 pulls from qemu-nbd; cache=none at both ends",
-    refusal: never,
+    refusal: no_tree,
     run,
 };
 

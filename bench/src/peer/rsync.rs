@@ -15,7 +15,8 @@ pub(crate) const PEER: Peer = Peer {
     name: "rsync",
     programs: &["rsync", "stunnel"],
     version_flag: "-version",
-    how: "rsync --whole-file --inplace to a daemon behind stunnel, --sparse for files",
+    how: "rsync --whole-file --inplace to a daemon behind stunnel, --sparse for files; -aHAXSx for \
+          directories",
     refusal: never,
     run,
 };
@@ -80,6 +81,14 @@ fn tunnel(
 
 fn client_command(job: &Job<'_>, port: u16) -> Command {
     let mut client = job.tools.command("rsync");
+    if job.stage.tree.is_some() {
+        client.args(["-aHAXSx", "--whole-file", "--numeric-ids"]);
+        client.arg(format!("{}/", job.stage.source.display()));
+        let name = job.stage.target.file_name().unwrap_or_default();
+        let name = name.to_string_lossy();
+        client.arg(format!("rsync://127.0.0.1:{port}/target/{name}/"));
+        return client;
+    }
     client.args([
         "--whole-file",
         "--inplace",

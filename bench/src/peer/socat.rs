@@ -12,12 +12,16 @@ pub(crate) const PEER: Peer = Peer {
     name: "socat",
     programs: &["socat"],
     version_flag: "-V",
-    how: "socat -u -b 1048576 over OPENSSL, through the page cache",
+    how: "socat -u -b 1048576 over OPENSSL, through the page cache; tar with xattrs and ACLs before \
+          and behind it for a directory",
     refusal: never,
     run,
 };
 
 fn run(job: &Job<'_>, group: &mut Group) -> Result<(), Error> {
+    if job.stage.tree.is_some() {
+        return run_tar(job, group);
+    }
     let port = port::free()?;
     let mut server = job.tools.command("socat");
     server.args(["-u", "-b", "1048576"]);
@@ -35,6 +39,41 @@ fn run(job: &Job<'_>, group: &mut Group) -> Result<(), Error> {
     client.arg(format!(
         "OPENSSL:127.0.0.1:{port},commonname=localhost,{credentials}"
     ));
+    let client = group.start(client)?;
+    group.wait(client)?;
+    group.wait(server)
+}
+
+/// `tar | socat` to `socat | tar`, each end a shell's pipeline.
+fn run_tar(job: &Job<'_>, group: &mut Group) -> Result<(), Error> {
+    let port = port::free()?;
+    let pipeline = |script: &str| {
+        let mut shell = job.tools.command("sh");
+        shell.args(["-c", script, "sh"]);
+        shell
+    };
+    let mut server = pipeline(
+        "socat -u -b 1048576 \"$1\" STDOUT | tar -C \"$2\" --xattrs --xattrs-include='*' --acls -xpf -",
+    );
+    let credentials = options(&job.pki.server);
+    server.arg(format!(
+        "OPENSSL-LISTEN:{port},bind=127.0.0.1,{credentials}"
+    ));
+    let server = group.serve(
+        {
+            server.arg(&job.stage.target);
+            server
+        },
+        port,
+    )?;
+    let mut client = pipeline(
+        "tar -C \"$2\" --one-file-system --xattrs --acls -Scf - . | socat -u -b 1048576 STDIN \"$1\"",
+    );
+    let credentials = options(&job.pki.client);
+    client.arg(format!(
+        "OPENSSL:127.0.0.1:{port},commonname=localhost,{credentials}"
+    ));
+    client.arg(&job.stage.source);
     let client = group.start(client)?;
     group.wait(client)?;
     group.wait(server)

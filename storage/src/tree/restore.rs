@@ -131,6 +131,19 @@ impl TreeTarget {
         &self.path
     }
 
+    /// How much room its filesystem has.
+    ///
+    /// # Errors
+    /// When the filesystem doesn't say.
+    pub fn room(&self) -> Result<Room, TreeError> {
+        let room = rustix::fs::fstatvfs(&self.root)
+            .map_err(|errno| StorageError::io(Operation::Inspect, &self.path)(errno.into()))?;
+        Ok(Room {
+            total_bytes: room.f_blocks.saturating_mul(room.f_frsize),
+            available_bytes: room.f_bavail.saturating_mul(room.f_frsize),
+        })
+    }
+
     fn first_entry(&self) -> Result<Option<Vec<u8>>, TreeError> {
         let names = list(&self.root)
             .map_err(|error| StorageError::io(Operation::List, &self.path)(error))?;
@@ -186,6 +199,15 @@ impl TreeTarget {
             found: Mutex::default(),
         })
     }
+}
+
+/// The room of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Its size.
+    pub total_bytes: u64,
+    /// What is left for this agent.
+    pub available_bytes: u64,
 }
 
 /// A tree that is being made: what the threads share.

@@ -820,7 +820,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
 
     /// Reads the piece `index`, or finds that it and some behind it are a hole. Gives how many
     /// pieces are done.
-    fn read_piece(&mut self, file: &LargeFile, index: u64, count: u64) -> Result<u64, Stop> {
+    fn read_piece(&self, file: &LargeFile, index: u64, count: u64) -> Result<u64, Stop> {
         let start = index * u64::from(PIECE_LEN);
         let len = file_digest::piece_len(file.size, index);
         let data_at = next_data(file.handle.main(), start, file.size)
@@ -879,7 +879,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         Ok(1)
     }
 
-    fn put_zeros(&mut self, file: &LargeFile, index: u64, count: u64) -> Result<u64, Stop> {
+    fn put_zeros(&self, file: &LargeFile, index: u64, count: u64) -> Result<u64, Stop> {
         for index in index..index + count {
             let len = file_digest::piece_len(file.size, index);
             let digest = PieceDigest::of(index, &ZEROS[..len as usize]);
@@ -1149,6 +1149,8 @@ fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match file.read_at(rest, done as u64) {
             Ok(0) => break,
+            // A short read of a regular file is its end; a look at it afterwards finds out when not.
+            Ok(len) if len < rest.len() => return Ok(done + len),
             Ok(len) => done += len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

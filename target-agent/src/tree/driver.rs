@@ -33,7 +33,7 @@ use crate::greeter::{Greeted, Greeter, Purpose, refuse};
 /// How a session ended.
 pub(super) enum TreeEnd {
     /// The clone is proven, or it failed.
-    Over(Outcome),
+    Over(Box<Outcome>),
     /// The session ended before the directory was touched.
     Untouched(TreeTarget, Failure),
 }
@@ -94,7 +94,7 @@ struct Session<'a, S> {
     agent: String,
     /// Until it is prepared.
     target: Option<TreeTarget>,
-    preparing: Option<oneshot::Receiver<Result<Restore, TreeError>>>,
+    preparing: Option<oneshot::Receiver<Result<Box<Restore>, TreeError>>>,
     control: Control,
     /// From the welcome on.
     transfer: Option<Transfer>,
@@ -137,7 +137,7 @@ impl Transfer {
 enum Event<S> {
     Message(Result<Message, Failure>),
     Greeted(Result<Greeted<S>, Failure>),
-    Prepared(Result<Restore, TreeError>),
+    Prepared(Result<Box<Restore>, TreeError>),
     Applied(Result<(), TreeError>),
     Completed(Result<TreeSummary, TreeError>),
     ThreadDied,
@@ -171,7 +171,7 @@ where
             (Some(target), Err(failure)) if is_of_peer(&failure) => {
                 TreeEnd::Untouched(target, failure)
             }
-            (_, outcome) => TreeEnd::Over(outcome),
+            (_, outcome) => TreeEnd::Over(Box::new(outcome)),
         }
     }
 
@@ -343,7 +343,9 @@ where
             return;
         };
         let clone_id = self.context.progress.clone_id().to_string();
-        self.preparing = self.on_thread("target-prepare", move || target.prepare(&clone_id, terms));
+        self.preparing = self.on_thread("target-prepare", move || {
+            target.prepare(&clone_id, terms).map(Box::new)
+        });
     }
 
     /// Runs `work` on a thread of its own.
@@ -368,8 +370,8 @@ where
         }
     }
 
-    fn greet(&mut self, restore: Restore) -> Result<(), Failure> {
-        let restore = Arc::new(restore);
+    fn greet(&mut self, restore: Box<Restore>) -> Result<(), Failure> {
+        let restore: Arc<Restore> = restore.into();
         let pool = BufferPool::new(self.config.memory_bytes, PACK_LEN_MAX as usize)
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         let (queue, queue_receiver) = async_channel::bounded(pool.buffer_count());
@@ -407,7 +409,9 @@ where
         let restore = Arc::clone(&transfer.restore);
         let writers = transfer.writers.take();
         self.completing = self.on_thread("target-flush", move || {
-            writers.map(Writers::join);
+            if let Some(writers) = writers {
+                writers.join();
+            }
             restore.complete()
         });
     }
