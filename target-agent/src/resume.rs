@@ -276,7 +276,6 @@ mod tests {
             generation: generation.into(),
             features: vec![],
             required_features: vec![],
-            tree: None,
             agent: String::new(),
             tree: None,
         }

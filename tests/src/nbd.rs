@@ -156,11 +156,10 @@ impl Storage {
 
     /// The power goes: what was not flushed is lost.
     pub fn kill(&mut self) {
-        for child in [self.server.take(), self.mount.take()] {
-            if let Some(mut child) = child {
-                let _gone = child.kill();
-                let _reaped = child.wait();
-            }
+        let children = [self.server.take(), self.mount.take()];
+        for mut child in children.into_iter().flatten() {
+            let _gone = child.kill();
+            let _reaped = child.wait();
         }
         let _gone = Command::new("umount")
             .arg("--lazy")

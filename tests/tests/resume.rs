@@ -134,7 +134,11 @@ fn a_clone_goes_on_however_often_it_is_broken() {
     let admin = source.admin();
     for step in 1..=5 {
         wait_until_at_least(admin, "data_bytes", step * 5 * MIB);
-        let ending = [Ending::Cut, Ending::Reset][step as usize % 2];
+        let ending = if step % 2 == 0 {
+            Ending::Cut
+        } else {
+            Ending::Reset
+        };
         trial.proxy.end_all(ending);
     }
     trial.proxy.throttle(Way::ToTarget, None);

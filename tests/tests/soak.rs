@@ -215,7 +215,7 @@ impl Round {
         self.trial.proxy.throttle(Way::ToTarget, None);
         let patience = u64::try_from(ROUND_PATIENCE.as_millis()).unwrap();
         let done = done.or_else(|| self.work(patience));
-        let role = match done.expect("no receipt in time") {
+        let role = match done.unwrap_or_else(|| panic!("no receipt in time")) {
             Done::Source => Role::Source,
             Done::Target => Role::Target,
         };
