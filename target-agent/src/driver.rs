@@ -230,10 +230,6 @@ impl Transfer {
 }
 
 /// Whatever can happen to a session.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "events are made and taken one at a time"
-)]
 enum Event<S> {
     Message(Result<Message, Failure>),
     Greeted(Result<Greeted<S>, Failure>),

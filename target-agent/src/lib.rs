@@ -13,8 +13,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,7 +36,7 @@ use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role,
 use crate::driver::{Ask, Held, SessionEnd, Volume};
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
 use crate::journal::Journal;
-use crate::resume::{Known, read_checkpoint};
+use crate::resume::{Known, is_blank, read_checkpoint};
 
 pub use crate::resume::Resume;
 
@@ -154,6 +153,7 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
     let goes_on = checkpoint.is_some()
         || config.resume == Resume::Digest
+        // An earlier run may have made the file and died before the journal's first record.
         || journal.is_some() && is_blank(&config.volume);
     let options = TargetOptions {
         overwrite: config.options.overwrite || goes_on,
@@ -181,12 +181,6 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         pool: None,
     };
     Ok(held)
-}
-
-/// Whether a file is there that holds nothing: an earlier run may have made it and died before the
-/// journal's first record, and the next one must not be stuck with it.
-fn is_blank(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.blocks() == 0)
 }
 
 /// Opens the port for the source agent of the clone that the credentials are for. Who is turned

@@ -2,10 +2,12 @@
 //! comparing what the target holds.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
@@ -150,14 +152,12 @@ impl Known {
         let Ok(file) = File::open(&self.path) else {
             return Ok(()); // not there yet
         };
-        let (mark, blocks) = file
-            .metadata()
-            .map_or((0, 1), |metadata| (file_mark(&metadata), metadata.blocks()));
+        let mark = file.metadata().map_or(0, |metadata| file_mark(&metadata));
         let geometry = Geometry::new(checkpoint.volume_size, checkpoint.chunk_size);
         let read = |offset, bytes: &mut [u8]| file.read_exact_at(bytes, offset).is_ok();
         let is_journals = checkpoint.target_inode == mark
             || geometry.is_ok_and(|geometry| vouches(checkpoint, geometry, read));
-        if is_journals || blocks == 0 {
+        if is_journals || is_blank(&self.path) {
             return Ok(());
         }
         Err(self.not_the_journals())
@@ -214,6 +214,15 @@ fn is_own(checkpoint: &Checkpoint, sink: &dyn Sink) -> bool {
     checkpoint.target_inode != 0 && checkpoint.target_inode == sink.inode()
 }
 
+/// Whether a file is there that is nothing but a hole, so that nothing can be lost by writing over
+/// it. Its blocks don't tell: some filesystems keep small files elsewhere, others count none at all.
+pub(crate) fn is_blank(path: &Path) -> bool {
+    let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+    is_file
+        && File::open(path)
+            .is_ok_and(|file| rustix::fs::seek(file, SeekFrom::Data(0)) == Err(Errno::NXIO))
+}
+
 /// Whether nothing can be lost by writing over the file.
 fn holds_nothing(sink: &dyn Sink) -> bool {
     sink.zeroes_for_free() || sink.allocated_bytes() == Some(0)
@@ -267,7 +276,6 @@ mod tests {
             generation: generation.into(),
             features: vec![],
             required_features: vec![],
-            tree: None,
             agent: String::new(),
             tree: None,
         }

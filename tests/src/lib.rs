@@ -12,6 +12,7 @@
 //! - [`identity`] mints what must be accepted and what must be refused;
 //! - [`proxy`] stands between two agents and fails as networks do, and [`gate`] stops a clone in the
 //!   middle, for as long as wanted;
+//! - [`nbd`] makes files whose storage loses, fails or stalls;
 //! - [`trial`] is a clone whose network fails and whose agents are started again;
 //! - [`peer`] speaks the protocol by hand, from either end;
 //! - [`http`] asks an agent's admin port.
@@ -34,6 +35,7 @@ pub mod device;
 pub mod gate;
 pub mod http;
 pub mod identity;
+pub mod nbd;
 pub mod peer;
 pub mod programs;
 pub mod proxy;

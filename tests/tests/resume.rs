@@ -134,7 +134,11 @@ fn a_clone_goes_on_however_often_it_is_broken() {
     let admin = source.admin();
     for step in 1..=5 {
         wait_until_at_least(admin, "data_bytes", step * 5 * MIB);
-        let ending = [Ending::Cut, Ending::Reset][step as usize % 2];
+        let ending = if step % 2 == 0 {
+            Ending::Cut
+        } else {
+            Ending::Reset
+        };
         trial.proxy.end_all(ending);
     }
     trial.proxy.throttle(Way::ToTarget, None);
@@ -165,13 +169,13 @@ fn a_killed_target_goes_on_from_its_journal() {
     let source = trial.start_source(&[]);
     let held = trial.hold(target, source);
     let (durable, unsafe_bytes) = (held.durable_bytes, held.unsafe_bytes());
+    let journal_len = journal(&trial).metadata().unwrap().len();
+    assert!(journal_len < 64 << 10, "{journal_len} bytes");
     kill(held.target);
     trial.proxy.open();
     let target = trial.start_target_with_journal(&[]);
     let receipt = trial.ends_well(held.source, target);
     assert_resumed(&receipt, durable, unsafe_bytes);
-    let journal = journal(&trial).metadata().unwrap().len();
-    assert!(journal < MIB, "{journal} bytes");
 }
 
 /// A clone with a journal that is held in the middle.
@@ -319,6 +323,25 @@ fn a_source_that_was_paused_can_not_write_any_more() {
     held.target.wait_for("takes over");
     second.wait_for("goes on from what is durable");
     held.source.signal(Signal::CONT);
+    was_shut_out(&trial, held.source.end());
+    trial.proxy.open();
+    let receipt = trial.ends_well(second, held.target);
+    assert_resumed(&receipt, durable, unsafe_bytes);
+}
+
+/// It never heard that another took over, and comes back by itself.
+#[test]
+fn a_source_that_was_shut_out_can_not_come_back() {
+    let trial = Trial::default();
+    let mut held = trial.start_and_hold(&[], &[]);
+    let (durable, unsafe_bytes) = (held.durable_bytes, held.unsafe_bytes());
+    held.source.signal(Signal::STOP);
+    trial.proxy.end_all(Ending::Reset);
+    held.target.wait_for("a session ended early");
+    let mut second = trial.start_source(&["--take-over"]);
+    second.wait_for("goes on from what is durable");
+    held.source.signal(Signal::CONT);
+    held.source.wait_for("the session was lost");
     was_shut_out(&trial, held.source.end());
     trial.proxy.open();
     let receipt = trial.ends_well(second, held.target);

@@ -18,6 +18,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use volferry_tests::agents::Agent;
 use volferry_tests::http::progress_if_there;
+use volferry_tests::nbd::{Filter, Storage};
 use volferry_tests::programs::{Ended, volferry};
 use volferry_tests::proxy::{Ending, Fault, Way};
 use volferry_tests::random::Random;
@@ -107,6 +108,8 @@ struct Round {
     target: Option<Agent>,
     /// Bytes of data that are known to be durable.
     durable_bytes: u64,
+    /// Where the target is killed together with its storage, which then loses what was not flushed.
+    storage: Option<Storage>,
 }
 
 /// How an agent that ended well did so.
@@ -119,7 +122,7 @@ impl Round {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let size = random.within(16 * MIB..48 * MIB) / 512 * 512;
-        let trial = Trial::of(size);
+        let mut trial = Trial::of(size);
         let data_bytes = if random.once_in(2) {
             volume::create_dense(&trial.source_volume, size, seed);
             size
@@ -147,7 +150,14 @@ impl Round {
             random.pick(&[16, 64]),
             random.pick(&["", "", " --buffered"]),
         );
+        let mut storage = None;
         if random.once_in(3) {
+            storage = Storage::dirty(size, Filter::VolatileCache);
+        }
+        if let Some(storage) = &storage {
+            trial.target_volume.clone_from(&storage.file);
+            target += " --overwrite";
+        } else if random.once_in(3) {
             volume::create_dirty(&trial.target_volume, random.within(MIB..size + MIB));
             target += " --overwrite";
         }
@@ -169,12 +179,18 @@ impl Round {
             source: None,
             target: None,
             durable_bytes: 0,
+            storage,
         }
     }
 
     fn run(mut self, story: &mut String) {
+        let storage = if self.storage.is_some() {
+            ", volatile storage"
+        } else {
+            ""
+        };
         *story = format!(
-            "{} KiB, {} of data, {:?} {:?}:",
+            "{} KiB, {} of data{storage}, {:?} {:?}:",
             self.trial.size >> 10,
             self.data_bytes >> 10,
             self.source_arguments.join(" "),
@@ -199,7 +215,7 @@ impl Round {
         self.trial.proxy.throttle(Way::ToTarget, None);
         let patience = u64::try_from(ROUND_PATIENCE.as_millis()).unwrap();
         let done = done.or_else(|| self.work(patience));
-        let role = match done.expect("no receipt in time") {
+        let role = match done.unwrap_or_else(|| panic!("no receipt in time")) {
             Done::Source => Role::Source,
             Done::Target => Role::Target,
         };
@@ -223,9 +239,13 @@ impl Round {
         );
     }
 
-    fn check(&self, receipt: &Value) {
+    fn check(&mut self, receipt: &Value) {
         let trial = &self.trial;
         volume::assert_same(&trial.source_volume, &trial.target_volume, trial.size);
+        if let Some(mut storage) = self.storage.take() {
+            storage.kill();
+            volume::assert_same(&trial.source_volume, &storage.backing, trial.size);
+        }
         assert_eq!(number(receipt, "data_bytes"), self.data_bytes, "{receipt}");
         assert_eq!(number(receipt, "repaired_bytes"), 0, "{receipt}");
         let volume = trial.source_volume.to_str().unwrap();
@@ -332,11 +352,19 @@ impl Round {
             Strike::PauseTarget => self.pause(Role::Target),
             Strike::TakeOver => {
                 let second = self.start_source(&["--take-over"]);
-                let first = self.source.replace(second);
-                // Shut out, unless it was just done; where it has lost its session, it learns
-                // when it comes back.
-                let ended = first.unwrap().end();
-                assert!([0, 5].contains(&ended.code()), "{}", ended.stderr);
+                let mut first = self.source.replace(second).unwrap();
+                let end_at = Instant::now() + milliseconds(2000);
+                while first.is_running() && Instant::now() < end_at {
+                    thread::sleep(milliseconds(10));
+                }
+                // One that had no session yet is not shut out, and waits for its turn.
+                let may_wait = first.is_running();
+                if may_wait {
+                    first.signal(Signal::KILL);
+                }
+                let ended = first.end();
+                let is_well = may_wait || [0, 5].contains(&ended.code());
+                assert!(is_well, "{}", ended.stderr);
             }
         }
         thread::sleep(milliseconds(self.random.within(0..500)));
@@ -347,11 +375,22 @@ impl Round {
             self.source.take_if(|_| source),
             self.target.take_if(|_| target),
         ];
+        // Nobody can tell anybody that the storage is gone, and nothing is flushed at the end.
+        for victim in victims.iter().flatten() {
+            victim.signal(Signal::STOP);
+        }
+        let mut storage = self.storage.as_mut().filter(|_| target);
+        if let Some(storage) = &mut storage {
+            storage.kill();
+        }
         for victim in victims.iter().flatten() {
             victim.signal(Signal::KILL);
         }
         for victim in victims.into_iter().flatten() {
             let _gone: Ended = victim.end();
+        }
+        if let Some(storage) = storage {
+            storage.serve().unwrap();
         }
     }
 
