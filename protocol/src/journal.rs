@@ -5,7 +5,7 @@
 //! record     = body length (4) | body | check (32)
 //! check      = BLAKE3-derive-key("volferry 2026-11-21 journal v1", body)
 //! body       = clone id (16) | volume size (8) | chunk size (4) | epoch (8)
-//!            | data bytes (8) | taken bytes (8) | matched bytes (8) | target inode (8)
+//!            | data bytes (8) | taken bytes (8) | matched bytes (8) | target mark (8)
 //!            | generation length (2) | generation
 //!            | witnesses (2) | (chunk index (8) | digest (32))*
 //!            | subtrees (4)  | (start (8) | level (1) | digest (32))*
@@ -77,7 +77,7 @@ pub struct Checkpoint {
     /// What tells the target file from others, made of its inode and the time of its making; 0 for a
     /// device.
     #[serde(default)]
-    pub target_inode: u64,
+    pub target_mark: u64,
     /// Some chunks that hold data.
     pub witnesses: Vec<Witness>,
     /// What is durable.
@@ -97,7 +97,7 @@ impl Checkpoint {
             self.data_bytes,
             self.taken_bytes,
             self.matched_bytes,
-            self.target_inode,
+            self.target_mark,
         ] {
             body.extend(number.to_be_bytes());
         }
@@ -139,7 +139,7 @@ impl Checkpoint {
         let data_bytes = reader.u64()?;
         let taken_bytes = reader.u64()?;
         let matched_bytes = reader.u64()?;
-        let target_inode = reader.u64()?;
+        let target_mark = reader.u64()?;
         let generation_len = usize::from(reader.u16()?);
         let generation = str::from_utf8(reader.bytes(generation_len)?).map_err(|_bad| BadRecord)?;
         let witnesses = (0..reader.u16()?)
@@ -171,7 +171,7 @@ impl Checkpoint {
             data_bytes,
             taken_bytes,
             matched_bytes,
-            target_inode,
+            target_mark,
             witnesses,
             durable,
         })
@@ -263,7 +263,7 @@ mod tests {
             data_bytes: 3,
             taken_bytes: 4,
             matched_bytes: 5,
-            target_inode: 8,
+            target_mark: 8,
             witnesses: vec![Witness {
                 index: ChunkIndex(6),
                 digest,

@@ -452,7 +452,7 @@ fn journal_bytes_never_change() {
         &[0, 0, 0, 0, 0, 0, 2, 0], // data bytes
         &[0, 0, 0, 0, 0, 0, 3, 0], // taken bytes
         &[0, 0, 0, 0, 0, 0, 4, 0], // matched bytes
-        &[0, 0, 0, 0, 0, 0, 5, 0], // inode of the target file
+        &[0, 0, 0, 0, 0, 0, 5, 0], // mark of the target file
         &[0, 17],                  // bytes of the generation
         b"8:1 1099511627776",      // generation
         &[0, 1],                   // one witness
@@ -620,7 +620,7 @@ fn checkpoint() -> Checkpoint {
         data_bytes: 512,
         taken_bytes: 768,
         matched_bytes: 1024,
-        target_inode: 1280,
+        target_mark: 1280,
         witnesses: vec![Witness {
             index: ChunkIndex(9),
             digest: DIGEST,

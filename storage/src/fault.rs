@@ -208,8 +208,8 @@ impl<V: Sink + ?Sized> Sink for Faulty<V> {
         self.inner.path()
     }
 
-    fn inode(&self) -> u64 {
-        self.inner.inode()
+    fn mark(&self) -> u64 {
+        self.inner.mark()
     }
 
     fn writes_direct(&self) -> bool {

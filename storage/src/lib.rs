@@ -129,7 +129,7 @@ pub trait Sink: Send + Sync + Debug {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError>;
 
     /// What tells a file from others, as [`file_mark`] makes it; 0 for what is none.
-    fn inode(&self) -> u64;
+    fn mark(&self) -> u64;
 
     /// Where the volume is, for messages.
     fn path(&self) -> &Path;

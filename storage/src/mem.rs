@@ -204,7 +204,7 @@ impl Sink for MemVolume {
         Path::new(PATH)
     }
 
-    fn inode(&self) -> u64 {
+    fn mark(&self) -> u64 {
         0
     }
 

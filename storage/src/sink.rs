@@ -86,7 +86,7 @@ impl Sink for VolumeSink {
         self.handle.read_at(offset, buffer, self.size)
     }
 
-    fn inode(&self) -> u64 {
+    fn mark(&self) -> u64 {
         match self.room {
             Room::Device => 0,
             Room::DirtyFile | Room::FreshFile => self

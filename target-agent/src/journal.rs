@@ -174,7 +174,7 @@ mod tests {
             data_bytes: 0,
             taken_bytes: 0,
             matched_bytes: 0,
-            target_inode: 0,
+            target_mark: 0,
             witnesses: vec![],
             durable: (0..subtrees).map(subtree).collect(),
         }

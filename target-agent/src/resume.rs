@@ -98,10 +98,10 @@ impl Known {
     ) -> Result<Begin, Failure> {
         let now = Instant::now();
         let offer = self.resume == Resume::Digest && !sink.zeroes_for_free();
-        let target_inode = sink.inode();
+        let target_mark = sink.mark();
         let anew = || Begin {
             standing: Standing {
-                target_inode,
+                target_mark,
                 ..Standing::new(now, geometry, hello)
             },
             offer,
@@ -113,7 +113,7 @@ impl Known {
         match Standing::resume(now, geometry, hello, checkpoint) {
             Ok(standing) if vouches(checkpoint, geometry, read) => Ok(Begin {
                 standing: Standing {
-                    target_inode,
+                    target_mark,
                     ..standing
                 },
                 offer,
@@ -155,7 +155,7 @@ impl Known {
         let mark = file.metadata().map_or(0, |metadata| file_mark(&metadata));
         let geometry = Geometry::new(checkpoint.volume_size, checkpoint.chunk_size);
         let read = |offset, bytes: &mut [u8]| file.read_exact_at(bytes, offset).is_ok();
-        let is_journals = checkpoint.target_inode == mark
+        let is_journals = checkpoint.target_mark == mark
             || geometry.is_ok_and(|geometry| vouches(checkpoint, geometry, read));
         if is_journals || is_blank(&self.path) {
             return Ok(());
@@ -192,7 +192,7 @@ pub(crate) fn go_on(
         }),
         Err(CannotResume::OtherGeneration { .. }) if resume == Resume::Digest => Ok(Begin {
             standing: Standing {
-                target_inode: standing.target_inode,
+                target_mark: standing.target_mark,
                 ..Standing::new(Instant::now(), geometry, hello)
             },
             offer: true,
@@ -211,7 +211,7 @@ fn source_changed(error: &CannotResume) -> Failure {
 
 /// Whether the file is the one that an earlier run of this clone wrote.
 fn is_own(checkpoint: &Checkpoint, sink: &dyn Sink) -> bool {
-    checkpoint.target_inode != 0 && checkpoint.target_inode == sink.inode()
+    checkpoint.target_mark != 0 && checkpoint.target_mark == sink.mark()
 }
 
 /// Whether a file is there that is nothing but a hole, so that nothing can be lost by writing over

@@ -377,7 +377,7 @@ mod tests {
             data_bytes: ledger.data_bytes(),
             taken_bytes: 0,
             matched_bytes: 0,
-            target_inode: 0,
+            target_mark: 0,
             witnesses: ledger.witnesses().collect(),
             durable: ledger.durable().collect(),
         };

@@ -26,7 +26,7 @@ pub struct Standing {
     /// Bytes of chunks that read back wrong and were written again.
     pub repaired_bytes: u64,
     /// What tells the target file from others; 0 for a device.
-    pub target_inode: u64,
+    pub target_mark: u64,
 }
 
 /// Why a clone can't go on from a checkpoint.
@@ -86,7 +86,7 @@ impl Standing {
             taken_bytes: 0,
             matched_bytes: 0,
             repaired_bytes: 0,
-            target_inode: 0,
+            target_mark: 0,
         }
     }
 
@@ -153,7 +153,7 @@ impl Standing {
             data_bytes: self.ledger.data_bytes(),
             taken_bytes: self.taken_bytes,
             matched_bytes: self.matched_bytes,
-            target_inode: self.target_inode,
+            target_mark: self.target_mark,
             witnesses: self.ledger.witnesses().collect(),
             durable: self
                 .ledger
