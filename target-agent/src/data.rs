@@ -18,7 +18,7 @@ use volferry_storage::{Buffer, BufferPool};
 use crate::writers::Incoming;
 
 /// How long a source may leave a data connection open behind its last frame.
-pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The chunks that a round has taken in, on any of its data connections, and those that it may not
 /// bring: what is written already.
@@ -137,12 +137,7 @@ impl DataConnection {
             }
             frames += 1;
         }
-        // Closing this end tells the source that all has come. It has closed its own behind its last
-        // frame; what else it says is read into nothing, so that the connection isn't reset. One
-        // that doesn't hear it connects anew.
-        let _told = stream.shutdown().await;
-        let mut rest = [0; 1];
-        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
+        end_in_order(&mut stream).await;
         Ok(frames)
     }
 
@@ -164,6 +159,20 @@ impl DataConnection {
         self.progress.wire_bytes.add(encoded.len() as u64);
         decode_zero_map(encoded, index, chunk_len, payload_len).map_err(bad_frame)
     }
+}
+
+/// Ends a data connection behind its last frame.
+///
+/// Closing this end tells the source that all has come; one that doesn't hear it takes the
+/// connection for lost. It has closed its own end; what else it says is read into nothing, so that
+/// the connection isn't reset.
+pub(crate) async fn end_in_order<S>(stream: &mut S)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let _told = stream.shutdown().await;
+    let mut rest = [0; 1];
+    let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
 }
 
 /// Fills a chunk: data from the connection, zeros where the map says so.

@@ -84,6 +84,11 @@ fn assert_b3sum_agrees(manifest: &Path, target: &Path) {
     match ended {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
+            // Before 1.3 it knew no escape for a carriage return, and reads no such name.
+            if said.contains("Invalid backslash escape") {
+                let _skipped: Option<()> = skip("b3sum is too old to know all escapes");
+                return;
+            }
             assert!(output.status.success(), "{said}");
         }
         Err(error) => skip(&format!("b3sum: {error}")).unwrap_or_default(),

@@ -471,6 +471,7 @@ fn take_all(target: &mut FakeTarget, control: &mut Wire, hello: &Hello) -> Diges
     let (mut data, preamble) = target.accept();
     assert_eq!(preamble, Preamble::Data { number: 0, token });
     data.wait_until_closed();
+    data.close();
     loop {
         match control.hear().unwrap() {
             Message::Finish(finish) => return finish.digest,

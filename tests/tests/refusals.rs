@@ -180,18 +180,18 @@ fn what_is_no_volume() {
     let target = |name: &str, words: &str| {
         copy(&path("source"), &path(name), &[]).failed(4, &["target_open", words]);
     };
-    target(".", "is a directory");
     target("dangling", "leads nowhere");
     target("no/such/directory", "create the directory");
     let source = |name: &Path, words: &str| {
         copy(name, &path("target"), &[]).failed(3, &["source_open", words]);
     };
     source(&path("missing"), "No such file");
-    source(&path("."), "is a directory");
     source(
         Path::new("/dev/null"),
         "neither a regular file nor a block device",
     );
+    let full = copy(&path("source"), directory.path(), &[]);
+    full.failed(4, &["target_in_use", "is not empty"]);
     assert!(!path("target").exists(), "a refused clone leaves nothing");
     assert!(!path("nowhere").exists());
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use volferry_agent::control::read_exact;
 use volferry_agent::progress::Progress;
 use volferry_protocol::failure::Failure;
@@ -12,7 +12,7 @@ use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
 use volferry_storage::BufferPool;
 
 use super::writers::Incoming;
-use crate::data::{CLOSE_TIMEOUT, bad_frame, read_payload};
+use crate::data::{bad_frame, end_in_order, read_payload};
 
 /// One data connection of a session.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl DataConnection {
     /// When it ends otherwise, or carries what is no frame. Nothing of that frame is written.
     pub(super) async fn run<S>(self, mut stream: S) -> Result<u64, Failure>
     where
-        S: AsyncRead + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut frames = 0;
         let mut header = [0; TreeFrame::HEADER_LEN];
@@ -70,10 +70,7 @@ impl DataConnection {
             }
             frames += 1;
         }
-        // The source closes behind its last frame; what else it says is read into nothing, so that
-        // closing this end doesn't reset the connection.
-        let mut rest = [0; 1];
-        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
+        end_in_order(&mut stream).await;
         Ok(frames)
     }
 
