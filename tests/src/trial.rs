@@ -186,9 +186,10 @@ pub fn assert_resumed(receipt: &Value, durable_bytes: u64, unsafe_bytes: u64) {
     let (data, sent, resent) = (read("data_bytes"), read("sent_bytes"), read("resent_bytes"));
     assert!(read("resumed_bytes") >= durable_bytes, "{receipt}");
     assert_eq!(sent - data, resent, "{receipt}");
-    // What the source was just sending when the connection went counts as sent or not.
+    // What the source hands to the sockets between a fault and its notice counts as sent: on a slow
+    // machine as much as they hold, at both sides of the proxy.
     assert!(
-        resent <= unsafe_bytes + 2 * MIB,
+        resent <= unsafe_bytes + 12 * MIB,
         "{unsafe_bytes}: {receipt}"
     );
     assert!(read("sessions") >= 2, "{receipt}");
