@@ -29,6 +29,7 @@
 
 use std::time::Duration;
 
+pub(crate) mod course;
 pub mod fence;
 pub mod ledger;
 pub mod source;

@@ -1,10 +1,10 @@
 //! The source's end of a session: says what there is to clone, keeps the digest of what was sent,
 //! and believes only a receipt.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::{PING_INTERVAL, SILENCE_MAX, Stage};
+use super::Stage;
+use super::course::{Course, Pulse};
 use crate::digest::{ChunkRefused, Digest, DigestTree};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
@@ -22,6 +22,12 @@ pub enum SourceAction {
     Done(Box<Receipt>),
     /// The session is over.
     Fail(Failure),
+}
+
+impl From<Failure> for SourceAction {
+    fn from(failure: Failure) -> Self {
+        Self::Fail(failure)
+    }
 }
 
 /// A round of a session: what to send, and how. Its data connections end with it.
@@ -43,7 +49,7 @@ pub struct Transfer {
 #[derive(Debug)]
 pub struct SourceSession {
     hello: Hello,
-    stage: Stage,
+    course: Course<SourceAction>,
     /// From the welcome on.
     agreed: Option<Agreed>,
     /// In the first round, every chunk is seen once, and its digest goes into the tree.
@@ -51,10 +57,7 @@ pub struct SourceSession {
     sent: Sent,
     resumed_bytes: u64,
     watermark: Watermark,
-    messages: VecDeque<Message>,
-    actions: VecDeque<SourceAction>,
-    heard_at: Instant,
-    said_at: Instant,
+    pulse: Pulse,
 }
 
 /// What the ends agreed on, and what was read since.
@@ -71,84 +74,68 @@ impl SourceSession {
     /// sessions.
     #[must_use]
     pub fn new(now: Instant, hello: Hello, sent: Sent) -> Self {
+        let mut course = Course::new(now, "target");
+        course.say(Message::Hello(hello.clone()));
         Self {
-            stage: Stage::Handshake,
+            course,
             agreed: None,
             is_first_round: true,
             sent,
             resumed_bytes: 0,
             watermark: Watermark::default(),
-            messages: VecDeque::from([Message::Hello(hello.clone())]),
-            actions: VecDeque::new(),
-            heard_at: now,
-            said_at: now,
+            pulse: Pulse::new(now),
             hello,
         }
     }
 
     /// The next message for the control connection.
     pub fn poll_message(&mut self, now: Instant) -> Option<Message> {
-        let message = self.messages.pop_front()?;
-        self.said_at = now;
+        let message = self.course.poll_message()?;
+        self.pulse.said(now);
         Some(message)
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<SourceAction> {
-        self.actions.pop_front()
+        self.course.poll_action()
     }
 
     /// When [`Self::handle_timeout`] wants to be called; `None` when the session is over.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let ping_at = self.said_at.checked_add(PING_INTERVAL)?;
-        let silence_at = self.heard_at.checked_add(SILENCE_MAX)?;
-        (self.stage != Stage::Done).then(|| ping_at.min(silence_at))
+        let ping_at = self.pulse.due_at()?;
+        Some(self.course.silent_at()?.min(ping_at))
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.stage == Stage::Done {
-            return;
-        }
-        if now.saturating_duration_since(self.heard_at) >= SILENCE_MAX {
-            let seconds = SILENCE_MAX.as_secs();
-            let text = format!("the target agent said nothing for {seconds} s");
-            self.end(Failure::new(FailureCode::Silent, text));
-        } else if now.saturating_duration_since(self.said_at) >= PING_INTERVAL {
-            self.said_at = now;
-            self.messages.push_back(Message::Ping);
+        if self.course.goes_on(now) && self.pulse.is_due(now) {
+            self.pulse.said(now);
+            self.course.say(Message::Ping);
         }
     }
 
     /// The target said something.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.heard_at = now;
-        match (self.stage, message) {
+        self.course.heard(now);
+        match (self.course.stage, message) {
             (Stage::Done, _) => {}
-            (_, Message::Error(told)) => self.end(Failure::told_by("target", &told)),
+            (_, Message::Error(told)) => self.course.end_as_told(&told),
             (Stage::Handshake, Message::Welcome(welcome)) => self.handle_welcome(&welcome),
             // The target doesn't know yet how far it is.
             (Stage::Handshake, Message::Watermark(_)) => {}
             (_, Message::Watermark(watermark)) => self.watermark = watermark,
             (Stage::Verify, Message::Want(want)) => self.handle_want(&want),
             (Stage::Verify, Message::Receipt(receipt)) => self.handle_receipt(receipt),
-            (stage, other) => self.fail(Failure::new(
-                FailureCode::Protocol,
-                format!(
-                    "the target sent {} in the stage {}",
-                    other.name(),
-                    stage.label()
-                ),
-            )),
+            (_, other) => self.course.fail_unexpected(&other),
         }
     }
 
     fn handle_welcome(&mut self, welcome: &Welcome) {
         match self.agree(welcome) {
             Ok(transfer) => {
-                self.stage = Stage::Transfer;
-                self.actions.push_back(SourceAction::Transfer(transfer));
+                self.course.stage = Stage::Transfer;
+                self.course.act(SourceAction::Transfer(transfer));
             }
             Err(failure) => self.fail(failure),
         }
@@ -210,8 +197,8 @@ impl SourceSession {
         let skip = want.chunks.complement(agreed.geometry.chunks());
         let round = agreed.round(skip, want.offer);
         self.is_first_round = false;
-        self.stage = Stage::Transfer;
-        self.actions.push_back(SourceAction::Transfer(round));
+        self.course.stage = Stage::Transfer;
+        self.course.act(SourceAction::Transfer(round));
     }
 
     /// A chunk was read, and handed to the transport.
@@ -265,13 +252,13 @@ impl SourceSession {
     /// Every data connection of the round has ended in order, with `wire_bytes` sent on all of them
     /// together.
     pub fn handle_drained(&mut self, wire_bytes: u64, source: AgentStats) {
-        if self.stage != Stage::Transfer {
+        if self.course.stage != Stage::Transfer {
             return;
         }
         self.sent.wire_bytes = self.sent.wire_bytes.saturating_add(wire_bytes);
         if let Some(digest) = self.volume_digest() {
-            self.stage = Stage::Verify;
-            self.messages.push_back(Message::Finish(Finish {
+            self.course.stage = Stage::Verify;
+            self.course.say(Message::Finish(Finish {
                 digest,
                 sent: self.sent,
                 source,
@@ -289,30 +276,23 @@ impl SourceSession {
             self.fail(Failure::new(FailureCode::Integrity, text));
             return;
         }
-        self.stage = Stage::Done;
-        self.actions.push_back(SourceAction::Done(receipt));
+        self.course.finish(SourceAction::Done(receipt));
     }
 
     /// This end failed: tells the target, and ends.
     pub fn fail(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.messages.push_back(Message::Error(failure.clone()));
-            self.end(failure);
-        }
+        self.course.fail(failure);
     }
 
     /// The session is over, and the target knows or can't be told.
     pub fn end(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.stage = Stage::Done;
-            self.actions.push_back(SourceAction::Fail(failure));
-        }
+        self.course.end(failure);
     }
 
     /// Where the session is.
     #[must_use]
     pub const fn stage(&self) -> Stage {
-        self.stage
+        self.course.stage
     }
 
     /// What the target said to be durable.

@@ -1,12 +1,12 @@
 //! The target's end of a session: takes chunks in, decides when to flush, tells what is durable,
 //! and writes the receipt only when its own digest equals the source's.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Ledger, SILENCE_MAX, Stage, Standing, WATERMARK_INTERVAL};
+use super::course::{Course, check_hello};
+use super::{Ledger, Stage, Standing, WATERMARK_INTERVAL};
 use crate::digest::{ChunkRefused, Digest};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
@@ -40,6 +40,12 @@ pub enum TargetAction {
     Done(Box<Receipt>),
     /// The session is over.
     Fail(Failure),
+}
+
+impl From<Failure> for TargetAction {
+    fn from(failure: Failure) -> Self {
+        Self::Fail(failure)
+    }
 }
 
 /// What bounds a session at the target.
@@ -77,7 +83,7 @@ pub struct TargetSession {
     clone_id: Uuid,
     agent: String,
     limits: TargetLimits,
-    stage: Stage,
+    course: Course<TargetAction>,
     epoch: u64,
     hello: Option<Hello>,
     standing: Option<Standing>,
@@ -98,9 +104,6 @@ pub struct TargetSession {
     journaling: Option<Watermark>,
     reading_back: ReadBack,
     repairs: u32,
-    messages: VecDeque<Message>,
-    actions: VecDeque<TargetAction>,
-    heard_at: Instant,
     /// When the oldest unflushed change was made; making the volume ready counts as one.
     unflushed_since: Option<Instant>,
     told: Watermark,
@@ -145,10 +148,10 @@ impl TargetSession {
         limits: TargetLimits,
     ) -> Self {
         Self {
+            course: Course::new(now, "source"),
             clone_id,
             agent,
             limits,
-            stage: Stage::Handshake,
             epoch,
             hello: None,
             standing: None,
@@ -163,9 +166,6 @@ impl TargetSession {
             journaling: None,
             reading_back: ReadBack::NotYet,
             repairs: 0,
-            messages: VecDeque::new(),
-            actions: VecDeque::new(),
-            heard_at: now,
             unflushed_since: None,
             told: Watermark::default(),
             told_at: now,
@@ -174,21 +174,18 @@ impl TargetSession {
 
     /// The next message for the control connection.
     pub fn poll_message(&mut self) -> Option<Message> {
-        self.messages.pop_front()
+        self.course.poll_message()
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<TargetAction> {
-        self.actions.pop_front()
+        self.course.poll_action()
     }
 
     /// When [`Self::handle_timeout`] wants to be called; `None` when the session is over.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.stage == Stage::Done {
-            return None;
-        }
-        let silence_at = self.heard_at.checked_add(SILENCE_MAX)?;
+        let silence_at = self.course.silent_at()?;
         let flush_at = self.flush_at().unwrap_or(silence_at);
         let tell_at = self.tell_at().unwrap_or(silence_at);
         Some(silence_at.min(flush_at).min(tell_at))
@@ -196,40 +193,27 @@ impl TargetSession {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.stage == Stage::Done {
-            return;
+        if self.course.goes_on(now) {
+            self.settle(now);
         }
-        if now.saturating_duration_since(self.heard_at) >= SILENCE_MAX {
-            let seconds = SILENCE_MAX.as_secs();
-            let text = format!("the source agent said nothing for {seconds} s");
-            self.end(Failure::new(FailureCode::Silent, text));
-            return;
-        }
-        self.settle(now);
     }
 
     /// The source said something.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.heard_at = now;
-        match (self.stage, message) {
+        self.course.heard(now);
+        match (self.course.stage, message) {
             (Stage::Done, _) => {}
-            (_, Message::Error(told)) => self.end(Failure::told_by("source", &told)),
+            (_, Message::Error(told)) => self.course.end_as_told(&told),
             (Stage::Handshake, Message::Hello(hello)) if self.hello.is_none() => {
                 self.handle_hello(hello);
             }
             (_, Message::Ping) => self.tell(now),
             (Stage::Transfer, Message::Finish(finish)) => {
-                self.stage = Stage::Verify;
+                self.course.stage = Stage::Verify;
                 self.finish = Some(finish);
                 self.settle(now);
             }
-            (stage, other) => {
-                let what = other.name();
-                self.fail_protocol(format!(
-                    "the source sent {what} in the stage {}",
-                    stage.label()
-                ));
-            }
+            (_, other) => self.course.fail_unexpected(&other),
         }
     }
 
@@ -237,7 +221,7 @@ impl TargetSession {
         match self.check_hello(&hello) {
             Ok(geometry) => {
                 self.hello = Some(hello);
-                self.actions.push_back(TargetAction::Prepare(geometry));
+                self.course.act(TargetAction::Prepare(geometry));
             }
             Err(failure) => self.fail(failure),
         }
@@ -248,32 +232,13 @@ impl TargetSession {
     /// # Errors
     /// Why it can't.
     pub fn check_hello(&self, hello: &Hello) -> Result<Geometry, Failure> {
-        if hello.clone_id != self.clone_id {
-            let text = format!(
-                "the source works on clone {}, this target belongs to clone {}",
-                hello.clone_id, self.clone_id
-            );
-            return Err(Failure::new(FailureCode::WrongClone, text));
-        }
-        if hello.tree.is_some() {
-            let text = "the source brings a tree, and the target is no directory; name a directory";
-            return Err(Failure::new(FailureCode::Unsupported, text));
-        }
-        let unknown = hello
-            .required_features
-            .iter()
-            .find(|name| !FEATURES.contains(&name.as_str()));
-        if let Some(feature) = unknown {
-            let text =
-                format!("the source requires the feature {feature:?}: update the target agent");
-            return Err(Failure::new(FailureCode::Unsupported, text));
-        }
-        if hello.streams == 0 {
-            return Err(Failure::new(
-                FailureCode::Protocol,
-                "the source wants no data connection",
-            ));
-        }
+        let mode = match hello.tree {
+            None => Ok(()),
+            Some(_) => {
+                Err("the source brings a tree, and the target is no directory; name a directory")
+            }
+        };
+        check_hello(hello, self.clone_id, mode, FEATURES)?;
         if hello.generation.len() > GENERATION_LEN_MAX {
             let text = format!(
                 "the source's generation has {} bytes, more than {GENERATION_LEN_MAX}",
@@ -303,7 +268,7 @@ impl TargetSession {
         let Some(hello) = self
             .hello
             .as_ref()
-            .filter(|_| self.stage == Stage::Handshake && self.standing.is_none())
+            .filter(|_| self.course.stage == Stage::Handshake && self.standing.is_none())
         else {
             return 0;
         };
@@ -329,8 +294,8 @@ impl TargetSession {
     }
 
     fn greet(&mut self, now: Instant, welcome: Welcome) {
-        self.stage = Stage::Transfer;
-        self.messages.push_back(Message::Welcome(welcome));
+        self.course.stage = Stage::Transfer;
+        self.course.say(Message::Welcome(welcome));
         self.told_at = now;
         self.unflushed_since = Some(now);
     }
@@ -373,12 +338,13 @@ impl TargetSession {
         take: impl FnOnce(&mut Ledger) -> Result<(), ChunkRefused>,
     ) -> Option<(&mut Standing, u64)> {
         // Chunks are as good a sign of life as messages.
-        self.heard_at = now;
+        self.course.heard(now);
         let taken = take(&mut self.standing.as_mut()?.ledger);
         if let Err(error) = taken {
             // The bytes are on the volume by now, over what the ledger believes to be there.
             self.standing = None;
-            self.fail_protocol(format!("the source sent {error}"));
+            self.course
+                .fail_protocol(format!("the source sent {error}"));
             return None;
         }
         let standing = self.standing.as_mut()?;
@@ -421,11 +387,10 @@ impl TargetSession {
         };
         if !self.limits.has_journal {
             self.acknowledge(now, standing.ledger.watermark());
-        } else if self.stage != Stage::Done {
+        } else if self.course.stage != Stage::Done {
             let checkpoint = standing.checkpoint(self.clone_id, self.epoch);
             self.journaling = Some(standing.ledger.watermark_of(&checkpoint));
-            self.actions
-                .push_back(TargetAction::Journal(Box::new(checkpoint)));
+            self.course.act(TargetAction::Journal(Box::new(checkpoint)));
         }
     }
 
@@ -444,7 +409,7 @@ impl TargetSession {
                 ..durable
             };
         }
-        if self.stage == Stage::Handshake
+        if self.course.stage == Stage::Handshake
             && let Some(welcome) = self.welcome.take()
         {
             self.greet(now, welcome);
@@ -466,7 +431,7 @@ impl TargetSession {
 
     /// The whole volume was read back: its digest is this.
     pub fn handle_read_back(&mut self, now: Instant, digest: Digest) {
-        if self.stage != Stage::Verify || self.reading_back != ReadBack::Running {
+        if self.course.stage != Stage::Verify || self.reading_back != ReadBack::Running {
             return;
         }
         let (Some(finish), Some(standing)) = (&self.finish, &mut self.standing) else {
@@ -503,16 +468,15 @@ impl TargetSession {
         self.round = round;
         self.is_drained = false;
         self.finish = None;
-        self.stage = Stage::Transfer;
+        self.course.stage = Stage::Transfer;
         self.unflushed_since.get_or_insert(now);
-        self.actions.push_back(TargetAction::NextRound);
-        self.messages
-            .push_back(Message::Want(Want { chunks, offer }));
+        self.course.act(TargetAction::NextRound);
+        self.course.say(Message::Want(Want { chunks, offer }));
     }
 
     /// Decides what follows from the state: flush, tell, compare.
     fn settle(&mut self, now: Instant) {
-        if self.stage == Stage::Done {
+        if self.course.stage == Stage::Done {
             return;
         }
         if self.flush_at().is_some_and(|flush_at| flush_at <= now) {
@@ -520,15 +484,15 @@ impl TargetSession {
                 standing.ledger.begin_flush();
             }
             self.unflushed_since = None;
-            self.actions.push_back(TargetAction::Flush);
+            self.course.act(TargetAction::Flush);
         }
         if self.tell_at().is_some_and(|tell_at| tell_at <= now) {
             self.tell(now);
         }
-        if self.stage == Stage::Verify && self.is_drained {
+        if self.course.stage == Stage::Verify && self.is_drained {
             self.end_round(now);
         }
-        if self.stage == Stage::Verify {
+        if self.course.stage == Stage::Verify {
             self.prove();
         }
     }
@@ -552,7 +516,8 @@ impl TargetSession {
         };
         if let Some(chunks) = due {
             let index = chunks.start;
-            self.fail_protocol(format!("the source finished, and chunk {index} never came"));
+            self.course
+                .fail_protocol(format!("the source finished, and chunk {index} never came"));
             return;
         }
         let wanted = missing.first_ranges(WANT_RANGES_MAX);
@@ -584,11 +549,11 @@ impl TargetSession {
             ReadBack::NotYet if self.limits.verify == Verified::Readback => {
                 if self.is_drained {
                     self.reading_back = ReadBack::Running;
-                    self.actions.push_back(TargetAction::ReadBack);
+                    self.course.act(TargetAction::ReadBack);
                 }
             }
             ReadBack::Running => {}
-            ReadBack::NotYet | ReadBack::Well => self.actions.push_back(TargetAction::Seal),
+            ReadBack::NotYet | ReadBack::Well => self.course.act(TargetAction::Seal),
         }
     }
 
@@ -615,7 +580,7 @@ impl TargetSession {
     fn tell(&mut self, now: Instant) {
         self.told = self.durable;
         self.told_at = now;
-        self.messages.push_back(Message::Watermark(self.durable));
+        self.course.say(Message::Watermark(self.durable));
     }
 
     /// Whether all is durable, and its digest is the one that the source computed. The ledger has
@@ -632,7 +597,7 @@ impl TargetSession {
     /// Writes the receipt, for which [`TargetAction::Seal`] asked, and sends it.
     /// `unix_seconds` is the time of day. Does nothing before the clone is proven.
     pub fn seal(&mut self, now: Instant, unix_seconds: u64, target: AgentStats) {
-        if self.stage != Stage::Verify || !self.is_proven() {
+        if self.course.stage != Stage::Verify || !self.is_proven() {
             return;
         }
         let (Some(standing), Some(finish)) = (&self.standing, self.finish.take()) else {
@@ -677,31 +642,18 @@ impl TargetSession {
             target,
             tree: None,
         };
-        self.stage = Stage::Done;
-        self.messages
-            .push_back(Message::Receipt(Box::new(receipt.clone())));
-        self.actions
-            .push_back(TargetAction::Done(Box::new(receipt)));
-    }
-
-    fn fail_protocol(&mut self, text: String) {
-        self.fail(Failure::new(FailureCode::Protocol, text));
+        self.course.say(Message::Receipt(Box::new(receipt.clone())));
+        self.course.finish(TargetAction::Done(Box::new(receipt)));
     }
 
     /// This end failed: tells the source, and ends.
     pub fn fail(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.messages.push_back(Message::Error(failure.clone()));
-            self.end(failure);
-        }
+        self.course.fail(failure);
     }
 
     /// The session is over, and the source knows or can't be told.
     pub fn end(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.stage = Stage::Done;
-            self.actions.push_back(TargetAction::Fail(failure));
-        }
+        self.course.end(failure);
     }
 
     /// The session has ended, and its writes too: begins to make durable what they wrote. Says
@@ -750,7 +702,7 @@ impl TargetSession {
     /// Where the session is.
     #[must_use]
     pub const fn stage(&self) -> Stage {
-        self.stage
+        self.course.stage
     }
 
     /// What is known of the volume now.

@@ -14,13 +14,10 @@
 //!                                   ◄───────  Receipt
 //! ```
 
-use std::time::Instant;
-
 use serde::{Deserialize, Serialize};
 
 use super::fidelity::{ClassSet, FidelityReport};
 use super::set_digest::TreeCounts;
-use crate::session::SILENCE_MAX;
 
 pub mod source;
 pub mod target;
@@ -77,39 +74,6 @@ pub struct TreeSummary {
     pub changed: u64,
     /// Bytes in blocks that hold data.
     pub data_bytes: u64,
-}
-
-/// When the peer was heard last.
-#[derive(Clone, Copy, Debug)]
-struct Hearing {
-    heard_at: Instant,
-}
-
-impl Hearing {
-    const fn new(now: Instant) -> Self {
-        Self { heard_at: now }
-    }
-
-    const fn heard(&mut self, now: Instant) {
-        self.heard_at = now;
-    }
-
-    /// When a silent peer counts as gone.
-    fn silent_at(self) -> Option<Instant> {
-        self.heard_at.checked_add(SILENCE_MAX)
-    }
-
-    fn is_silent(self, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard_at) >= SILENCE_MAX
-    }
-}
-
-/// What a peer that said nothing is accused of.
-fn silence(peer: &str) -> String {
-    format!(
-        "the {peer} agent said nothing for {} s",
-        SILENCE_MAX.as_secs()
-    )
 }
 
 #[cfg(test)]

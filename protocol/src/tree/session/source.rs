@@ -1,14 +1,14 @@
 //! The source's end of a session that clones a tree.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::{Hearing, TreeFinish, TreeSummary, TreeTerms, silence};
+use super::{TreeFinish, TreeSummary, TreeTerms};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::message::{Finish, Hello, Message, Sent, Welcome};
 use crate::receipt::{AgentStats, Receipt};
-use crate::session::{PING_INTERVAL, Stage};
+use crate::session::Stage;
+use crate::session::course::{Course, Pulse};
 
 /// What the source agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +19,12 @@ pub enum TreeSourceAction {
     Done(Box<Receipt>),
     /// The session is over.
     Fail(Failure),
+}
+
+impl From<Failure> for TreeSourceAction {
+    fn from(failure: Failure) -> Self {
+        Self::Fail(failure)
+    }
 }
 
 /// What a session agreed on.
@@ -36,112 +42,100 @@ pub struct TreeTransfer {
 #[derive(Debug)]
 pub struct TreeSourceSession {
     hello: Hello,
-    stage: Stage,
+    course: Course<TreeSourceAction>,
     terms: TreeTerms,
     summary: Option<TreeSummary>,
     durable_bytes: u64,
-    messages: VecDeque<Message>,
-    actions: VecDeque<TreeSourceAction>,
-    hearing: Hearing,
-    said_at: Instant,
+    pulse: Pulse,
 }
 
 impl TreeSourceSession {
     /// A session that says `hello` first, which holds the terms of this end.
     #[must_use]
     pub fn new(now: Instant, hello: Hello) -> Self {
+        let mut course = Course::new(now, "target");
+        course.say(Message::Hello(hello.clone()));
         Self {
-            stage: Stage::Handshake,
+            course,
             terms: hello.tree.unwrap_or_default(),
             summary: None,
             durable_bytes: 0,
-            messages: VecDeque::from([Message::Hello(hello.clone())]),
-            actions: VecDeque::new(),
-            hearing: Hearing::new(now),
-            said_at: now,
+            pulse: Pulse::new(now),
             hello,
         }
     }
 
     /// The next message for the control connection.
     pub fn poll_message(&mut self, now: Instant) -> Option<Message> {
-        let message = self.messages.pop_front()?;
-        self.said_at = now;
+        let message = self.course.poll_message()?;
+        self.pulse.said(now);
         Some(message)
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<TreeSourceAction> {
-        self.actions.pop_front()
+        self.course.poll_action()
     }
 
     /// When [`Self::handle_timeout`] wants to be called; `None` when the session is over.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let ping_at = self.said_at.checked_add(PING_INTERVAL)?;
-        let silent_at = self.hearing.silent_at()?;
-        (self.stage != Stage::Done).then(|| ping_at.min(silent_at))
+        let ping_at = self.pulse.due_at()?;
+        Some(self.course.silent_at()?.min(ping_at))
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.stage == Stage::Done {
-            return;
-        }
-        if self.hearing.is_silent(now) {
-            self.end(Failure::new(FailureCode::Silent, silence("target")));
-        } else if now.saturating_duration_since(self.said_at) >= PING_INTERVAL {
-            self.said_at = now;
-            self.messages.push_back(Message::Ping);
+        if self.course.goes_on(now) && self.pulse.is_due(now) {
+            self.pulse.said(now);
+            self.course.say(Message::Ping);
         }
     }
 
     /// The target said something.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.hearing.heard(now);
-        match (self.stage, message) {
+        self.course.heard(now);
+        match (self.course.stage, message) {
             (Stage::Done, _) => {}
-            (_, Message::Error(told)) => self.end(Failure::told_by("target", &told)),
+            (_, Message::Error(told)) => self.course.end_as_told(&told),
             (Stage::Handshake, Message::Welcome(welcome)) => self.handle_welcome(&welcome),
             (_, Message::Watermark(watermark)) => self.durable_bytes = watermark.durable_bytes,
             (Stage::Verify, Message::Receipt(receipt)) => self.handle_receipt(receipt),
-            (stage, other) => {
-                let (what, stage) = (other.name(), stage.label());
-                self.fail_protocol(format!("the target sent {what} in the stage {stage}"));
-            }
+            (_, other) => self.course.fail_unexpected(&other),
         }
     }
 
     fn handle_welcome(&mut self, welcome: &Welcome) {
         let Some(terms) = welcome.tree else {
-            self.fail_protocol("the target welcomes a block volume, and a tree comes".to_owned());
+            self.course
+                .fail_protocol("the target welcomes a block volume, and a tree comes".to_owned());
             return;
         };
         if welcome.streams == 0 || welcome.streams > self.hello.streams {
             let text = format!("the target grants {} streams", welcome.streams);
-            self.fail_protocol(text);
+            self.course.fail_protocol(text);
             return;
         }
         let own = self.hello.tree.unwrap_or_default();
         let is_agreed = TreeTerms::of_both(own, terms) == terms;
         if !is_agreed {
-            self.fail_protocol("the target's terms are not those of both ends".to_owned());
+            self.course
+                .fail_protocol("the target's terms are not those of both ends".to_owned());
             return;
         }
         self.terms = terms;
-        self.stage = Stage::Transfer;
-        self.actions
-            .push_back(TreeSourceAction::Transfer(TreeTransfer {
-                token: welcome.token.token(),
-                streams: welcome.streams,
-                terms,
-            }));
+        self.course.stage = Stage::Transfer;
+        self.course.act(TreeSourceAction::Transfer(TreeTransfer {
+            token: welcome.token.token(),
+            streams: welcome.streams,
+            terms,
+        }));
     }
 
     /// The tree was walked, and every data connection has ended in order, with `wire_bytes` sent on
     /// all of them together.
     pub fn handle_drained(&mut self, summary: TreeSummary, wire_bytes: u64, source: AgentStats) {
-        if self.stage != Stage::Transfer {
+        if self.course.stage != Stage::Transfer {
             return;
         }
         if let Some(complaint) = summary.fidelity.complaint(self.terms.accept) {
@@ -149,7 +143,7 @@ impl TreeSourceSession {
             return;
         }
         let data_bytes = summary.data_bytes;
-        self.messages.push_back(Message::Finish(Finish {
+        self.course.say(Message::Finish(Finish {
             digest: summary.digest,
             sent: Sent {
                 data_bytes,
@@ -164,7 +158,7 @@ impl TreeSourceSession {
             }),
         }));
         self.summary = Some(summary);
-        self.stage = Stage::Verify;
+        self.course.stage = Stage::Verify;
     }
 
     fn handle_receipt(&mut self, receipt: Box<Receipt>) {
@@ -175,34 +169,23 @@ impl TreeSourceSession {
             self.fail(Failure::new(FailureCode::Integrity, text));
             return;
         }
-        self.stage = Stage::Done;
-        self.actions.push_back(TreeSourceAction::Done(receipt));
-    }
-
-    fn fail_protocol(&mut self, text: String) {
-        self.fail(Failure::new(FailureCode::Protocol, text));
+        self.course.finish(TreeSourceAction::Done(receipt));
     }
 
     /// This end failed: tells the target, and ends.
     pub fn fail(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.messages.push_back(Message::Error(failure.clone()));
-            self.end(failure);
-        }
+        self.course.fail(failure);
     }
 
     /// The session is over, and the target knows or can't be told.
     pub fn end(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.stage = Stage::Done;
-            self.actions.push_back(TreeSourceAction::Fail(failure));
-        }
+        self.course.end(failure);
     }
 
     /// Where the session is.
     #[must_use]
     pub const fn stage(&self) -> Stage {
-        self.stage
+        self.course.stage
     }
 
     /// Bytes that the target said to be durable.

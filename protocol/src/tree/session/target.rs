@@ -1,19 +1,19 @@
 //! The target's end of a session that clones a tree: no receipt before all is applied and flushed,
 //! and the digest of what was written is the one of what was read.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use uuid::Uuid;
 
 use super::source::fidelity_failure;
-use super::{Hearing, TreeSummary, TreeTerms, silence};
+use super::{TreeSummary, TreeTerms};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::{ChunkIndex, ChunkSize};
 use crate::message::{Finish, Hello, Message, TREE_FEATURES, TokenText, Watermark, Welcome};
 use crate::receipt::{AgentStats, Receipt, TreeReceipt, Verified};
 use crate::session::Stage;
+use crate::session::course::{Course, check_hello};
 
 /// What the target agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,12 @@ pub enum TreeTargetAction {
     Fail(Failure),
 }
 
+impl From<Failure> for TreeTargetAction {
+    fn from(failure: Failure) -> Self {
+        Self::Fail(failure)
+    }
+}
+
 /// The target's state machine.
 #[derive(Debug)]
 pub struct TreeTargetSession {
@@ -38,7 +44,7 @@ pub struct TreeTargetSession {
     agent: String,
     streams_max: u16,
     own_terms: TreeTerms,
-    stage: Stage,
+    course: Course<TreeTargetAction>,
     epoch: u64,
     hello: Option<Hello>,
     terms: TreeTerms,
@@ -47,10 +53,7 @@ pub struct TreeTargetSession {
     is_drained: bool,
     is_completing: bool,
     summary: Option<TreeSummary>,
-    messages: VecDeque<Message>,
-    actions: VecDeque<TreeTargetAction>,
     started_at: Instant,
-    hearing: Hearing,
 }
 
 impl TreeTargetSession {
@@ -66,11 +69,11 @@ impl TreeTargetSession {
         own_terms: TreeTerms,
     ) -> Self {
         Self {
+            course: Course::new(now, "source"),
             clone_id,
             agent,
             streams_max,
             own_terms,
-            stage: Stage::Handshake,
             epoch,
             hello: None,
             terms: own_terms,
@@ -78,55 +81,47 @@ impl TreeTargetSession {
             is_drained: false,
             is_completing: false,
             summary: None,
-            messages: VecDeque::new(),
-            actions: VecDeque::new(),
             started_at: now,
-            hearing: Hearing::new(now),
         }
     }
 
     /// The next message for the control connection.
     pub fn poll_message(&mut self) -> Option<Message> {
-        self.messages.pop_front()
+        self.course.poll_message()
     }
 
     /// The next thing to do.
     pub fn poll_action(&mut self) -> Option<TreeTargetAction> {
-        self.actions.pop_front()
+        self.course.poll_action()
     }
 
     /// When [`Self::handle_timeout`] wants to be called; `None` when the session is over.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.stage != Stage::Done).then(|| self.hearing.silent_at())?
+        self.course.silent_at()
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.stage != Stage::Done && self.hearing.is_silent(now) {
-            self.end(Failure::new(FailureCode::Silent, silence("source")));
-        }
+        let _goes_on = self.course.goes_on(now);
     }
 
     /// The source said something.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
-        self.hearing.heard(now);
-        match (self.stage, message) {
+        self.course.heard(now);
+        match (self.course.stage, message) {
             (Stage::Done, _) => {}
-            (_, Message::Error(told)) => self.end(Failure::told_by("source", &told)),
+            (_, Message::Error(told)) => self.course.end_as_told(&told),
             (Stage::Handshake, Message::Hello(hello)) if self.hello.is_none() => {
                 self.handle_hello(now, hello);
             }
             (_, Message::Ping) => self.tell(),
             (Stage::Transfer, Message::Finish(finish)) if finish.tree.is_some() => {
-                self.stage = Stage::Verify;
+                self.course.stage = Stage::Verify;
                 self.finish = Some(finish);
                 self.settle();
             }
-            (stage, other) => {
-                let (what, stage) = (other.name(), stage.label());
-                self.fail_protocol(format!("the source sent {what} in the stage {stage}"));
-            }
+            (_, other) => self.course.fail_unexpected(&other),
         }
     }
 
@@ -136,34 +131,17 @@ impl TreeTargetSession {
             Ok(terms) => {
                 self.hello = Some(hello);
                 self.terms = terms;
-                self.actions.push_back(TreeTargetAction::Prepare(terms));
+                self.course.act(TreeTargetAction::Prepare(terms));
             }
             Err(failure) => self.fail(failure),
         }
     }
 
     fn check_hello(&self, hello: &Hello) -> Result<TreeTerms, Failure> {
-        if hello.clone_id != self.clone_id {
-            let text = format!(
-                "the source works on clone {}, this target belongs to clone {}",
-                hello.clone_id, self.clone_id
-            );
-            return Err(Failure::new(FailureCode::WrongClone, text));
-        }
-        let mut required = hello.required_features.iter();
-        if let Some(feature) = required.find(|name| !TREE_FEATURES.contains(&name.as_str())) {
-            let text =
-                format!("the source requires the feature {feature:?}: update the target agent");
-            return Err(Failure::new(FailureCode::Unsupported, text));
-        }
-        let Some(source_terms) = hello.tree else {
-            let text = "the source brings a block volume, and the target is a directory";
-            return Err(Failure::new(FailureCode::Unsupported, text));
-        };
-        if hello.streams == 0 {
-            let text = "the source wants no data connection";
-            return Err(Failure::new(FailureCode::Protocol, text));
-        }
+        let mode = hello
+            .tree
+            .ok_or("the source brings a block volume, and the target is a directory");
+        let source_terms = check_hello(hello, self.clone_id, mode, TREE_FEATURES)?;
         Ok(TreeTerms::of_both(source_terms, self.own_terms))
     }
 
@@ -171,7 +149,7 @@ impl TreeTargetSession {
     /// the source may open.
     pub fn handle_prepared(&mut self, token: SessionToken) -> u16 {
         let hello = self.hello.as_ref();
-        let Some(hello) = hello.filter(|_| self.stage == Stage::Handshake) else {
+        let Some(hello) = hello.filter(|_| self.course.stage == Stage::Handshake) else {
             return 0;
         };
         let streams = hello.streams.min(self.streams_max);
@@ -186,14 +164,14 @@ impl TreeTargetSession {
             agent: self.agent.clone(),
             tree: Some(self.terms),
         };
-        self.stage = Stage::Transfer;
-        self.messages.push_back(Message::Welcome(welcome));
+        self.course.stage = Stage::Transfer;
+        self.course.say(Message::Welcome(welcome));
         streams
     }
 
     /// Something that came was written: as good a sign of life as a message.
     pub const fn handle_written(&mut self, now: Instant) {
-        self.hearing.heard(now);
+        self.course.heard(now);
     }
 
     /// Every data connection that was granted has ended in order, and all that came on them was
@@ -204,10 +182,10 @@ impl TreeTargetSession {
     }
 
     fn settle(&mut self) {
-        let is_due = self.stage == Stage::Verify && self.is_drained && !self.is_completing;
+        let is_due = self.course.stage == Stage::Verify && self.is_drained && !self.is_completing;
         if is_due {
             self.is_completing = true;
-            self.actions.push_back(TreeTargetAction::Complete);
+            self.course.act(TreeTargetAction::Complete);
         }
     }
 
@@ -217,7 +195,7 @@ impl TreeTargetSession {
         let Some(finish) = &self.finish else {
             return;
         };
-        if self.stage != Stage::Verify || !self.is_completing {
+        if self.course.stage != Stage::Verify || !self.is_completing {
             return;
         }
         if let Some(complaint) = summary.fidelity.complaint(self.terms.accept) {
@@ -242,13 +220,13 @@ impl TreeTargetSession {
             return;
         }
         self.summary = Some(summary);
-        self.actions.push_back(TreeTargetAction::Seal);
+        self.course.act(TreeTargetAction::Seal);
     }
 
     /// Writes the receipt, for which [`TreeTargetAction::Seal`] asked, and sends it.
     /// `unix_seconds` is the time of day. Does nothing before the clone is proven.
     pub fn seal(&mut self, now: Instant, unix_seconds: u64, target: AgentStats) {
-        if self.stage != Stage::Verify {
+        if self.course.stage != Stage::Verify {
             return;
         }
         let Some(summary) = &self.summary else {
@@ -295,47 +273,35 @@ impl TreeTargetSession {
                 changed: found.changed,
             }),
         };
-        self.stage = Stage::Done;
-        self.messages
-            .push_back(Message::Receipt(Box::new(receipt.clone())));
-        self.actions
-            .push_back(TreeTargetAction::Done(Box::new(receipt)));
+        self.course.say(Message::Receipt(Box::new(receipt.clone())));
+        self.course
+            .finish(TreeTargetAction::Done(Box::new(receipt)));
     }
 
     /// A tree is durable as a whole, at its end, or not at all.
     fn tell(&mut self) {
         let durable = self.summary.as_ref();
-        self.messages.push_back(Message::Watermark(Watermark {
+        self.course.say(Message::Watermark(Watermark {
             watermark: ChunkIndex(0),
             checked_bytes: 0,
             durable_bytes: durable.map_or(0, |summary| summary.counts.bytes),
         }));
     }
 
-    fn fail_protocol(&mut self, text: String) {
-        self.fail(Failure::new(FailureCode::Protocol, text));
-    }
-
     /// This end failed: tells the source, and ends.
     pub fn fail(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.messages.push_back(Message::Error(failure.clone()));
-            self.end(failure);
-        }
+        self.course.fail(failure);
     }
 
     /// The session is over, and the source knows or can't be told.
     pub fn end(&mut self, failure: Failure) {
-        if self.stage != Stage::Done {
-            self.stage = Stage::Done;
-            self.actions.push_back(TreeTargetAction::Fail(failure));
-        }
+        self.course.end(failure);
     }
 
     /// Where the session is.
     #[must_use]
     pub const fn stage(&self) -> Stage {
-        self.stage
+        self.course.stage
     }
 
     /// Bytes that are durable.
