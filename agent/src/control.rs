@@ -3,7 +3,7 @@
 //! Two tasks own the two directions, so that the session's owner never waits for the peer: it sends
 //! into a bounded queue and takes messages as they come.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -23,11 +23,6 @@ const QUEUE_LEN: usize = 16;
 /// How long an end waits for the peer to close after the last message was said. TCP throws data
 /// away when a connection is closed over unread bytes, so that the one who speaks last waits.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a data connection's end may go unexplained. A peer that fails says why on the control
-/// connection and drops the others; which of the two arrives first is chance, and only the former
-/// is the cause. A lost segment is sent again within this time.
-const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One end of a control connection.
 #[derive(Debug)]
@@ -194,41 +189,6 @@ pub async fn read_exact(
 
 fn read_failed(error: std::io::Error) -> Failure {
     failure::of_transport(&TransportError::from_io("reading from the peer", error))
-}
-
-/// What becomes of a data connection that broke.
-///
-/// The other end fails for a reason, says it on the control connection, and drops the others; which
-/// of the two arrives first is chance. So a broken connection counts as the cause only when the
-/// peer has had time for a last word.
-#[derive(Debug, Default)]
-pub struct LastWord {
-    lost: Option<(Instant, Failure)>,
-}
-
-impl LastWord {
-    /// A connection broke. Only the first one counts.
-    pub fn lose(&mut self, now: Instant, failure: Failure) {
-        self.lost.get_or_insert((now + LAST_WORD_TIMEOUT, failure));
-    }
-
-    /// Whether one broke.
-    #[must_use]
-    pub const fn is_lost(&self) -> bool {
-        self.lost.is_some()
-    }
-
-    /// When [`Self::take_due`] may have something.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.lost.as_ref().map(|(at, _)| *at)
-    }
-
-    /// The cause, once the peer has had its time.
-    pub fn take_due(&mut self, now: Instant) -> Option<Failure> {
-        let (_, failure) = self.lost.take_if(|(at, _)| *at <= now)?;
-        Some(failure)
-    }
 }
 
 /// The connection ended where a message should have come.

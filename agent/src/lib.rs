@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod backoff;
 pub mod control;
+pub mod conversation;
 pub mod cpu;
 pub mod failure;
 pub mod metrics;

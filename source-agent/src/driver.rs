@@ -4,23 +4,21 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LastWord};
+use volferry_agent::conversation::{Conversation, Heard};
 use volferry_agent::failure;
-use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::Preamble;
 use volferry_protocol::geometry::ChunkIndex;
-use volferry_protocol::message::{self, Hello, Message};
+use volferry_protocol::message::{self, Hello};
 use volferry_protocol::session::source::Transfer;
 use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
-use volferry_transport::{Connector, TransportError};
+use volferry_transport::Connector;
 
 use crate::SourceConfig;
 use crate::cursor::Cursor;
@@ -50,7 +48,7 @@ pub(crate) async fn run<C>(
     config: &SourceConfig,
     context: &Context,
     connector: Arc<C>,
-    mut control: C::Stream,
+    control: C::Stream,
     hello: Hello,
     standing: &mut Standing,
 ) -> Outcome
@@ -59,12 +57,7 @@ where
 {
     check_unchanged(&*standing.source, &standing.generation)?;
     let agent = hello.agent.clone();
-    control
-        .write_all(&Preamble::Control.encode())
-        .await
-        .map_err(|error| {
-            failure::of_transport(&TransportError::from_io("greeting the target", error))
-        })?;
+    let conversation = Conversation::with_target(control, context).await?;
     let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
     let (failed_sender, read_failed) = mpsc::channel(1);
     let session = Session {
@@ -74,9 +67,7 @@ where
         agent,
         machine: SourceSession::new(Instant::now(), hello, standing.sent),
         standing,
-        control: Control::start(control, End::Target),
-        connections: JoinSet::new(),
-        last_word: LastWord::default(),
+        conversation,
         wire_bytes: 0,
         sent_sender,
         sent,
@@ -95,9 +86,7 @@ struct Session<'a, C> {
     agent: String,
     machine: SourceSession,
     standing: &'a mut Standing,
-    control: Control,
-    connections: JoinSet<Result<u64, Failure>>,
-    last_word: LastWord,
+    conversation: Conversation,
     /// What the data connections of this round that have ended sent.
     wire_bytes: u64,
     sent_sender: mpsc::Sender<Sent>,
@@ -112,13 +101,9 @@ struct Session<'a, C> {
 /// Whatever can happen to a session.
 #[derive(Debug)]
 enum Event {
-    Message(Result<Message, Failure>),
+    Heard(Heard),
     Sent(Sent),
-    ConnectionEnded(Result<u64, Failure>),
     ReadFailed(StorageError),
-    Timeout,
-    PatienceEnded(Failure),
-    Shutdown,
 }
 
 impl<C: Connector + 'static> Session<'_, C> {
@@ -130,7 +115,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             let event = self.select().await;
             self.apply(event);
         };
-        self.connections.shutdown().await;
+        self.conversation.drop_connections().await;
         // Readers end at their next chunk; what waits goes back to the pool, for the next session.
         if let Some(queue) = self.queue.take() {
             queue.close();
@@ -139,34 +124,20 @@ impl<C: Connector + 'static> Session<'_, C> {
         self.standing.sent = self.machine.sent();
         // With what a round that was cut has sent.
         self.standing.sent.wire_bytes = self.context.progress.wire_bytes.sum();
-        self.control.close().await;
+        self.conversation.close().await;
         outcome
     }
 
     /// The only wait.
     async fn select(&mut self) -> Event {
-        let timeouts = [self.machine.poll_timeout(), self.last_word.poll_timeout()];
-        let timeout = timeouts.into_iter().flatten().min();
-        let sleep = async {
-            match timeout {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let mut shutdown = self.context.shutdown.clone();
+        let wake_at = self.machine.poll_timeout();
         tokio::select! {
             // Causes before their effects: what was sent counts before its connection ends, and a
             // failed read before the connections that end because of it.
             biased;
             Some(sent) = self.sent.recv() => Event::Sent(sent),
-            message = self.control.receive() => Event::Message(message),
+            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Some(error) = self.read_failed.recv() => Event::ReadFailed(error),
-            Some(ended) = self.connections.join_next() => Event::ConnectionEnded(
-                ended.unwrap_or_else(|error| Err(Failure::new(FailureCode::Internal, error.to_string()))),
-            ),
-            () = sleep => Event::Timeout,
-            failure = self.context.patience.exhausted() => Event::PatienceEnded(failure),
-            () = shutdown.requested() => Event::Shutdown,
         }
     }
 
@@ -174,12 +145,11 @@ impl<C: Connector + 'static> Session<'_, C> {
     fn apply(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Message(Ok(message)) => self.machine.handle_message(now, message),
-            // A peer that can't be understood is still there to be told.
-            Event::Message(Err(failure)) if failure.code == FailureCode::Protocol => {
-                self.machine.fail(failure);
-            }
-            Event::Message(Err(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
+            Event::Heard(Heard::Drained(wire_bytes)) => self.connection_drained(wire_bytes),
+            Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
+            Event::Heard(Heard::End(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
             Event::Sent(Sent::Chunk {
                 index,
                 digest,
@@ -195,22 +165,9 @@ impl<C: Connector + 'static> Session<'_, C> {
             }
             Event::Sent(Sent::Known { index, digest }) => self.record(index, digest),
             Event::Sent(Sent::Zero(chunks)) => self.machine.handle_zero(chunks),
-            Event::ConnectionEnded(Ok(wire_bytes)) => self.connection_drained(wire_bytes),
-            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.last_word.lose(now, failure);
-            }
-            Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
             Event::ReadFailed(error) => {
                 self.machine.fail(failure::of_storage(End::Source, &error));
             }
-            Event::Timeout => {
-                if let Some(failure) = self.last_word.take_due(now) {
-                    self.machine.fail(failure);
-                }
-                self.machine.handle_timeout(now);
-            }
-            Event::PatienceEnded(failure) => self.machine.fail(failure),
-            Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
 
@@ -223,7 +180,7 @@ impl<C: Connector + 'static> Session<'_, C> {
 
     fn connection_drained(&mut self, wire_bytes: u64) {
         self.wire_bytes += wire_bytes;
-        if self.last_word.is_lost() || !self.connections.is_empty() {
+        if !self.conversation.is_drained() {
             return;
         }
         let manifest = self.standing.manifest.as_mut();
@@ -254,7 +211,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             }
         }
         while let Some(message) = self.machine.poll_message(Instant::now()) {
-            if let Err(failure) = self.control.send(message) {
+            if let Err(failure) = self.conversation.send(message) {
                 self.machine.end(failure);
             }
         }
@@ -313,8 +270,8 @@ impl<C: Connector + 'static> Session<'_, C> {
                 sent: self.sent_sender.clone(),
                 progress: Arc::clone(&self.context.progress),
             };
-            self.connections
-                .spawn(connection.run(Arc::clone(&self.connector)));
+            self.conversation
+                .add(connection.run(Arc::clone(&self.connector)));
         }
         self.queue = Some(queue);
         let source = &self.standing.source;

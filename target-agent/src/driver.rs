@@ -1,24 +1,21 @@
 //! The owner of a session at the target: waits for the next event, applies it to the state machine,
 //! and does what the machine asks for.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LastWord};
+use volferry_agent::conversation::{Conversation, Heard};
 use volferry_agent::failure;
-use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
-use volferry_protocol::frame::SessionToken;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::message::{Hello, Message};
 use volferry_protocol::receipt::{Receipt, Verified};
@@ -31,6 +28,7 @@ use volferry_storage::{BufferPool, Sink, StorageError, TargetVolume};
 use crate::TargetConfig;
 use crate::data::{Claims, DataConnection};
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::intake::{Intake, new_token};
 use crate::journal::Journal;
 use crate::readback::{self, ReadBack};
 use crate::resume::{self, Begin, Known};
@@ -126,11 +124,9 @@ where
         held,
         epoch: ask.epoch,
         preparing: None,
-        control: Control::start(ask.stream, End::Source),
+        conversation: Conversation::with_source(ask.stream, context),
         transfer: None,
         read_back: None,
-        connections: JoinSet::new(),
-        last_word: LastWord::default(),
         refusals: JoinSet::new(),
         next: None,
         volume_failure: None,
@@ -149,13 +145,10 @@ struct Session<'a, S> {
     held: &'a mut Held,
     epoch: u64,
     preparing: Option<Preparing>,
-    control: Control,
+    conversation: Conversation,
     /// From the welcome on.
     transfer: Option<Transfer>,
     read_back: Option<oneshot::Receiver<ReadBack>>,
-    /// Each gives the number of frames that it handed to the writers.
-    connections: JoinSet<Result<u64, Failure>>,
-    last_word: LastWord,
     /// Goodbyes to those who came too late.
     refusals: JoinSet<()>,
     /// The source whose session ends this one.
@@ -204,14 +197,7 @@ impl Unprepared {
 /// What moves chunks.
 #[derive(Debug)]
 struct Transfer {
-    token: SessionToken,
-    /// Numbers of the data connections that were let in, in this round.
-    numbers: BTreeSet<u16>,
-    streams: u16,
-    /// Frames that the data connections handed to the writers before they ended.
-    frames_received: u64,
-    /// Frames of any data connection that were written or compared.
-    frames_done: u64,
+    intake: Intake,
     geometry: Geometry,
     sink: Arc<dyn Sink>,
     is_fresh: Arc<AtomicBool>,
@@ -222,24 +208,13 @@ struct Transfer {
     jobs: async_channel::Sender<Job>,
 }
 
-impl Transfer {
-    /// Whether a data connection that shows this may join.
-    fn admits(&self, number: u16, token: SessionToken) -> bool {
-        token == self.token && number < self.streams && !self.numbers.contains(&number)
-    }
-}
-
 /// Whatever can happen to a session.
 enum Event<S> {
-    Message(Result<Message, Failure>),
+    Heard(Heard),
     Greeted(Result<Greeted<S>, Failure>),
     Prepared(Prepared),
     Written(Written),
     ReadBack(ReadBack),
-    ConnectionEnded(Result<u64, Failure>),
-    Timeout,
-    PatienceEnded(Failure),
-    Shutdown,
 }
 
 impl<S> Session<'_, S>
@@ -254,7 +229,7 @@ where
             let event = self.select().await;
             self.apply(event);
         };
-        self.connections.shutdown().await;
+        self.conversation.drop_connections().await;
         let drained = match &outcome {
             // A volume that failed is left alone; else nothing that was received is thrown away.
             Err(failure) if failure.code.class() != FailureClass::Target => {
@@ -266,7 +241,7 @@ where
         if let Some(transfer) = &self.transfer {
             transfer.queue.close();
         }
-        let is_heard = self.control.close().await;
+        let is_heard = self.conversation.close().await;
         self.refusals.shutdown().await;
         let may_go_on = !matches!(self.held.volume, Volume::Away);
         let is_untouched = self.machine.geometry().is_none();
@@ -378,14 +353,7 @@ where
 
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
-        let timeouts = [self.machine.poll_timeout(), self.last_word.poll_timeout()];
-        let timeout = timeouts.into_iter().flatten().min();
-        let sleep = async {
-            match timeout {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let wake_at = self.machine.poll_timeout();
         let prepared = async {
             match &mut self.preparing {
                 Some(preparing) => (&mut preparing.done).await,
@@ -398,21 +366,14 @@ where
                 None => std::future::pending().await,
             }
         };
-        let mut shutdown = self.context.shutdown.clone();
         tokio::select! {
             // What was written counts before the news that depend on it.
             biased;
             Some(written) = self.written.recv() => Event::Written(written),
-            message = self.control.receive() => Event::Message(message),
+            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Ok(prepared) = prepared => Event::Prepared(prepared),
             Ok(read_back) = read_back => Event::ReadBack(read_back),
             greeted = self.greeter.next() => Event::Greeted(greeted),
-            Some(ended) = self.connections.join_next() => Event::ConnectionEnded(
-                ended.unwrap_or_else(|error| Err(internal(error.to_string()))),
-            ),
-            () = sleep => Event::Timeout,
-            failure = self.context.patience.exhausted() => Event::PatienceEnded(failure),
-            () = shutdown.requested() => Event::Shutdown,
         }
     }
 
@@ -420,30 +381,16 @@ where
     fn apply(&mut self, event: Event<S>) {
         let now = Instant::now();
         match event {
-            Event::Message(Ok(message)) => self.machine.handle_message(now, message),
-            // A peer that can't be understood is still there to be told.
-            Event::Message(Err(failure)) if failure.code == FailureCode::Protocol => {
-                self.machine.fail(failure);
-            }
-            Event::Message(Err(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
+            Event::Heard(Heard::Drained(frames)) => self.end_connection(now, frames),
+            Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
+            Event::Heard(Heard::End(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
             Event::Greeted(Ok(greeted)) => self.admit(greeted),
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
             Event::Prepared(prepared) => self.apply_prepared(prepared),
             Event::ReadBack(read_back) => self.apply_read_back(now, read_back),
             Event::Written(written) => self.apply_written(now, written),
-            Event::ConnectionEnded(Ok(frames)) => self.count_frames(now, frames, 0),
-            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.last_word.lose(now, failure);
-            }
-            Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
-            Event::Timeout => {
-                if let Some(failure) = self.last_word.take_due(now) {
-                    self.machine.fail(failure);
-                }
-                self.machine.handle_timeout(now);
-            }
-            Event::PatienceEnded(failure) => self.machine.fail(failure),
-            Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
 
@@ -456,7 +403,7 @@ where
             } => {
                 self.machine.handle_chunk(now, index, digest, data_len);
                 self.context.progress.count_chunk(index, data_len);
-                self.count_frames(now, 0, 1);
+                self.end_frame(now);
             }
             Written::Matched {
                 index,
@@ -464,12 +411,12 @@ where
                 data_len,
             } => {
                 self.machine.handle_match(now, index, digest, data_len);
-                self.count_frames(now, 0, 1);
+                self.end_frame(now);
             }
-            Written::Differs => self.count_frames(now, 0, 1),
+            Written::Differs => self.end_frame(now),
             Written::Zero(chunks) => {
                 self.machine.handle_zero(now, chunks);
-                self.count_frames(now, 0, 1);
+                self.end_frame(now);
             }
             Written::Flushed => self.machine.handle_flushed(now),
             Written::Journaled => self.machine.handle_journaled(now),
@@ -501,19 +448,27 @@ where
         Failure::new(FailureCode::Integrity, text)
     }
 
-    /// Counts frames, and tells the machine when nothing more can come in this round. A data
-    /// connection that is still on its way can bring chunks, so all that were granted must have come
-    /// and gone.
-    fn count_frames(&mut self, now: Instant, received: u64, done: u64) {
-        let Some(transfer) = &mut self.transfer else {
-            return;
-        };
-        transfer.frames_received += received;
-        transfer.frames_done += done;
-        let all_came = transfer.numbers.len() == usize::from(transfer.streams);
-        let all_ended = self.connections.is_empty() && !self.last_word.is_lost();
-        let all_done = transfer.frames_received == transfer.frames_done;
-        if all_came && all_ended && all_done {
+    /// A data connection has ended, and handed so many frames to the writers.
+    fn end_connection(&mut self, now: Instant, frames: u64) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.intake.receive(frames);
+        }
+        self.check_drained(now);
+    }
+
+    /// The writers are done with a frame.
+    fn end_frame(&mut self, now: Instant) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.intake.done();
+        }
+        self.check_drained(now);
+    }
+
+    /// Tells the machine when nothing more can come in this round.
+    fn check_drained(&mut self, now: Instant) {
+        let transfer = self.transfer.as_ref();
+        let is_complete = transfer.is_some_and(|transfer| transfer.intake.is_complete());
+        if is_complete && self.conversation.is_drained() {
             self.machine.handle_drained(now);
         }
     }
@@ -528,14 +483,13 @@ where
         match purpose {
             Purpose::Control(hello) => self.admit_source(*hello, stream, peer_address),
             Purpose::Data { number, token } => {
-                let transfer = self.transfer.as_mut();
-                let Some(transfer) = transfer.filter(|transfer| transfer.admits(number, token))
-                else {
+                let mut transfer = self.transfer.as_mut();
+                let admit = |transfer: &mut &mut Transfer| transfer.intake.admit(number, token);
+                let Some(transfer) = transfer.take_if(admit) else {
                     tracing::warn!(%peer_address, "a data connection of no session was turned away");
                     self.context.metrics.count_rejection("no_session");
                     return;
                 };
-                transfer.numbers.insert(number);
                 let connection = DataConnection {
                     geometry: transfer.geometry,
                     claims: Arc::clone(&transfer.claims),
@@ -543,7 +497,7 @@ where
                     queue: transfer.queue.clone(),
                     progress: Arc::clone(&self.context.progress),
                 };
-                self.connections.spawn(connection.run(stream));
+                self.conversation.add(connection.run(stream));
             }
         }
     }
@@ -598,7 +552,7 @@ where
             }
         }
         while let Some(message) = self.machine.poll_message() {
-            if let Err(failure) = self.control.send(message) {
+            if let Err(failure) = self.conversation.send(message) {
                 self.machine.end(failure);
             }
         }
@@ -643,7 +597,7 @@ where
             return;
         };
         let written = self.machine.written().cloned().unwrap_or_default();
-        transfer.numbers.clear();
+        transfer.intake.next_round();
         transfer.claims = Arc::new(Claims::of(written));
         // Between the zeros of a chunk may lie what it held before.
         transfer.is_fresh.store(false, Ordering::Relaxed);
@@ -832,11 +786,7 @@ where
             .machine
             .handle_prepared(Instant::now(), token, standing, offer);
         self.transfer = Some(Transfer {
-            token,
-            numbers: BTreeSet::new(),
-            streams,
-            frames_received: 0,
-            frames_done: 0,
+            intake: Intake::new(token, streams),
             geometry,
             sink,
             is_fresh,
@@ -898,18 +848,6 @@ pub(crate) fn is_of_peer(failure: &Failure) -> bool {
         failure.code.class(),
         FailureClass::Network | FailureClass::Identity
     )
-}
-
-pub(crate) fn new_token() -> Result<SessionToken, Failure> {
-    let mut token = [0; 32];
-    let filled = getrandom(&mut token, GetRandomFlags::empty());
-    match filled {
-        // getrandom(2) fills up to 256 bytes at once.
-        Ok(32) => Ok(SessionToken(token)),
-        other => Err(internal(format!(
-            "the kernel gives no random bytes: {other:?}"
-        ))),
-    }
 }
 
 fn internal(text: String) -> Failure {

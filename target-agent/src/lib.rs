@@ -43,6 +43,7 @@ pub use crate::resume::Resume;
 mod data;
 mod driver;
 mod greeter;
+mod intake;
 mod journal;
 pub mod options;
 mod readback;

@@ -5,26 +5,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LastWord};
+use volferry_agent::conversation::{Conversation, Heard};
 use volferry_agent::cpu::CpuMeter;
 use volferry_agent::failure;
-use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::Preamble;
-use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::message::Hello;
 use volferry_protocol::tree::fidelity::Loss;
 use volferry_protocol::tree::file_digest::PIECE_LEN;
 use volferry_protocol::tree::session::source::TreeTransfer;
 use volferry_protocol::tree::session::{TreeSourceAction, TreeSourceSession};
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{Outgoing, TreeError, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
-use volferry_transport::{Connector, TransportError};
+use volferry_transport::Connector;
 
 use super::manifest::TreeManifest;
 use crate::SourceConfig;
@@ -38,7 +36,7 @@ pub(super) async fn run<C>(
     config: &SourceConfig,
     context: &Context,
     connector: Arc<C>,
-    mut control: C::Stream,
+    control: C::Stream,
     hello: Hello,
     source: TreeSource,
 ) -> Outcome
@@ -46,12 +44,7 @@ where
     C: Connector + 'static,
 {
     let agent = hello.agent.clone();
-    control
-        .write_all(&Preamble::Control.encode())
-        .await
-        .map_err(|error| {
-            failure::of_transport(&TransportError::from_io("greeting the target", error))
-        })?;
+    let conversation = Conversation::with_target(control, context).await?;
     let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
     let session = Session {
         config,
@@ -60,9 +53,7 @@ where
         source: Some(source),
         agent,
         machine: TreeSourceSession::new(Instant::now(), hello),
-        control: Control::start(control, End::Target),
-        connections: JoinSet::new(),
-        last_word: LastWord::default(),
+        conversation,
         wire_bytes: 0,
         sent_sender,
         sent,
@@ -80,9 +71,7 @@ struct Session<'a, C> {
     source: Option<TreeSource>,
     agent: String,
     machine: TreeSourceSession,
-    control: Control,
-    connections: JoinSet<Result<u64, Failure>>,
-    last_word: LastWord,
+    conversation: Conversation,
     /// What the data connections that have ended sent.
     wire_bytes: u64,
     sent_sender: mpsc::Sender<()>,
@@ -105,13 +94,9 @@ struct Reading {
 /// Whatever can happen to a session.
 #[derive(Debug)]
 enum Event {
-    Message(Result<Message, Failure>),
+    Heard(Heard),
     Sent,
     WalkEnded(Result<(), TreeError>),
-    ConnectionEnded(Result<u64, Failure>),
-    Timeout,
-    Exhausted(Failure),
-    Shutdown,
 }
 
 impl<C: Connector + 'static> Session<'_, C> {
@@ -129,46 +114,27 @@ impl<C: Connector + 'static> Session<'_, C> {
             reading.pool.close();
             reading.queue.close();
         }
-        self.connections.shutdown().await;
-        self.control.close().await;
+        self.conversation.drop_connections().await;
+        self.conversation.close().await;
         outcome
     }
 
     /// The only wait.
     async fn select(&mut self) -> Event {
-        let last_word_at = self.last_word.poll_timeout();
-        let timeout = self
-            .machine
-            .poll_timeout()
-            .into_iter()
-            .chain(last_word_at)
-            .min();
-        let sleep = async {
-            match timeout {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let wake_at = self.machine.poll_timeout();
         let walk_ended = async {
             match &mut self.reading {
                 Some(reading) => reading.ended.recv().await,
                 None => std::future::pending().await,
             }
         };
-        let mut shutdown = self.context.shutdown.clone();
         tokio::select! {
             // Causes before their effects: a failed read before the connections that end because
             // of it.
             biased;
-            message = self.control.receive() => Event::Message(message),
+            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Some(ended) = walk_ended => Event::WalkEnded(ended),
-            Some(ended) = self.connections.join_next() => Event::ConnectionEnded(
-                ended.unwrap_or_else(|error| Err(internal(error.to_string()))),
-            ),
             Some(()) = self.sent.recv() => Event::Sent,
-            () = sleep => Event::Timeout,
-            failure = self.context.patience.exhausted() => Event::Exhausted(failure),
-            () = shutdown.requested() => Event::Shutdown,
         }
     }
 
@@ -176,33 +142,19 @@ impl<C: Connector + 'static> Session<'_, C> {
     fn apply(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Message(Ok(message)) => self.machine.handle_message(now, message),
-            // A peer that can't be understood is still there to be told.
-            Event::Message(Err(failure)) if failure.code == FailureCode::Protocol => {
-                self.machine.fail(failure);
+            Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
+            Event::Heard(Heard::Drained(wire_bytes)) => {
+                self.wire_bytes += wire_bytes;
+                self.check_drained();
             }
-            Event::Message(Err(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
+            Event::Heard(Heard::End(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
             Event::Sent => {}
             Event::WalkEnded(Ok(())) => self.thread_ended(),
             Event::WalkEnded(Err(error)) => {
                 self.machine.fail(failure::of_tree(End::Source, &error));
             }
-            Event::ConnectionEnded(Ok(wire_bytes)) => {
-                self.wire_bytes += wire_bytes;
-                self.check_drained();
-            }
-            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.last_word.lose(now, failure);
-            }
-            Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
-            Event::Timeout => {
-                if let Some(failure) = self.last_word.take_due(now) {
-                    self.machine.fail(failure);
-                }
-                self.machine.handle_timeout(now);
-            }
-            Event::Exhausted(failure) => self.machine.fail(failure),
-            Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
 
@@ -231,7 +183,7 @@ impl<C: Connector + 'static> Session<'_, C> {
     }
 
     fn check_drained(&mut self) {
-        if self.last_word.is_lost() || !self.connections.is_empty() {
+        if !self.conversation.is_drained() {
             return;
         }
         if let Some(walked) = self.walked.take() {
@@ -259,7 +211,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             }
         }
         while let Some(message) = self.machine.poll_message(Instant::now()) {
-            if let Err(failure) = self.control.send(message) {
+            if let Err(failure) = self.conversation.send(message) {
                 self.machine.end(failure);
             }
         }
@@ -291,8 +243,8 @@ impl<C: Connector + 'static> Session<'_, C> {
                 sent: self.sent_sender.clone(),
                 progress: Arc::clone(&self.context.progress),
             };
-            self.connections
-                .spawn(connection.run(Arc::clone(&self.connector)));
+            self.conversation
+                .add(connection.run(Arc::clone(&self.connector)));
         }
         let end = ToQueue {
             queue: queue_sender.clone(),

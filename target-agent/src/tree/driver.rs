@@ -1,7 +1,6 @@
 //! The owner of a session that clones a tree, at the target. It mirrors the owner of a block
 //! session: wait for the next event, apply it to the state machine, do what the machine asks for.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -9,13 +8,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use volferry_agent::control::{Control, LastWord};
+use volferry_agent::conversation::{Conversation, Heard};
 use volferry_agent::failure;
-use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::frame::SessionToken;
 use volferry_protocol::message::{Hello, Message};
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
 use volferry_protocol::tree::session::{
@@ -27,8 +25,9 @@ use volferry_storage::tree::{Restore, TreeError, TreeTarget};
 use super::data::DataConnection;
 use super::writers::{Incoming, Writers};
 use crate::TargetConfig;
-use crate::driver::{is_of_peer, new_token};
+use crate::driver::is_of_peer;
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::intake::{Intake, new_token};
 
 /// How a session ended.
 pub(super) enum TreeEnd {
@@ -74,11 +73,9 @@ where
         agent,
         target: Some(target),
         preparing: None,
-        control: Control::start(control, End::Source),
+        conversation: Conversation::with_source(control, context),
         transfer: None,
         completing: None,
-        connections: JoinSet::new(),
-        last_word: LastWord::default(),
         refusals: JoinSet::new(),
         applied_sender,
         applied,
@@ -95,14 +92,11 @@ struct Session<'a, S> {
     /// Until it is prepared.
     target: Option<TreeTarget>,
     preparing: Option<oneshot::Receiver<Result<Box<Restore>, TreeError>>>,
-    control: Control,
+    conversation: Conversation,
     /// From the welcome on.
     transfer: Option<Transfer>,
     /// When all came.
     completing: Option<oneshot::Receiver<Result<TreeSummary, TreeError>>>,
-    /// Each gives the number of frames that it handed to the writers.
-    connections: JoinSet<Result<u64, Failure>>,
-    last_word: LastWord,
     /// Goodbyes to those who came too late.
     refusals: JoinSet<()>,
     applied_sender: mpsc::Sender<Result<(), TreeError>>,
@@ -111,14 +105,7 @@ struct Session<'a, S> {
 
 /// What makes the tree.
 struct Transfer {
-    token: SessionToken,
-    /// Numbers of the data connections that were let in.
-    numbers: BTreeSet<u16>,
-    streams: u16,
-    /// Frames that the data connections handed to the writers before they ended.
-    frames_received: u64,
-    /// Frames of any data connection that were applied.
-    frames_applied: u64,
+    intake: Intake,
     restore: Arc<Restore>,
     /// Until the last frame was applied.
     writers: Option<Writers>,
@@ -126,25 +113,14 @@ struct Transfer {
     queue: async_channel::Sender<Incoming>,
 }
 
-impl Transfer {
-    /// Whether a data connection that shows this may join.
-    fn admits(&self, number: u16, token: SessionToken) -> bool {
-        token == self.token && number < self.streams && !self.numbers.contains(&number)
-    }
-}
-
 /// Whatever can happen to a session.
 enum Event<S> {
-    Message(Result<Message, Failure>),
+    Heard(Heard),
     Greeted(Result<Greeted<S>, Failure>),
     Prepared(Result<Box<Restore>, TreeError>),
     Applied(Result<(), TreeError>),
     Completed(Result<TreeSummary, TreeError>),
     ThreadDied,
-    ConnectionEnded(Result<u64, Failure>),
-    Timeout,
-    Exhausted(Failure),
-    Shutdown,
 }
 
 impl<S> Session<'_, S>
@@ -164,8 +140,8 @@ where
             transfer.pool.close();
             transfer.queue.close();
         }
-        self.connections.shutdown().await;
-        self.control.close().await;
+        self.conversation.drop_connections().await;
+        self.conversation.close().await;
         self.refusals.shutdown().await;
         match (self.target, outcome) {
             (Some(target), Err(failure)) if is_of_peer(&failure) => {
@@ -177,36 +153,17 @@ where
 
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
-        let last_word_at = self.last_word.poll_timeout();
-        let timeout = self
-            .machine
-            .poll_timeout()
-            .into_iter()
-            .chain(last_word_at)
-            .min();
-        let sleep = async {
-            match timeout {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let wake_at = self.machine.poll_timeout();
         let prepared = wait_for(&mut self.preparing);
         let completed = wait_for(&mut self.completing);
-        let mut shutdown = self.context.shutdown.clone();
         tokio::select! {
             // What was applied counts before the news that depend on it.
             biased;
             Some(applied) = self.applied.recv() => Event::Applied(applied),
-            message = self.control.receive() => Event::Message(message),
+            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             prepared = prepared => prepared.map_or(Event::ThreadDied, Event::Prepared),
             completed = completed => completed.map_or(Event::ThreadDied, Event::Completed),
             greeted = self.greeter.next() => Event::Greeted(greeted),
-            Some(ended) = self.connections.join_next() => Event::ConnectionEnded(
-                ended.unwrap_or_else(|error| Err(internal(error.to_string()))),
-            ),
-            () = sleep => Event::Timeout,
-            failure = self.context.patience.exhausted() => Event::Exhausted(failure),
-            () = shutdown.requested() => Event::Shutdown,
         }
     }
 
@@ -214,12 +171,11 @@ where
     fn apply(&mut self, event: Event<S>) {
         let now = Instant::now();
         match event {
-            Event::Message(Ok(message)) => self.machine.handle_message(now, message),
-            // A peer that can't be understood is still there to be told.
-            Event::Message(Err(failure)) if failure.code == FailureCode::Protocol => {
-                self.machine.fail(failure);
-            }
-            Event::Message(Err(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
+            Event::Heard(Heard::Drained(frames)) => self.end_connection(frames),
+            Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
+            Event::Heard(Heard::End(failure)) => self.machine.end(failure),
+            Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
             Event::Greeted(Ok(greeted)) => self.admit(greeted),
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
             Event::Prepared(prepared) => {
@@ -232,41 +188,37 @@ where
             }
             Event::Applied(Ok(())) => {
                 self.machine.handle_written(now);
-                self.count_frames(0, 1);
+                self.end_frame();
             }
             Event::Completed(Ok(summary)) => self.machine.handle_completed(summary),
             Event::ThreadDied => self.machine.fail(internal("a thread died".to_owned())),
             Event::Applied(Err(error)) | Event::Completed(Err(error)) => {
                 self.machine.fail(failure::of_tree(End::Target, &error));
             }
-            Event::ConnectionEnded(Ok(frames)) => self.count_frames(frames, 0),
-            Event::ConnectionEnded(Err(failure)) if failure.code == FailureCode::Disconnected => {
-                self.last_word.lose(now, failure);
-            }
-            Event::ConnectionEnded(Err(failure)) => self.machine.fail(failure),
-            Event::Timeout => {
-                if let Some(failure) = self.last_word.take_due(now) {
-                    self.machine.fail(failure);
-                }
-                self.machine.handle_timeout(now);
-            }
-            Event::Exhausted(failure) => self.machine.fail(failure),
-            Event::Shutdown => self.machine.fail(cancelled()),
         }
     }
 
-    /// Counts frames, and tells the machine when nothing more can come. A data connection that is
-    /// still on its way can bring frames, so all that were granted must have come and gone.
-    fn count_frames(&mut self, received: u64, applied: u64) {
-        let Some(transfer) = &mut self.transfer else {
-            return;
-        };
-        transfer.frames_received += received;
-        transfer.frames_applied += applied;
-        let all_came = transfer.numbers.len() == usize::from(transfer.streams);
-        let all_ended = self.connections.is_empty() && !self.last_word.is_lost();
-        let all_applied = transfer.frames_received == transfer.frames_applied;
-        if all_came && all_ended && all_applied {
+    /// A data connection has ended, and handed so many frames to the writers.
+    fn end_connection(&mut self, frames: u64) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.intake.receive(frames);
+        }
+        self.check_drained();
+    }
+
+    /// The writers are done with a frame.
+    fn end_frame(&mut self) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.intake.done();
+        }
+        self.check_drained();
+    }
+
+    /// Tells the machine when nothing more can come in this round.
+    fn check_drained(&mut self) {
+        let transfer = self.transfer.as_ref();
+        let is_complete = transfer.is_some_and(|transfer| transfer.intake.is_complete());
+        if is_complete && self.conversation.is_drained() {
             self.machine.handle_drained();
         }
     }
@@ -289,20 +241,19 @@ where
                 while self.refusals.try_join_next().is_some() {}
             }
             Purpose::Data { number, token } => {
-                let transfer = self.transfer.as_mut();
-                let Some(transfer) = transfer.filter(|transfer| transfer.admits(number, token))
-                else {
+                let mut transfer = self.transfer.as_mut();
+                let admit = |transfer: &mut &mut Transfer| transfer.intake.admit(number, token);
+                let Some(transfer) = transfer.take_if(admit) else {
                     tracing::warn!(%peer_address, "a data connection of no session was turned away");
                     self.context.metrics.count_rejection("no_session");
                     return;
                 };
-                transfer.numbers.insert(number);
                 let connection = DataConnection {
                     pool: transfer.pool.clone(),
                     queue: transfer.queue.clone(),
                     progress: Arc::clone(&self.context.progress),
                 };
-                self.connections.spawn(connection.run(stream));
+                self.conversation.add(connection.run(stream));
             }
         }
     }
@@ -320,7 +271,7 @@ where
             }
         }
         while let Some(message) = self.machine.poll_message() {
-            if let Err(failure) = self.control.send(message) {
+            if let Err(failure) = self.conversation.send(message) {
                 self.machine.end(failure);
             }
         }
@@ -387,11 +338,7 @@ where
         let token = new_token()?;
         let streams = self.machine.handle_prepared(token);
         self.transfer = Some(Transfer {
-            token,
-            numbers: BTreeSet::new(),
-            streams,
-            frames_received: 0,
-            frames_applied: 0,
+            intake: Intake::new(token, streams),
             restore,
             writers: Some(writers),
             pool,
