@@ -4,6 +4,7 @@
 //! starts its processes and returns when the clone is complete. A peer whose programs are missing,
 //! or that can't clone such a volume, is skipped by name and with the reason.
 
+mod cdi;
 mod nbdcopy;
 mod qemu_img;
 mod rsync;
@@ -49,13 +50,14 @@ pub(crate) struct Job<'a> {
 }
 
 /// All peers, in the order of the report.
-pub(crate) const PEERS: [Peer; 6] = [
+pub(crate) const PEERS: [Peer; 7] = [
     volferry::ONE_PROCESS,
     volferry::TWO_PROCESSES,
     nbdcopy::PEER,
     qemu_img::PEER,
     rsync::PEER,
     socat::PEER,
+    cdi::PEER,
 ];
 
 impl Peer {

@@ -25,6 +25,7 @@ impl Tools {
             .to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut path: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        path.extend(here.parent().map(Path::to_owned));
         // Some users' PATH lacks the directories of losetup and mkfs.
         path.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
         Self { product, path }
