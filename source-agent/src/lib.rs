@@ -68,19 +68,28 @@ pub struct SourceConfig {
     pub allow_changed: bool,
 }
 
+/// Readers of a directory. Opening a file that is not in memory waits for the storage, once or twice
+/// for each file: more threads than processors keep it at work.
+const TREE_READERS: usize = 8;
+
 impl SourceConfig {
     /// Defaults for `volume`: chunks of 1 MiB, one connection and one reader for each processor
-    /// (at most four), 64 MiB in flight, a minute for the target to appear.
+    /// (at most four) but eight readers for a directory, 64 MiB in flight, a minute for the target
+    /// to appear.
     #[must_use]
     pub fn new(volume: PathBuf) -> Self {
         let processors = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(4);
+        let readers = match volume.is_dir() {
+            true => TREE_READERS,
+            false => processors,
+        };
         Self {
             volume,
             chunk_size: ChunkSize::DEFAULT,
             streams: u16::try_from(processors).unwrap_or(1),
-            readers: processors,
+            readers,
             memory_bytes: 64 << 20,
             direct: true,
             connect_timeout: Duration::from_secs(60),

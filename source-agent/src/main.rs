@@ -33,7 +33,8 @@ struct Arguments {
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
 
-    /// Threads that read and hash [default: one for each processor, at most 4]
+    /// Threads that read and hash [default: one for each processor, at most 4; 8 for a
+    /// directory]
     #[arg(long, env = "VOLFERRY_READERS", value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     readers: Option<u16>,

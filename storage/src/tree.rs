@@ -3,7 +3,8 @@
 //! - [`walk`] reads a tree with several threads and makes packs and pieces of it;
 //! - [`restore`] takes packs and pieces and makes the tree again, below one root and nowhere else;
 //! - `metadata` is what an entry has besides its content, at both ends;
-//! - `directories` opens directories below a root, however deep and whatever their names.
+//! - `directories` opens directories below a root, however deep and whatever their names;
+//! - `names` puts what a directory holds in the order in which a disk gives it at once.
 //!
 //! Nothing here holds more of a tree in memory than what is under way, but for two things: the
 //! inodes with several names that were met and not yet all seen, and losses, of which a hundred
@@ -12,6 +13,7 @@
 mod directories;
 mod error;
 mod metadata;
+mod names;
 pub mod restore;
 pub mod walk;
 
@@ -30,4 +32,18 @@ const STAGING_PREFIX: &[u8] = b".volferry-";
 fn is_staging(name: &[u8]) -> bool {
     let id = name.strip_prefix(STAGING_PREFIX);
     id.is_some_and(|id| id.len() == 36 && id.iter().all(|byte| b"0123456789abcdef-".contains(byte)))
+}
+
+/// Lets this process open as many files as it may, of which programs begin with few. At the source a
+/// thread has a batch of files open, and directories wait open; at the target a large file under way
+/// takes three descriptors.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    // Where it may not, fewer files are enough for most trees.
+    let _refused = setrlimit(Resource::Nofile, all);
 }

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, makedev};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 use volferry_protocol::codec::Reader;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport};
@@ -40,7 +41,7 @@ use volferry_protocol::zero_map::ZeroMap;
 
 use super::directories::{DirectoryCache, open_beneath, open_directory};
 use super::metadata::{self, Handle as MetadataHandle, Terms};
-use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, is_staging};
+use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, allow_open_files, is_staging};
 use crate::error::{Operation, StorageError};
 use crate::handle::Handle;
 
@@ -60,6 +61,9 @@ const LINKS: &[u8] = b"links";
 
 /// The file of the staging directory that holds what comes last.
 const SPOOL: &[u8] = b"spool";
+
+/// The mode of what is nobody's business yet.
+const PRIVATE: Mode = Mode::from_raw_mode(0o600);
 
 /// Zeros to hash where a file has a hole.
 static ZEROS: [u8; PIECE_LEN as usize] = [0; PIECE_LEN as usize];
@@ -160,13 +164,18 @@ impl TreeTarget {
             let path = self.path.clone();
             move |error: io::Error| StorageError::io(operation, &path)(error)
         };
+        let mut is_dirty = false;
         for name in list(&self.root).map_err(at(Operation::List))? {
+            if name == LOST_AND_FOUND {
+                continue;
+            }
             // What an earlier attempt left goes in any case.
-            let goes = name != LOST_AND_FOUND && (self.options.delete_extra || is_staging(&name));
-            if goes {
+            if self.options.delete_extra || is_staging(&name) {
                 remove(&self.root, &name).map_err(|error| {
                     StorageError::io(Operation::Remove, &self.path.join(show(&name)))(error)
                 })?;
+            } else {
+                is_dirty = true;
             }
         }
         metadata::open_up(self.root.as_fd());
@@ -176,13 +185,14 @@ impl TreeTarget {
             let staging = open_directory(&self.root, &staging_name)?;
             make_directory(&staging, LINKS)?;
             let links = open_directory(&staging, LINKS)?;
-            let spool = create(&staging, SPOOL, OFlags::RDWR)?;
+            let spool = create(&staging, SPOOL, OFlags::RDWR, PRIVATE)?;
             Ok((staging, links, spool))
         };
         let (staging, links, spool) = make().map_err(at(Operation::Create))?;
         Ok(Restore {
-            is_dirty: self.options.overwrite && !self.options.delete_extra,
+            is_dirty,
             direct: self.options.direct,
+            owner: (geteuid().as_raw(), getegid().as_raw()),
             root: Arc::new(self.root),
             path: self.path,
             terms,
@@ -220,6 +230,8 @@ pub struct Restore {
     /// The root may hold what was there before.
     is_dirty: bool,
     direct: bool,
+    /// User and group of what this process creates, mostly.
+    owner: (u32, u32),
     staging_name: Vec<u8>,
     staging: OwnedFd,
     links: OwnedFd,
@@ -403,6 +415,15 @@ impl Restore {
         TreeError::Refused {
             path: show(path),
             refusal,
+        }
+    }
+
+    /// What mode a file is created with. One that is its owner's at once can have its own, which
+    /// then needs no call of its own, where the process's mask allows it.
+    fn mode_of_new(&self, metadata: &Metadata) -> Mode {
+        match (metadata.uid, metadata.gid) == self.owner {
+            true => Mode::from_raw_mode(metadata.mode & 0o777),
+            false => PRIVATE,
         }
     }
 
@@ -630,8 +651,9 @@ impl RestoreWorker {
         if digest_of(zero_map, data) != digest {
             return Err(TreeError::Corrupt { path: show(&path) });
         }
+        let mode = self.shared.mode_of_new(&entry.metadata);
         let file = self.make_anew(directory, name, size, || {
-            create(&directory.fd, name, OFlags::WRONLY)
+            create(&directory.fd, name, OFlags::WRONLY, mode)
         })?;
         let file = File::from(file);
         write_runs(&file, 0, zero_map, data)
@@ -798,12 +820,14 @@ impl RestoreWorker {
         }
         let path = join(&shared.staging_name, name.as_bytes());
         let made =
-            create(&shared.staging, name.as_bytes(), OFlags::RDWR).map_err(|error| match error
-                .kind()
-            {
-                // It was put into its place, or is given up, and was begun again.
-                io::ErrorKind::AlreadyExists => Restore::refuse(name.as_bytes(), Refusal::Twice),
-                _ => shared.io(Operation::Create, &path, error),
+            create(&shared.staging, name.as_bytes(), OFlags::RDWR, PRIVATE).map_err(|error| {
+                match error.kind() {
+                    // It was put into its place, or is given up, and was begun again.
+                    io::ErrorKind::AlreadyExists => {
+                        Restore::refuse(name.as_bytes(), Refusal::Twice)
+                    }
+                    _ => shared.io(Operation::Create, &path, error),
+                }
             })?;
         let file = Arc::new(LargeFile {
             number,
@@ -1101,21 +1125,8 @@ impl RestoreWorker {
     }
 }
 
-/// Lets this process open as many files as it may: a large file under way takes three descriptors, and
-/// programs begin with few.
-fn allow_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let all = Rlimit {
-        current: maximum,
-        maximum,
-    };
-    // Where it may not, fewer files are enough for most trees.
-    let _refused = setrlimit(Resource::Nofile, all);
-}
-
 fn is_privileged() -> bool {
-    rustix::process::geteuid().is_root()
+    geteuid().is_root()
 }
 
 /// The plain digest of a content without its zero blocks.
@@ -1153,9 +1164,9 @@ fn write_runs(file: &File, start: u64, zero_map: &ZeroMap, data: &[u8]) -> io::R
 }
 
 /// Creates a file that isn't there.
-fn create(directory: &OwnedFd, name: &[u8], access: OFlags) -> io::Result<OwnedFd> {
+fn create(directory: &OwnedFd, name: &[u8], access: OFlags, mode: Mode) -> io::Result<OwnedFd> {
     let flags = access | OFlags::CREATE | OFlags::EXCL;
-    open_beneath(directory, name, flags, Mode::from_raw_mode(0o600))
+    open_beneath(directory, name, flags, mode)
 }
 
 fn make_directory(directory: &OwnedFd, name: &[u8]) -> io::Result<()> {

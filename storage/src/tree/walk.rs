@@ -3,7 +3,11 @@
 //! A directory is opened from the one above it, which is open, so that no path is too long and no
 //! renamed directory leads elsewhere. Directories that wait are few: when there are enough of them,
 //! a thread goes down itself instead of leaving more. A large file is offered to all threads piece
-//! by piece. What belongs together in a thread's way is packed together.
+//! by piece, and a directory of very many names batch by batch. What belongs together in a thread's
+//! way is packed together.
+//!
+//! Small files are opened a batch at a time and asked of the disk before the first of them is read,
+//! so that a cold disk works at all of them at once.
 //!
 //! Everything is looked at before and after it was read. What changed meanwhile is read again, a few
 //! times, and then told.
@@ -15,10 +19,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, major, minor};
+use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, major, minor};
 use rustix::io::Errno;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport, Loss};
@@ -35,7 +39,8 @@ use volferry_protocol::zero_map::ZeroMap;
 
 use super::directories::open_beneath;
 use super::metadata::{self, Handle as MetadataHandle};
-use super::{LOST_AND_FOUND, TreeError, is_staging};
+use super::names::{Batch, Names};
+use super::{LOST_AND_FOUND, TreeError, allow_open_files, is_staging};
 use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Operation, StorageError};
 use crate::handle::Handle;
@@ -49,6 +54,12 @@ const WAITING_MAX: usize = 256;
 /// How deep a thread goes down into a directory while it reads the one above. Below, more may wait:
 /// they cost memory, which a deep and wide tree has to be paid with, but no stack.
 const DEPTH_MAX: u32 = 40;
+
+/// Batches of names that may wait for a thread.
+const BATCHES_MAX: usize = 64;
+
+/// Bytes of small files that a thread asks of the disk before it reads them.
+const AHEAD_MAX: u64 = 2 << 20;
 
 /// Bytes of names that are asked of the kernel at once.
 const NAMES_LEN: usize = 32 << 10;
@@ -212,6 +223,8 @@ struct Work {
     /// The last one goes first: depth first keeps few waiting.
     directories: Vec<Waiting>,
     files: VecDeque<Arc<LargeFile>>,
+    /// The first one goes first, so that few directories are under way.
+    batches: VecDeque<(Arc<Listing>, Batch)>,
     /// Threads that may find more work.
     busy: usize,
 }
@@ -230,6 +243,24 @@ struct Waiting {
 struct Directory {
     fd: Arc<OwnedFd>,
     path: TreePath,
+}
+
+/// A directory whose names are read.
+#[derive(Debug)]
+struct Listing {
+    directory: Arc<Directory>,
+    /// What it was before it was listed.
+    before: Stat,
+    /// The batches that are not done, and one more until all its names are known.
+    left: AtomicUsize,
+}
+
+/// A regular file that is open and was not read yet.
+struct Opened<'a> {
+    name: &'a [u8],
+    path: Vec<u8>,
+    file: File,
+    stat: Stat,
 }
 
 /// A file that is read in pieces.
@@ -261,6 +292,7 @@ struct LargeFile {
 enum Task {
     Directory(Waiting),
     Pieces(Arc<LargeFile>),
+    Names(Arc<Listing>, Batch),
 }
 
 /// Why a thread ends early.
@@ -293,6 +325,7 @@ impl<End: WalkEnd> Walk<End> {
             pool.buffer_size() >= PIECE_LEN as usize,
             "a buffer holds a piece"
         );
+        allow_open_files();
         let root = Waiting {
             above: None,
             name: Vec::new(),
@@ -408,6 +441,11 @@ impl<End: WalkEnd> Walk<End> {
                 *was_busy = true;
                 return Some(Task::Pieces(file));
             }
+            if let Some((listing, batch)) = work.batches.pop_front() {
+                work.busy += 1;
+                *was_busy = true;
+                return Some(Task::Names(listing, batch));
+            }
             if let Some(directory) = work.directories.pop() {
                 work.busy += 1;
                 *was_busy = true;
@@ -493,6 +531,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             match task {
                 Some(Task::Directory(waiting)) => self.enter(&waiting)?,
                 Some(Task::Pieces(file)) => self.read_pieces(&file)?,
+                Some(Task::Names(listing, batch)) => self.read_batch(&listing, &batch)?,
                 None => break,
             }
         }
@@ -531,18 +570,32 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         let digest = &mut self.found.digest;
         digest.add_entry(path.as_bytes(), &content, &metadata, left_out);
         self.emit(&path, &Record::Directory(metadata))?;
-        let directory = Arc::new(Directory { fd, path });
-        self.read_directory(&directory)?;
-        let after = self.stat(&directory.fd, directory.path.as_bytes())?;
-        if is_changed(&before, &after) {
-            self.found.changed.note(directory.path.as_bytes());
+        let listing = Arc::new(Listing {
+            directory: Arc::new(Directory { fd, path }),
+            before,
+            left: AtomicUsize::new(1),
+        });
+        self.read_directory(&listing)?;
+        self.end_part(&listing)
+    }
+
+    /// A batch of a directory, or its listing, is done. After the last it is looked at again.
+    fn end_part(&mut self, listing: &Listing) -> Result<(), Stop> {
+        if listing.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let Directory { fd, path } = &*listing.directory;
+            let after = self.stat(fd, path.as_bytes())?;
+            if is_changed(&listing.before, &after) {
+                self.found.changed.note(path.as_bytes());
+            }
         }
         Ok(())
     }
 
-    fn read_directory(&mut self, directory: &Arc<Directory>) -> Result<(), Stop> {
-        let mut names: Vec<MaybeUninit<u8>> = vec![MaybeUninit::uninit(); NAMES_LEN];
-        let mut entries = RawDir::new(&*directory.fd, &mut names);
+    fn read_directory(&mut self, listing: &Arc<Listing>) -> Result<(), Stop> {
+        let directory = &listing.directory;
+        let mut names = Names::default();
+        let mut buffer: Vec<MaybeUninit<u8>> = vec![MaybeUninit::uninit(); NAMES_LEN];
+        let mut entries = RawDir::new(&*directory.fd, &mut buffer);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(|errno| {
                 self.error(Operation::List, directory.path.as_bytes(), errno.into())
@@ -573,44 +626,95 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                 _ => Kind::Other,
             };
             match kind {
-                Kind::Directory => self.leave(directory, name)?,
-                Kind::Regular => self.read_file(directory, name)?,
-                Kind::Other => self.read_special(directory, name)?,
+                Kind::Directory => {
+                    if let Some(waiting) = self.leave(directory, name) {
+                        // What was listed so far is not kept at each step of the way down.
+                        self.read_names(listing, std::mem::take(&mut names))?;
+                        self.depth += 1;
+                        let entered = self.enter(&waiting);
+                        self.depth -= 1;
+                        entered?;
+                    }
+                }
+                Kind::Regular => names.add(entry.ino(), name, true),
+                Kind::Other => names.add(entry.ino(), name, false),
             }
-            if self.walk.is_stopped.load(Ordering::Relaxed) {
-                return Err(Stop::Unwanted);
+            if names.is_full() {
+                self.read_names(listing, std::mem::take(&mut names))?;
             }
+        }
+        self.read_names(listing, names)
+    }
+
+    /// Reads names of a directory, or leaves some to threads that would have nothing to do.
+    fn read_names(&mut self, listing: &Arc<Listing>, names: Names) -> Result<(), Stop> {
+        let mut batches = names.into_batches();
+        while let Some(batch) = batches.next() {
+            listing.left.fetch_add(1, Ordering::AcqRel);
+            self.share(listing, &mut batches);
+            self.read_batch(listing, &batch)?;
         }
         Ok(())
     }
 
-    /// Leaves a directory for any thread, or goes down into it when enough wait.
-    fn leave(&mut self, directory: &Arc<Directory>, name: &[u8]) -> Result<(), Stop> {
+    /// Leaves batches for other threads, as long as no directory waits for them: those of one
+    /// directory are best made by one thread of the target too.
+    fn share(&self, listing: &Arc<Listing>, batches: &mut impl Iterator<Item = Batch>) {
+        let mut work = lock(&self.walk.work);
+        if !work.directories.is_empty() {
+            return;
+        }
+        let room = BATCHES_MAX.saturating_sub(work.batches.len());
+        for batch in batches.take(room) {
+            listing.left.fetch_add(1, Ordering::AcqRel);
+            work.batches.push_back((Arc::clone(listing), batch));
+            self.walk.news.notify_one();
+        }
+    }
+
+    /// Reads what some names of a directory lead to.
+    fn read_batch(&mut self, listing: &Listing, batch: &Batch) -> Result<(), Stop> {
+        let directory = &listing.directory;
+        let mut opened = Vec::with_capacity(batch.len());
+        let mut ahead_bytes = 0;
+        for (name, is_regular) in batch.iter() {
+            if !is_regular {
+                self.read_special(directory, name)?;
+                continue;
+            }
+            let Some(file) = self.open_file(directory, name)? else {
+                continue;
+            };
+            let size = size_of(&file.stat);
+            if size <= u64::from(INLINE_SIZE_MAX) && ahead_bytes < AHEAD_MAX && batch.len() > 1 {
+                ahead_bytes += size;
+                // A filesystem that doesn't read ahead reads when it is asked to.
+                let _advice = rustix::fs::fadvise(&file.file, 0, None, Advice::WillNeed);
+            }
+            opened.push(file);
+        }
+        for file in opened {
+            self.read_file(directory, file)?;
+            if self.walk.is_stopped.load(Ordering::Relaxed) {
+                return Err(Stop::Unwanted);
+            }
+        }
+        self.end_part(listing)
+    }
+
+    /// Leaves a directory for any thread, or gives it back when enough wait.
+    fn leave(&self, directory: &Arc<Directory>, name: &[u8]) -> Option<Waiting> {
         let waiting = Waiting {
             above: Some(Arc::clone(directory)),
             name: name.to_vec(),
         };
-        let waiting = {
-            let mut work = lock(&self.walk.work);
-            if work.directories.len() < WAITING_MAX || self.depth >= DEPTH_MAX {
-                work.directories.push(waiting);
-                None
-            } else {
-                Some(waiting)
-            }
-        };
-        match waiting {
-            None => {
-                self.walk.news.notify_one();
-                Ok(())
-            }
-            Some(waiting) => {
-                self.depth += 1;
-                let entered = self.enter(&waiting);
-                self.depth -= 1;
-                entered
-            }
+        let mut work = lock(&self.walk.work);
+        if work.directories.len() >= WAITING_MAX && self.depth < DEPTH_MAX {
+            return Some(waiting);
         }
+        work.directories.push(waiting);
+        self.walk.news.notify_one();
+        None
     }
 
     /// What a name is where the filesystem doesn't say it beside the name; `None` when it went.
@@ -626,29 +730,50 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         }))
     }
 
-    fn read_file(&mut self, directory: &Arc<Directory>, name: &[u8]) -> Result<(), Stop> {
+    /// Opens what was a regular file when it was listed. `None` when it can't be read, which is
+    /// noted.
+    fn open_file<'b>(
+        &mut self,
+        directory: &Directory,
+        name: &'b [u8],
+    ) -> Result<Option<Opened<'b>>, Stop> {
         let path = join(directory.path.as_bytes(), name);
         if path.len() > PATH_LEN_MAX {
             self.found.fidelity.note(FidelityClass::Unreadable, &path);
-            return Ok(());
+            return Ok(None);
         }
         // Whatever it became meanwhile, opening it waits for nobody.
         let fd = match open_quietly(&directory.fd, name, OFlags::RDONLY | OFlags::NONBLOCK) {
             Ok(fd) => fd,
-            Err(error) => return self.cannot_open(&path, error),
+            Err(error) => return self.cannot_open(&path, error).map(|()| None),
         };
         let stat = self.stat(&fd, &path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             self.found.changed.note(&path);
-            return Ok(());
+            return Ok(None);
         }
+        Ok(Some(Opened {
+            name,
+            path,
+            file: File::from(fd),
+            stat,
+        }))
+    }
+
+    fn read_file(&mut self, directory: &Arc<Directory>, opened: Opened<'_>) -> Result<(), Stop> {
+        let Opened {
+            name,
+            path,
+            file,
+            stat,
+        } = opened;
         let Some(group) = self.meet(directory, name, &path, &stat)? else {
             return Ok(());
         };
         if size_of(&stat) > u64::from(INLINE_SIZE_MAX) {
-            return self.begin_large(directory, name, path, File::from(fd), stat, group, 1);
+            return self.begin_large(directory, name, path, file, stat, group, 1);
         }
-        self.read_small(directory, name, path, File::from(fd), stat, group)
+        self.read_small(directory, name, path, file, stat, group)
     }
 
     /// Meets a name of an inode. `None` when the inode was met before: then its link is on its way.
