@@ -4,14 +4,18 @@
 //! - [`restore`] takes packs and pieces and makes the tree again, below one root and nowhere else;
 //! - `metadata` is what an entry has besides its content, at both ends;
 //! - `directories` opens directories below a root, however deep and whatever their names;
+//! - `group_sums` keeps what is known of inodes with several names, at the target;
 //! - `names` puts what a directory holds in the order in which a disk gives it at once.
 //!
-//! Nothing here holds more of a tree in memory than what is under way, but for two things: the
-//! inodes with several names that were met and not yet all seen, and losses, of which a hundred
-//! paths are kept for each class.
+//! Nothing here holds more of a tree in memory than what is under way, but for two things: at the
+//! source the inodes with several names of which some were met and some not, with some 70 bytes each;
+//! and losses, of which a hundred paths are kept for each class.
+
+use std::path::{Path, PathBuf};
 
 mod directories;
 mod error;
+mod group_sums;
 mod metadata;
 mod names;
 pub mod restore;
@@ -20,6 +24,20 @@ pub mod walk;
 pub use error::{Refusal, TreeError};
 pub use restore::{Restore, RestoreWorker, Room, TreeTarget, TreeTargetOptions};
 pub use walk::{Outgoing, Seen, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
+
+/// The file that holds a block volume in a filesystem volume, as in KubeVirt.
+pub const DISK_IMAGE: &str = "disk.img";
+
+/// The disk image that is all that a directory holds: it is a block volume in a filesystem volume.
+#[must_use]
+pub fn disk_image_in(directory: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(directory).ok()?;
+    let mut names = entries
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .filter(|name| !matches!(name, Ok(name) if name.as_encoded_bytes() == LOST_AND_FOUND));
+    let is_alone = names.next()?.ok()? == DISK_IMAGE && names.next().is_none();
+    is_alone.then(|| directory.join(DISK_IMAGE))
+}
 
 /// The directory at the root of a volume in which filesystem checkers put what they find. It
 /// belongs to the filesystem, not to the tree.

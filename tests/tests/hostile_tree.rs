@@ -434,6 +434,11 @@ fn numbers_that_can_not_be() {
         ),
         (vec![pack(0, &link(0))], FailureCode::Protocol, "no group"),
         (
+            vec![pack(0, &link(u64::MAX))],
+            FailureCode::Protocol,
+            "beyond all that",
+        ),
+        (
             vec![pack(0, &records(&[enter(b""), grouped("a"), grouped("b")]))],
             FailureCode::Protocol,
             "same number",

@@ -1,27 +1,57 @@
 //! Which names are one file: the names of an inode add up to one [element](super::set_digest),
 //! whichever of them was met first.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
 
 use super::set_digest::NameSum;
+
+/// What tells an inode from others, as long as a walk takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InodeKey {
+    /// Its number.
+    pub inode: u64,
+    /// The number of the device that has it.
+    pub device: u32,
+}
 
 /// The inodes with several names that were met, and are not yet done.
 ///
 /// An inode leaves as soon as all of its names and its content have come; those with names outside
-/// of the tree stay to the end. So what is held is bounded by the links that are open at a time.
-#[derive(Debug)]
-pub struct LinkGroups<Key> {
-    open: HashMap<Key, Group>,
-    next_group: u64,
+/// of the tree stay to the end. So what is held is bounded by the inodes of which some names were
+/// met and some were not: [`GROUP_SIZE`] bytes for each, and five to eleven for where it is. The worst
+/// is a tree of which every file has its other name far away, such as a row of backups.
+#[derive(Debug, Default)]
+pub struct LinkGroups {
+    open: Vec<Group>,
+    /// Where in `open` the group of a key is.
+    places: HashTable<u32>,
+    hasher: RandomState,
+    /// The number of the last group; the first has 1.
+    last_group: u64,
 }
+
+/// Bytes that an inode is remembered with while names of it are missing.
+pub const GROUP_SIZE: usize = size_of::<Group>();
+const _: () = assert!(GROUP_SIZE <= 64, "a million inodes take 64 MB");
 
 /// An inode with several names, some of which were met.
 #[derive(Clone, Copy, Debug)]
 struct Group {
+    sum: NameSum,
     number: u64,
+    inode: u64,
+    device: u32,
     /// Names that were not met, and the content if it did not come.
     parts_left: u32,
-    sum: NameSum,
+}
+
+impl Group {
+    const fn key(&self) -> InodeKey {
+        let Self { inode, device, .. } = *self;
+        InodeKey { inode, device }
+    }
 }
 
 /// What a name turned out to be.
@@ -41,53 +71,93 @@ pub enum Met {
     },
 }
 
-impl<Key> Default for LinkGroups<Key> {
-    fn default() -> Self {
-        Self {
-            open: HashMap::new(),
-            next_group: 1,
-        }
-    }
-}
-
-impl<Key: Eq + std::hash::Hash> LinkGroups<Key> {
+impl LinkGroups {
     /// A name of the inode `key`, which has `names` in all, was met. `sum` is that of the name.
-    pub fn meet(&mut self, key: Key, names: u32, sum: NameSum) -> Met {
-        if let Some(group) = self.open.get(&key) {
-            let group = group.number;
-            let complete = self.add(&key, &sum);
+    ///
+    /// # Panics
+    /// When names of more than four thousand million inodes are missing.
+    pub fn meet(&mut self, key: InodeKey, names: u32, sum: NameSum) -> Met {
+        if let Some((group, complete)) = self.add(key, &sum) {
             return Met::Again { group, complete };
         }
-        let number = self.next_group;
-        self.next_group = self.next_group.saturating_add(1);
-        let group = Group {
-            number,
-            parts_left: names,
+        self.last_group = self.last_group.saturating_add(1);
+        #[expect(
+            clippy::expect_used,
+            reason = "so many groups take 256 GiB of memory, which fails before"
+        )]
+        let place = u32::try_from(self.open.len()).expect("fewer groups than a u32 counts");
+        self.open.push(Group {
             sum,
-        };
-        self.open.insert(key, group);
-        Met::First { group: number }
+            number: self.last_group,
+            inode: key.inode,
+            device: key.device,
+            parts_left: names,
+        });
+        let (open, hasher) = (&self.open, &self.hasher);
+        self.places
+            .insert_unique(hasher.hash_one(key), place, |place| {
+                hash_at(open, hasher, *place)
+            });
+        Met::First {
+            group: self.last_group,
+        }
     }
 
     /// The content of the inode `key`, whose first name was met, is `sum`. Gives the sum of the
     /// element when nothing is owed any more.
-    pub fn add_content(&mut self, key: &Key, sum: &NameSum) -> Option<NameSum> {
-        self.add(key, sum)
+    pub fn add_content(&mut self, key: InodeKey, sum: &NameSum) -> Option<NameSum> {
+        self.add(key, sum)?.1
     }
 
-    fn add(&mut self, key: &Key, sum: &NameSum) -> Option<NameSum> {
-        let group = self.open.get_mut(key)?;
-        group.sum.add(sum);
-        group.parts_left = group.parts_left.saturating_sub(1);
-        let sum = (group.parts_left == 0).then_some(group.sum)?;
-        self.open.remove(key);
-        Some(sum)
+    /// How many inodes are remembered.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether no inode is remembered.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.open.is_empty()
     }
 
     /// The elements of inodes that have names elsewhere.
     pub fn drain(&mut self) -> impl Iterator<Item = NameSum> {
-        self.open.drain().map(|(_, group)| group.sum)
+        self.places.clear();
+        self.open.drain(..).map(|group| group.sum)
     }
+
+    /// Adds a part to a group that is open; gives its number, and its sum when that was the last.
+    fn add(&mut self, key: InodeKey, sum: &NameSum) -> Option<(u64, Option<NameSum>)> {
+        let (open, hash) = (&mut self.open, self.hasher.hash_one(key));
+        let is_it = |place: &u32| open.get(*place as usize).is_some_and(|it| it.key() == key);
+        let found = self.places.find_entry(hash, is_it).ok()?;
+        let place = *found.get();
+        let group = open.get_mut(place as usize)?;
+        group.sum.add(sum);
+        group.parts_left = group.parts_left.saturating_sub(1);
+        let (number, sum) = (group.number, group.sum);
+        if group.parts_left > 0 {
+            return Some((number, None));
+        }
+        found.remove();
+        open.swap_remove(place as usize);
+        if let Some(moved) = open.get(place as usize) {
+            // The last group is in its place now.
+            let hash = self.hasher.hash_one(moved.key());
+            let last = u32::try_from(open.len()).ok();
+            if let Some(moved) = self.places.find_mut(hash, |place| Some(*place) == last) {
+                *moved = place;
+            }
+        }
+        Some((number, Some(sum)))
+    }
+}
+
+/// The hash of the group at `place`.
+fn hash_at(open: &[Group], hasher: &RandomState, place: u32) -> u64 {
+    open.get(place as usize)
+        .map_or(0, |group| hasher.hash_one(group.key()))
 }
 
 #[cfg(test)]
@@ -99,6 +169,10 @@ mod tests {
         NameSum::of_name(TreePath::new(path).unwrap().as_bytes())
     }
 
+    fn key(inode: u64) -> InodeKey {
+        InodeKey { inode, device: 1 }
+    }
+
     #[test]
     fn a_group_ends_with_its_last_part() {
         let content = name(b"stands for a content");
@@ -108,17 +182,17 @@ mod tests {
             .for_each(|part| expected.add(part));
 
         let mut groups = LinkGroups::default();
-        assert_eq!(groups.meet(7, 3, name(b"b")), Met::First { group: 1 });
-        assert_eq!(groups.meet(8, 2, name(b"x")), Met::First { group: 2 });
+        assert_eq!(groups.meet(key(7), 3, name(b"b")), Met::First { group: 1 });
+        assert_eq!(groups.meet(key(8), 2, name(b"x")), Met::First { group: 2 });
         assert_eq!(
-            groups.meet(7, 3, name(b"a")),
+            groups.meet(key(7), 3, name(b"a")),
             Met::Again {
                 group: 1,
                 complete: None
             }
         );
-        assert_eq!(groups.add_content(&7, &content), None);
-        let last = groups.meet(7, 3, name(b"c"));
+        assert_eq!(groups.add_content(key(7), &content), None);
+        let last = groups.meet(key(7), 3, name(b"c"));
         assert_eq!(
             last,
             Met::Again {
@@ -129,12 +203,57 @@ mod tests {
         assert_eq!(groups.drain().count(), 1, "one has a name elsewhere");
 
         let mut late = LinkGroups::default();
-        let _first = late.meet(7, 3, name(b"c"));
-        let _again = (late.meet(7, 3, name(b"b")), late.meet(7, 3, name(b"a")));
+        let _first = late.meet(key(7), 3, name(b"c"));
+        let _again = (
+            late.meet(key(7), 3, name(b"b")),
+            late.meet(key(7), 3, name(b"a")),
+        );
         assert_eq!(
-            late.add_content(&7, &content),
+            late.add_content(key(7), &content),
             Some(expected),
             "content last"
         );
+    }
+
+    /// However many groups come and go, one is remembered for each inode with missing names, and
+    /// room for as many at most twice.
+    #[test]
+    fn groups_leave_when_nothing_is_owed() {
+        const OPEN_MAX: u64 = 1000;
+        let mut groups = LinkGroups::default();
+        let content = name(b"stands for a content");
+        let mut expected = content;
+        expected.add(&name(b"a"));
+        expected.add(&name(b"b"));
+        for inode in 0..20 * OPEN_MAX {
+            let first = groups.meet(key(inode), 2, name(b"a"));
+            assert_eq!(first, Met::First { group: inode + 1 });
+            assert_eq!(groups.add_content(key(inode), &content), None);
+            // One in the middle of those that are open ends, so that others take its place.
+            if let Some(earlier) = inode.checked_sub(OPEN_MAX - 1) {
+                let earlier = earlier ^ 1;
+                let group = earlier + 1;
+                let complete = Some(expected);
+                let again = groups.meet(key(earlier), 2, name(b"b"));
+                assert_eq!(again, Met::Again { group, complete }, "{earlier}");
+            }
+            assert!(groups.len() as u64 <= OPEN_MAX);
+        }
+        assert!(groups.open.capacity() as u64 <= 2 * OPEN_MAX);
+        assert!(groups.places.capacity() as u64 <= 4 * OPEN_MAX);
+        let left = groups.len();
+        assert_eq!(groups.drain().count(), left);
+        assert!(groups.is_empty());
+    }
+
+    #[test]
+    fn the_same_number_on_two_devices_is_two_inodes() {
+        let mut groups = LinkGroups::default();
+        let there = InodeKey {
+            device: 2,
+            ..key(7)
+        };
+        assert_eq!(groups.meet(key(7), 2, name(b"a")), Met::First { group: 1 });
+        assert_eq!(groups.meet(there, 2, name(b"b")), Met::First { group: 2 });
     }
 }

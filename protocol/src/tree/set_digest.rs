@@ -120,6 +120,33 @@ impl NameSum {
         }
     }
 
+    /// Bytes of a sum that is kept outside of memory.
+    pub const ENCODED_LEN: usize = 36;
+
+    /// The bytes of this sum.
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::ENCODED_LEN] {
+        let mut bytes = [0; Self::ENCODED_LEN];
+        let numbers = self.limbs.iter().flat_map(|limb| limb.to_le_bytes());
+        let numbers = numbers.chain(self.names.to_le_bytes());
+        for (byte, number) in bytes.iter_mut().zip(numbers) {
+            *byte = number;
+        }
+        bytes
+    }
+
+    /// The sum that was encoded. Zeros are the sum of nothing.
+    #[must_use]
+    pub fn decode(bytes: &[u8; Self::ENCODED_LEN]) -> Self {
+        let (sum, names) = bytes.split_at(32);
+        Self {
+            limbs: sum.first_chunk().map_or([0; 4], limbs),
+            names: names
+                .first_chunk()
+                .map_or(0, |names| u32::from_le_bytes(*names)),
+        }
+    }
+
     /// Adds another sum.
     pub fn add(&mut self, other: &Self) {
         let mut carry = false;

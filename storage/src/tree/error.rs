@@ -13,10 +13,7 @@ pub enum TreeError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The filesystem is full, or a quota is used up.
-    #[error(
-        "no room for {} ({needed} bytes): the filesystem has {available} bytes left",
-        path.display()
-    )]
+    #[error("no room for {} ({needed} bytes): {}", path.display(), room(*available, source))]
     NoSpace {
         /// The entry.
         path: PathBuf,
@@ -69,6 +66,16 @@ pub enum TreeError {
     },
 }
 
+/// What there is of room. Of a quota the filesystem tells no more than that it is used up.
+fn room(available: u64, source: &std::io::Error) -> String {
+    match source.kind() {
+        std::io::ErrorKind::QuotaExceeded => {
+            format!("a quota is used up, of {available} bytes that the filesystem has left")
+        }
+        _ => format!("the filesystem has {available} bytes left"),
+    }
+}
+
 /// Why a record of the peer must not be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -90,6 +97,9 @@ pub enum Refusal {
     /// Two entries bear one number.
     #[error("two entries bear the same number")]
     GroupTwice,
+    /// The number of an inode with several names is larger than any filesystem has inodes.
+    #[error("a number of an inode beyond all that a filesystem holds")]
+    TooManyGroups,
     /// A piece came twice.
     #[error("a piece came twice")]
     PieceTwice,

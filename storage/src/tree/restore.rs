@@ -40,6 +40,7 @@ use volferry_protocol::tree::set_digest::{Content, NameSum, TreeDigest};
 use volferry_protocol::zero_map::ZeroMap;
 
 use super::directories::{DirectoryCache, open_beneath, open_directory};
+use super::group_sums::{self, GroupSums};
 use super::metadata::{self, Handle as MetadataHandle, Terms};
 use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, allow_open_files, is_staging};
 use crate::error::{Operation, StorageError};
@@ -61,6 +62,9 @@ const LINKS: &[u8] = b"links";
 
 /// The file of the staging directory that holds what comes last.
 const SPOOL: &[u8] = b"spool";
+
+/// The file of the staging directory that holds what is known of inodes with several names.
+const GROUPS: &[u8] = b"groups";
 
 /// The mode of what is nobody's business yet.
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
@@ -186,9 +190,10 @@ impl TreeTarget {
             make_directory(&staging, LINKS)?;
             let links = open_directory(&staging, LINKS)?;
             let spool = create(&staging, SPOOL, OFlags::RDWR, PRIVATE)?;
-            Ok((staging, links, spool))
+            let groups = create(&staging, GROUPS, OFlags::RDWR, PRIVATE)?;
+            Ok((staging, links, spool, groups))
         };
-        let (staging, links, spool) = make().map_err(at(Operation::Create))?;
+        let (staging, links, spool, groups) = make().map_err(at(Operation::Create))?;
         Ok(Restore {
             is_dirty,
             direct: self.options.direct,
@@ -204,7 +209,7 @@ impl TreeTarget {
                 record: Vec::new(),
             }),
             large: Mutex::default(),
-            groups: Mutex::default(),
+            groups: Mutex::new(GroupSums::new(File::from(groups))),
             data_bytes: AtomicU64::new(0),
             names_written: AtomicU64::new(0),
             found: Mutex::default(),
@@ -237,7 +242,7 @@ pub struct Restore {
     links: OwnedFd,
     spool: Mutex<Spool>,
     large: Mutex<LargeFiles>,
-    groups: Mutex<Groups>,
+    groups: Mutex<GroupSums>,
     data_bytes: AtomicU64,
     names_written: AtomicU64,
     found: Mutex<Found>,
@@ -265,15 +270,6 @@ impl Spool {
         self.file.write_all(&len.to_le_bytes())?;
         self.file.write_all(&self.record)
     }
-}
-
-/// Inodes with several names.
-#[derive(Debug, Default)]
-struct Groups {
-    /// The names and the contents that came, by the number of the group.
-    sums: HashMap<u64, NameSum>,
-    /// Groups whose entry could not be made: their links can't be either.
-    lost: HashSet<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -359,6 +355,9 @@ impl Restore {
         worker.make_links()?;
         let root_metadata = worker.finish_directories()?;
         worker.cache.clear();
+        let mut found = std::mem::take(&mut *lock(&self.found));
+        let summed = lock(&self.groups).for_each(|sum| found.digest.add(sum));
+        summed.map_err(|error| self.io(Operation::Read, &self.staging_name, error))?;
         self.remove_staging()?;
         if let Some(root) = root_metadata {
             worker.adorn_directory(&self.root, b"", &root)?;
@@ -366,10 +365,9 @@ impl Restore {
         drop(worker);
         rustix::fs::syncfs(&*self.root)
             .map_err(|errno| self.io(Operation::Flush, b"", errno.into()))?;
-        let mut found = std::mem::take(&mut *lock(&self.found));
-        for sum in lock(&self.groups).sums.values() {
-            found.digest.add(sum);
-        }
+        let late = std::mem::take(&mut *lock(&self.found));
+        found.digest.merge(&late.digest);
+        found.fidelity.add(&late.fidelity);
         Ok(TreeSummary {
             digest: found.digest.finish(self.terms.accept),
             counts: found.digest.counts,
@@ -377,6 +375,15 @@ impl Restore {
             changed: 0,
             data_bytes: self.data_bytes(),
         })
+    }
+
+    /// Adds a part of an inode with several names.
+    fn add_to_group(&self, group: u64, part: &NameSum, path: &[u8]) -> Result<(), TreeError> {
+        if group > group_sums::NUMBER_MAX {
+            return Err(Self::refuse(path, Refusal::TooManyGroups));
+        }
+        let added = lock(&self.groups).add(group, part);
+        added.map_err(|error| self.io(Operation::Write, path, error))
     }
 
     fn remove_staging(&self) -> Result<(), TreeError> {
@@ -519,10 +526,8 @@ impl RestoreWorker {
             Record::Link { name, group } => {
                 self.found.digest.counts.note_link();
                 let path = join(directory.path.as_bytes(), name.as_bytes());
-                let mut groups = lock(&self.shared.groups);
-                let sum = groups.sums.entry(group).or_default();
-                sum.add(&NameSum::of_name(&path));
-                drop(groups);
+                self.shared
+                    .add_to_group(group, &NameSum::of_name(&path), &path)?;
                 self.spool(&directory.path, &Record::Link { name, group })
             }
             Record::Forget { file } => self.forget(file),
@@ -667,8 +672,7 @@ impl RestoreWorker {
             self.keep_for_links(&directory.fd, name, entry.group, &path)?;
         }
         let content = Content::File { size, digest };
-        self.add(&path, &content, &entry.metadata, entry.group);
-        Ok(())
+        self.add(&path, &content, &entry.metadata, entry.group)
     }
 
     /// Makes what is neither a directory nor a regular file.
@@ -709,15 +713,12 @@ impl RestoreWorker {
                 if is_device && matches!(error.errno(), Some(Errno::PERM | Errno::INVAL)) =>
             {
                 self.found.fidelity.note(FidelityClass::Devices, &path);
+                let content = Content::Special(special);
+                self.add(&path, &content, &entry.metadata, entry.group)?;
                 if entry.group != 0 {
-                    lock(&self.shared.groups).lost.insert(entry.group);
+                    let lost = lock(&self.shared.groups).lose(entry.group);
+                    lost.map_err(|error| self.shared.io(Operation::Write, &path, error))?;
                 }
-                self.add(
-                    &path,
-                    &Content::Special(special),
-                    &entry.metadata,
-                    entry.group,
-                );
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -728,13 +729,8 @@ impl RestoreWorker {
         if entry.group != 0 {
             self.keep_for_links(&directory.fd, name, entry.group, &path)?;
         }
-        self.add(
-            &path,
-            &Content::Special(special),
-            &entry.metadata,
-            entry.group,
-        );
-        Ok(())
+        let content = Content::Special(special);
+        self.add(&path, &content, &entry.metadata, entry.group)
     }
 
     fn adorn(
@@ -773,18 +769,23 @@ impl RestoreWorker {
     }
 
     /// Adds an inode to the digest that was made.
-    fn add(&mut self, path: &[u8], content: &Content<'_>, metadata: &Metadata, group: u64) {
+    fn add(
+        &mut self,
+        path: &[u8],
+        content: &Content<'_>,
+        metadata: &Metadata,
+        group: u64,
+    ) -> Result<(), TreeError> {
         let left_out = self.shared.terms.accept;
         if group == 0 {
             let digest = &mut self.found.digest;
             digest.add_entry(path, content, metadata, left_out);
-            return;
+            return Ok(());
         }
-        let mut groups = lock(&self.shared.groups);
-        let sum = groups.sums.entry(group).or_default();
-        sum.add(&NameSum::of_name(path));
+        let mut sum = NameSum::of_name(path);
         sum.add(&NameSum::of_content(content, metadata, left_out));
         self.found.digest.counts.note(content);
+        self.shared.add_to_group(group, &sum, path)
     }
 
     /// Gives an inode with several names one more, which the others are made from.
@@ -1008,7 +1009,7 @@ impl RestoreWorker {
             size,
             digest: end.digest,
         };
-        self.add(&path, &content, &end.metadata, end.group);
+        self.add(&path, &content, &end.metadata, end.group)?;
         lock(&shared.large).open.remove(&file.number);
         Ok(())
     }
@@ -1071,7 +1072,8 @@ impl RestoreWorker {
         let directory = Entered { path, fd };
         let name = name.as_bytes();
         let path = join(directory.path.as_bytes(), name);
-        if lock(&shared.groups).lost.contains(&group) {
+        let is_lost = lock(&shared.groups).is_lost(group);
+        if is_lost.map_err(|error| shared.io(Operation::Read, &path, error))? {
             self.found.fidelity.note(FidelityClass::Devices, &path);
             return Ok(());
         }

@@ -28,7 +28,7 @@ use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport, Loss};
 use volferry_protocol::tree::file_digest::{self, FileDigest, PIECE_LEN, PieceDigest};
 use volferry_protocol::tree::frame::{ZERO_PIECES_MAX, pack_digest};
-use volferry_protocol::tree::links::{LinkGroups, Met};
+use volferry_protocol::tree::links::{InodeKey, LinkGroups, Met};
 use volferry_protocol::tree::path::{Name, PATH_LEN_MAX, TreePath, join, show};
 use volferry_protocol::tree::record::{
     DeviceNumber, Entry, INLINE_SIZE_MAX, Metadata, Record, Special,
@@ -192,7 +192,7 @@ pub struct Walk<End> {
     is_stopped: AtomicBool,
     /// There is work, or there will be none.
     news: Condvar,
-    links: Mutex<LinkGroups<(u64, u64)>>,
+    links: Mutex<LinkGroups>,
     next_pack: AtomicU64,
     next_file: AtomicU64,
     /// Names that were read so far, and bytes of files, for progress.
@@ -276,7 +276,7 @@ struct LargeFile {
     stat: Stat,
     size: u64,
     /// Its number and key among the inodes with several names.
-    group: Option<(u64, (u64, u64))>,
+    group: Option<(u64, InodeKey)>,
     /// The next piece that nobody has taken.
     next: AtomicU64,
     /// Pieces that are not done.
@@ -777,19 +777,18 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
     }
 
     /// Meets a name of an inode. `None` when the inode was met before: then its link is on its way.
-    #[expect(clippy::type_complexity, reason = "a group and its key")]
     fn meet(
         &mut self,
         directory: &Directory,
         name: &[u8],
         path: &[u8],
         stat: &Stat,
-    ) -> Result<Option<Option<(u64, (u64, u64))>>, Stop> {
+    ) -> Result<Option<Option<(u64, InodeKey)>>, Stop> {
         let names = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
         if names < 2 {
             return Ok(Some(None));
         }
-        let key = (stat.st_dev, stat.st_ino);
+        let key = key_of(stat);
         let met = lock(&self.walk.links).meet(key, names, NameSum::of_name(path));
         match met {
             Met::First { group } => Ok(Some(Some((group, key)))),
@@ -811,7 +810,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         path: &[u8],
         content: &Content<'_>,
         metadata: &Metadata,
-        group: Option<(u64, (u64, u64))>,
+        group: Option<(u64, InodeKey)>,
     ) {
         let left_out = self.walk.options.terms.accept;
         let Some((_, key)) = group else {
@@ -820,7 +819,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             return;
         };
         let sum = NameSum::of_content(content, metadata, left_out);
-        if let Some(sum) = lock(&self.walk.links).add_content(&key, &sum) {
+        if let Some(sum) = lock(&self.walk.links).add_content(key, &sum) {
             self.found.digest.add(&sum);
         }
         self.found.digest.counts.note(content);
@@ -833,7 +832,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         path: Vec<u8>,
         file: File,
         mut stat: Stat,
-        group: Option<(u64, (u64, u64))>,
+        group: Option<(u64, InodeKey)>,
     ) -> Result<(), Stop> {
         let mut attempt = 1;
         let mut content = std::mem::take(&mut self.content);
@@ -898,7 +897,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         path: Vec<u8>,
         file: File,
         stat: Stat,
-        group: Option<(u64, (u64, u64))>,
+        group: Option<(u64, InodeKey)>,
         attempt: u32,
     ) -> Result<(), Stop> {
         let size = size_of(&stat);
@@ -919,6 +918,8 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             data_bytes: AtomicU64::new(0),
             is_torn: AtomicBool::new(false),
         });
+        // A target that fails at one of its pieces knows no more than the number.
+        tracing::debug!(number = file.number, path = %file.handle.path().display(), "a large file is read");
         if size == 0 {
             return self.end_large(&file);
         }
@@ -1273,6 +1274,14 @@ fn open_quietly(directory: &OwnedFd, name: &[u8], flags: OFlags) -> io::Result<O
 
 fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+/// What tells an inode from others. Linux has device numbers of 12 and 20 bits.
+fn key_of(stat: &Stat) -> InodeKey {
+    InodeKey {
+        inode: stat.st_ino,
+        device: major(stat.st_dev) << 20 | minor(stat.st_dev),
+    }
 }
 
 /// Whether what was read in between may be a mixture.
