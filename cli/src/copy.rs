@@ -10,6 +10,7 @@ use volferry_agent::outcome;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
+use volferry_storage::tree::disk_image_in;
 use volferry_storage::{TargetOptions, same_volume};
 use volferry_target_agent::TargetConfig;
 use volferry_target_agent::options::ResumeOptions;
@@ -118,11 +119,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn copy(arguments: &Arguments) -> outcome::Outcome {
     refuse_same(&arguments.source, &arguments.target)?;
-    let image = image_in(&arguments.source, &arguments.target);
+    let image = image_for(&arguments.source, &arguments.target);
     let source_path = image.as_deref().unwrap_or(&arguments.source);
     if source_path.is_dir() {
-        make_directory(&arguments.target)?;
         refuse_nested(&arguments.source, &arguments.target)?;
+        make_directory(&arguments.target)?;
     }
     let memory_bytes = (arguments.memory_mib as usize) << 20;
     let source = SourceConfig::new(source_path.to_owned());
@@ -194,15 +195,10 @@ fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
 
 /// The disk image that is all that a source directory holds, where the target is a block device: the
 /// volume goes back to what it was cloned from.
-fn image_in(source: &Path, target: &Path) -> Option<PathBuf> {
+fn image_for(source: &Path, target: &Path) -> Option<PathBuf> {
     let is_device =
         std::fs::metadata(target).is_ok_and(|target| target.file_type().is_block_device());
-    let mut names = std::fs::read_dir(source)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.file_name()))
-        .filter(|name| name != "lost+found");
-    let is_alone = names.next()? == "disk.img" && names.next().is_none();
-    (is_device && is_alone).then(|| source.join("disk.img"))
+    is_device.then(|| disk_image_in(source)).flatten()
 }
 
 /// Makes the target directory where it isn't there yet.
@@ -218,7 +214,18 @@ fn make_directory(target: &Path) -> Result<(), Failure> {
 
 /// A tree must not be cloned into itself: it would grow while it is read.
 fn refuse_nested(source: &Path, target: &Path) -> Result<(), Failure> {
-    let (Ok(real_source), Ok(real_target)) = (source.canonicalize(), target.canonicalize()) else {
+    // A target that isn't there is made in a directory that is.
+    let real_target = target.canonicalize().or_else(|error| {
+        let name = target.file_name().ok_or(error)?;
+        let above = target.parent().filter(|above| *above != Path::new(""));
+        Ok::<_, std::io::Error>(
+            above
+                .unwrap_or_else(|| Path::new("."))
+                .canonicalize()?
+                .join(name),
+        )
+    });
+    let (Ok(real_source), Ok(real_target)) = (source.canonicalize(), real_target) else {
         return Ok(());
     };
     if !real_target.starts_with(&real_source) && !real_source.starts_with(&real_target) {

@@ -25,6 +25,7 @@ use volferry_protocol::geometry::{ChunkSize, Geometry};
 use volferry_protocol::message::{self, Hello};
 use volferry_protocol::session::Stage;
 use volferry_protocol::tree::session::TreeTerms;
+use volferry_storage::tree::disk_image_in;
 use volferry_storage::{Generation, SourceOptions, open_source};
 use volferry_transport::{Class, Connector, TransportError};
 
@@ -127,9 +128,31 @@ async fn clone<C>(config: &SourceConfig, context: &Context, connector: Arc<C>) -
 where
     C: Connector + 'static,
 {
-    if config.volume.is_dir() {
-        return tree::clone(config, context, connector).await;
+    if !config.volume.is_dir() {
+        return clone_volume(config, context, connector).await;
     }
+    let outcome = tree::clone(config, context, Arc::clone(&connector)).await;
+    let is_refused = matches!(&outcome, Err(failure) if failure.code == FailureCode::Unsupported);
+    let image = is_refused.then(|| disk_image_in(&config.volume)).flatten();
+    let Some(image) = image else {
+        return outcome;
+    };
+    tracing::info!(
+        image = %image.display(),
+        "the target takes no tree: the disk image is cloned as the volume that it is"
+    );
+    let config = SourceConfig {
+        volume: image,
+        ..config.clone()
+    };
+    clone_volume(&config, context, connector).await
+}
+
+/// Clones a block device or a regular file.
+async fn clone_volume<C>(config: &SourceConfig, context: &Context, connector: Arc<C>) -> Outcome
+where
+    C: Connector + 'static,
+{
     let of_storage = |error| failure::of_storage(End::Source, &error);
     let options = SourceOptions {
         direct: config.direct,

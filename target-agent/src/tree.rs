@@ -17,7 +17,7 @@ use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::message::Hello;
 use volferry_protocol::receipt::Verified;
-use volferry_storage::tree::{TreeTarget, TreeTargetOptions};
+use volferry_storage::tree::{DISK_IMAGE, TreeTarget, TreeTargetOptions};
 
 use crate::driver::Ask;
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
@@ -26,9 +26,6 @@ use crate::{Resume, TargetConfig, open_volume, serve_volume};
 mod data;
 mod driver;
 mod writers;
-
-/// The file that holds a block volume in a filesystem volume, as in KubeVirt.
-const DISK_IMAGE: &str = "disk.img";
 
 /// Claims the directory, before anybody may connect.
 pub(crate) fn open(config: &TargetConfig) -> Result<TreeTarget, Failure> {

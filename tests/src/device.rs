@@ -64,6 +64,12 @@ impl Loop {
         Self::over(temporary_directory(), backing, &[])
     }
 
+    /// A device over a file that somebody else keeps.
+    #[must_use]
+    pub fn over_file(backing: &Path) -> Option<Self> {
+        Self::over(temporary_directory(), backing.to_owned(), &[])
+    }
+
     fn over(directory: TempDir, backing: PathBuf, arguments: &[&str]) -> Option<Self> {
         let mut losetup = Command::new("losetup");
         losetup.args(["-f", "--show"]).args(arguments).arg(&backing);
@@ -104,9 +110,27 @@ impl Mount {
             let file = std::fs::File::create_new(backing).unwrap();
             file.set_len(size).unwrap();
         })?;
+        Self::on(mkfs, device)
+    }
+
+    /// A filesystem that `mkfs` makes on `device`.
+    #[must_use]
+    pub fn on(mkfs: &str, device: Loop) -> Option<Self> {
         run(Command::new(mkfs).arg("-q").arg(&device.device))?;
         let path = device.device.clone();
         Self::new(&[path.as_os_str()], Some(device))
+    }
+
+    /// Takes the filesystem, an ext4, away, has it repaired, and mounts it again.
+    #[must_use]
+    pub fn repair(&self) -> Option<()> {
+        let device = self.device()?;
+        run(Command::new("umount").arg(self.path()))?;
+        // 1 says that something was repaired.
+        let repaired = Command::new("e2fsck").arg("-fy").arg(device).output();
+        let code = repaired.ok().and_then(|output| output.status.code());
+        assert!(matches!(code, Some(0 | 1)), "e2fsck ended with {code:?}");
+        run(Command::new("mount").arg(device).arg(self.path())).map(drop)
     }
 
     /// A filesystem in memory of `size` bytes.

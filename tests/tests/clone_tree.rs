@@ -154,6 +154,7 @@ fn what_is_there_is_kept_replaced_or_removed() {
     tree::assert_same(&source, &target);
     copy(&source, &target, &["--delete-extra"]).failed(2, &[]);
     copy(&source, &source.join("inside"), &[]).failed(2, &["within the other"]);
+    assert!(!source.join("inside").exists(), "nothing is left of it");
 }
 
 /// A clone that was killed leaves no receipt, and another with overwrite makes the tree right.
@@ -204,6 +205,47 @@ fn a_full_target_says_what_was_missing() {
     let again = ["--overwrite", "--delete-extra"];
     let _again = copy(&source, mount.path(), &again).succeeded();
     tree::assert_same(&source, mount.path());
+}
+
+/// With `--selinux` labels are cloned, where both ends say so; without, they are not.
+#[test]
+fn labels_are_cloned_when_asked_for() {
+    const LABEL: &[u8] = b"system_u:object_r:container_file_t:s0\0";
+    let mounts = (Mount::ext4(64 * MIB), Mount::ext4(64 * MIB));
+    let (Some(source), Some(target)) = mounts else {
+        return;
+    };
+    let (source, target) = (source.path(), target.path());
+    fs::create_dir(source.join("dir")).unwrap();
+    fs::write(source.join("dir/file"), "content").unwrap();
+    let label = |path: &Path| {
+        let mut value = [0; 256];
+        let len = rustix::fs::lgetxattr(path, "security.selinux", &mut value).unwrap_or(0);
+        value[..len].to_vec()
+    };
+    for name in ["dir", "dir/file"] {
+        let set = rustix::fs::XattrFlags::empty();
+        let planted = rustix::fs::setxattr(source.join(name), "security.selinux", LABEL, set);
+        if let Err(errno) = planted {
+            return skip(&format!("a label can't be set: {errno}")).unwrap_or_default();
+        }
+    }
+    let _unlabelled = copy(source, target, &[]).succeeded();
+    assert_ne!(label(&target.join("dir/file")), LABEL);
+    let _labelled = copy(source, target, &["--overwrite", "--selinux"]).succeeded();
+    for name in ["dir", "dir/file"] {
+        assert_eq!(label(&target.join(name)), LABEL, "{name}");
+    }
+    // One end alone does not decide.
+    let agents = Agents::default();
+    let arguments = ["--overwrite", "--delete-extra"];
+    let target_agent = agents.start_target(target, &arguments);
+    let source_agent = agents.start_source(target_agent.address(), source, &["--selinux"]);
+    let _ends = (
+        source_agent.end().succeeded(),
+        target_agent.end().succeeded(),
+    );
+    assert_ne!(label(&target.join("dir/file")), LABEL);
 }
 
 /// What can't be kept is counted, listed and fails the clone, unless its class was accepted.
@@ -322,6 +364,18 @@ fn volume_modes_convert() {
         return;
     };
     let _back = copy(mount.path(), &device.device, &[]).succeeded();
+    volume::assert_same(&image, &device.device, content.size);
+    // Agents learn from each other what the target is.
+    let agents = Agents::default();
+    let Some(device) = Loop::dirty(24 * MIB, 512) else {
+        return;
+    };
+    let target_agent = agents.start_target(&device.device, &[]);
+    let source_agent = agents.start_source(target_agent.address(), mount.path(), &[]);
+    let _ends = (
+        source_agent.end().succeeded(),
+        target_agent.end().succeeded(),
+    );
     volume::assert_same(&image, &device.device, content.size);
     // To a path that is no device, a directory is a tree.
     let _tree = copy(mount.path(), &back, &[]).succeeded();
