@@ -198,7 +198,7 @@ impl Bench<'_> {
         };
         let busy = Processors::read();
         let start = Instant::now();
-        let mut group = Group::new(place.path(), entry.limit, time_limit(stage.size_bytes));
+        let mut group = Group::new(place.path(), entry.limit, time_limit(stage));
         let outcome = (entry.peer.run)(&job, &mut group).and_then(|()| stage.flush_target());
         let wall_seconds = start.elapsed().as_secs_f64();
         let busy = Processors::read().since(busy);
@@ -221,8 +221,11 @@ impl Bench<'_> {
 }
 
 /// After this long a peer counts as stuck: a slow disk would have been done.
-fn time_limit(bytes: u64) -> Duration {
+fn time_limit(stage: &Stage) -> Duration {
     const START: u64 = 60;
     const SLOWEST_PER_SECOND: u64 = 20 * MIB;
-    Duration::from_secs(START + bytes / SLOWEST_PER_SECOND)
+    const FEWEST_NAMES_PER_SECOND: u64 = 400;
+    let names = stage.tree.as_ref().map_or(0, |(facts, _)| facts.entries);
+    let seconds = stage.size_bytes / SLOWEST_PER_SECOND + names / FEWEST_NAMES_PER_SECOND;
+    Duration::from_secs(START + seconds)
 }

@@ -35,7 +35,7 @@ fn daemon_command(job: &Job<'_>, port: u16) -> Result<Command, Error> {
     let pid_file = job.scratch.join("rsyncd.pid");
     // A daemon refuses to write devices unless it is told not to refuse.
     let text = format!(
-        "address = 127.0.0.1\nport = {port}\nuse chroot = no\nuid = root\ngid = root\n\
+        "address = 127.0.0.1\nport = {port}\nuse chroot = no\nmunge symlinks = no\nuid = root\ngid = root\n\
          pid file = {}\n[target]\npath = {}\nread only = no\n\
          refuse options = !write-devices\n",
         pid_file.display(),
