@@ -144,10 +144,14 @@ impl Place {
     }
 
     fn remove(&self) {
-        // There may be none.
-        let _ = std::process::Command::new("umount")
-            .arg(&self.mount)
-            .output();
+        // There may be none. What a peer left that was killed may still be at work there, and goes
+        // with the last of its files.
+        let umount = |how: &[&str]| {
+            let mut umount = std::process::Command::new("umount");
+            let done = umount.args(how).arg(&self.mount).output();
+            done.is_ok_and(|output| output.status.success())
+        };
+        let _ = umount(&[]) || umount(&["--lazy"]);
         let _ = fs::remove_file(&self.image);
     }
 }
