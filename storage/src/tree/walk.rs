@@ -251,7 +251,7 @@ struct Listing {
     directory: Arc<Directory>,
     /// What it was before it was listed.
     before: Stat,
-    /// The batches and large files that are not done, and one more until all its names are known.
+    /// The batches that are not done, and one more until all its names are known.
     left: AtomicUsize,
 }
 
@@ -270,7 +270,7 @@ struct LargeFile {
     number: u64,
     attempt: u32,
     handle: Handle,
-    listing: Arc<Listing>,
+    directory: Arc<Directory>,
     name: Vec<u8>,
     path: Vec<u8>,
     stat: Stat,
@@ -579,7 +579,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         self.end_part(&listing)
     }
 
-    /// A batch or a large file of a directory, or its listing, is done. After the last it is looked at again.
+    /// A batch of a directory, or its listing, is done. After the last it is looked at again.
     fn end_part(&mut self, listing: &Listing) -> Result<(), Stop> {
         if listing.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let Directory { fd, path } = &*listing.directory;
@@ -673,7 +673,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
     }
 
     /// Reads what some names of a directory lead to.
-    fn read_batch(&mut self, listing: &Arc<Listing>, batch: &Batch) -> Result<(), Stop> {
+    fn read_batch(&mut self, listing: &Listing, batch: &Batch) -> Result<(), Stop> {
         let directory = &listing.directory;
         let mut opened = Vec::with_capacity(batch.len());
         let mut ahead_bytes = 0;
@@ -694,7 +694,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             opened.push(file);
         }
         for file in opened {
-            self.read_file(listing, file)?;
+            self.read_file(directory, file)?;
             if self.walk.is_stopped.load(Ordering::Relaxed) {
                 return Err(Stop::Unwanted);
             }
@@ -760,20 +760,20 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         }))
     }
 
-    fn read_file(&mut self, listing: &Arc<Listing>, opened: Opened<'_>) -> Result<(), Stop> {
+    fn read_file(&mut self, directory: &Arc<Directory>, opened: Opened<'_>) -> Result<(), Stop> {
         let Opened {
             name,
             path,
             file,
             stat,
         } = opened;
-        let Some(group) = self.meet(&listing.directory, name, &path, &stat)? else {
+        let Some(group) = self.meet(directory, name, &path, &stat)? else {
             return Ok(());
         };
         if size_of(&stat) > u64::from(INLINE_SIZE_MAX) {
-            return self.begin_large(listing, name, path, file, stat, group, 1);
+            return self.begin_large(directory, name, path, file, stat, group, 1);
         }
-        self.read_small(listing, name, path, file, stat, group)
+        self.read_small(directory, name, path, file, stat, group)
     }
 
     /// Meets a name of an inode. `None` when the inode was met before: then its link is on its way.
@@ -827,7 +827,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
 
     fn read_small(
         &mut self,
-        listing: &Arc<Listing>,
+        directory: &Arc<Directory>,
         name: &[u8],
         path: Vec<u8>,
         file: File,
@@ -860,7 +860,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             stat = after;
             if size_of(&stat) > u64::from(INLINE_SIZE_MAX) {
                 self.content = content;
-                return self.begin_large(listing, name, path, file, stat, group, attempt);
+                return self.begin_large(directory, name, path, file, stat, group, attempt);
             }
         };
         let digest = file_digest::of_bytes(&content);
@@ -884,7 +884,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             zero_map,
             data: content.get(..data_len as usize).unwrap_or_default(),
         };
-        let emitted = self.emit(&listing.directory.path, &record);
+        let emitted = self.emit(&directory.path, &record);
         self.content = content;
         emitted
     }
@@ -892,7 +892,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
     /// Offers a file to all threads, piece by piece, and begins with it.
     fn begin_large(
         &mut self,
-        listing: &Arc<Listing>,
+        directory: &Arc<Directory>,
         name: &[u8],
         path: Vec<u8>,
         file: File,
@@ -906,7 +906,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             number: self.walk.next_file.fetch_add(1, Ordering::Relaxed),
             attempt,
             handle: Handle::new(at, file, OFlags::RDONLY, self.walk.options.direct),
-            listing: Arc::clone(listing),
+            directory: Arc::clone(directory),
             name: name.to_vec(),
             path,
             stat,
@@ -918,7 +918,6 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             data_bytes: AtomicU64::new(0),
             is_torn: AtomicBool::new(false),
         });
-        listing.left.fetch_add(1, Ordering::AcqRel);
         // A target that fails at one of its pieces knows no more than the number.
         tracing::debug!(number = file.number, path = %file.handle.path().display(), "a large file is read");
         if size == 0 {
@@ -1037,14 +1036,13 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         if is_torn || is_changed(&file.stat, &after) {
             if file.attempt < ATTEMPTS {
                 let file_number = Record::Forget { file: file.number };
-                self.emit(&file.listing.directory.path, &file_number)?;
+                self.emit(&file.directory.path, &file_number)?;
                 let again = main
                     .try_clone()
                     .map_err(|error| self.error(Operation::Open, &file.path, error))?;
                 let (path, name) = (file.path.clone(), file.name.clone());
-                let (listing, attempt) = (&file.listing, file.attempt + 1);
-                self.begin_large(listing, &name, path, again, after, file.group, attempt)?;
-                return self.end_part(listing);
+                let (directory, attempt) = (&file.directory, file.attempt + 1);
+                return self.begin_large(directory, &name, path, again, after, file.group, attempt);
             }
             self.found.changed.note(&file.path);
         }
@@ -1069,14 +1067,15 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             size,
             digest,
         };
-        self.emit(&file.listing.directory.path, &record)?;
-        if let Some(pack) = &mut self.pack {
-            pack.large_records += 1;
-            if pack.large_records >= LARGE_RECORDS_MAX {
-                self.send_pack()?;
-            }
+        self.emit(&file.directory.path, &record)?;
+        let Some(pack) = &mut self.pack else {
+            return Ok(());
+        };
+        pack.large_records += 1;
+        match pack.large_records {
+            LARGE_RECORDS_MAX.. => self.send_pack(),
+            _ => Ok(()),
         }
-        self.end_part(&file.listing)
     }
 
     /// Reads what is neither a directory nor a regular file, without opening it.
