@@ -175,34 +175,6 @@ fn a_file_that_changes_is_told() {
     assert!(digest(&from).changed.paths.is_empty());
 }
 
-/// A directory is looked at again when the last of its files was read, whoever read it.
-#[test]
-fn an_entry_that_appears_is_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let from = dir.path().join("from");
-    fs::create_dir(&from).unwrap();
-    // Many batches of small files, and a large one, which tells that it is read.
-    for number in 0..200 {
-        fs::write(from.join(format!("small {number}")), "small").unwrap();
-    }
-    fs::write(from.join("large"), vec![1; 1 << 20]).unwrap();
-    let appears = Appears(from.join("late"));
-    assert_eq!(walk(3, &from, appears).changed.paths, ["."]);
-    assert!(digest(&from).changed.paths.is_empty());
-}
-
-/// Makes a file when a piece comes.
-struct Appears(PathBuf);
-
-impl WalkEnd for Appears {
-    fn put(&self, outgoing: Outgoing) -> bool {
-        if matches!(outgoing, Outgoing::Piece { .. }) {
-            fs::write(&self.0, "late").unwrap();
-        }
-        true
-    }
-}
-
 /// A tree with one of everything.
 fn plant(root: &Path) {
     fs::create_dir(root).unwrap();
