@@ -2,6 +2,7 @@
 //!
 //! - [`walk`] reads a tree with several threads and makes packs and pieces of it;
 //! - [`restore`] takes packs and pieces and makes the tree again, below one root and nowhere else;
+//! - `journal` keeps what of a tree is durable, in the target directory itself;
 //! - `metadata` is what an entry has besides its content, at both ends;
 //! - `directories` opens directories below a root, however deep and whatever their names.
 //!
@@ -11,13 +12,14 @@
 
 mod directories;
 mod error;
+mod journal;
 mod metadata;
 pub mod restore;
 pub mod walk;
 
 pub use error::{Refusal, TreeError};
-pub use restore::{Restore, RestoreWorker, Room, TreeTarget, TreeTargetOptions};
-pub use walk::{Outgoing, Seen, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
+pub use restore::{Restore, RestoreWorker, Reuse, Room, TreeTarget, TreeTargetOptions};
+pub use walk::{Outgoing, Seen, TreeSource, Unasked, Walk, WalkEnd, WalkOptions, Walked};
 
 /// The directory at the root of a volume in which filesystem checkers put what they find. It
 /// belongs to the filesystem, not to the tree.
