@@ -42,7 +42,9 @@ pub fn of_storage(end: End, error: &StorageError) -> Failure {
 #[must_use]
 pub fn of_tree(end: End, error: &TreeError) -> Failure {
     let code = match (end, error) {
-        (_, TreeError::Record(_) | TreeError::Refused { .. }) => FailureCode::Protocol,
+        (_, TreeError::Record(_) | TreeError::Refused { .. } | TreeError::Unasked(_)) => {
+            FailureCode::Protocol
+        }
         (_, TreeError::Corrupt { .. }) => FailureCode::Integrity,
         (End::Target, TreeError::NoSpace { .. }) => FailureCode::TargetNoSpace,
         (End::Target, TreeError::NotEmpty { .. } | TreeError::InUse { .. }) => {
@@ -58,6 +60,9 @@ pub fn of_tree(end: End, error: &TreeError) -> Failure {
         (End::Source, _) => FailureCode::SourceOpen,
     };
     let whose = match code {
+        FailureCode::Protocol if matches!(end, End::Source) => {
+            "what the target sent makes no sense".to_owned()
+        }
         FailureCode::Protocol => "what the source sent must not be applied".to_owned(),
         _ => format!("{} tree", end.label()),
     };

@@ -269,15 +269,17 @@ impl Progress {
         self.zero_bytes.store(zero_bytes, Ordering::Relaxed);
     }
 
-    /// A tree turned out to hold so many bytes. Unlike that of a volume, its clone does not grow
-    /// durable step by step, so that nobody's patience is measured by it.
+    /// A tree turned out to hold so many bytes.
     pub fn set_size(&self, logical_bytes: u64) {
         self.logical_bytes.store(logical_bytes, Ordering::Relaxed);
     }
 
     /// So many names of a tree were read or made.
     pub fn set_entries(&self, entries: u64) {
-        self.entries.store(entries, Ordering::Relaxed);
+        // Many have no bytes that could grow durable.
+        if self.entries.swap(entries, Ordering::Relaxed) != entries {
+            *self.grown_at() = Some(Instant::now());
+        }
     }
 
     /// So much is durable at the target. Says whether that is news.
@@ -288,6 +290,12 @@ impl Progress {
             *self.grown_at() = Some(Instant::now());
         }
         is_news
+    }
+
+    /// How much is durable at the target, as far as this end knows.
+    #[must_use]
+    pub fn durable_bytes(&self) -> u64 {
+        self.durable_bytes.load(Ordering::Relaxed)
     }
 
     /// A chunk with so many bytes of data was sent, or taken in.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use uuid::Uuid;
 use volferry_agent::options::{TreeOptions, parse_chunk_size, parse_part};
 use volferry_agent::outcome;
@@ -20,6 +20,7 @@ use crate::pair;
 
 /// Arguments of `volferry copy`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("replacing").args(["overwrite", "delta"]).multiple(true)))]
 pub(crate) struct Arguments {
     /// The source volume: a block device, a raw image file, or a directory
     source: PathBuf,
@@ -32,8 +33,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     overwrite: bool,
 
-    /// Remove what a target directory holds before a tree is cloned into it
-    #[arg(long, requires = "overwrite")]
+    /// Remove what a target directory holds and the source does not, so that it is exactly the source
+    #[arg(long, requires = "replacing")]
     delete_extra: bool,
 
     /// The part of a filesystem that is kept free when a block volume is cloned into a directory
@@ -152,7 +153,8 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         ..TargetConfig::new(arguments.target.clone())
     };
     let target = arguments.resume.apply(target);
-    let clone_id = if arguments.resume.has_journal() {
+    let keeps_journal = arguments.resume.has_journal() || source_path.is_dir();
+    let clone_id = if keeps_journal {
         clone_id_of(&arguments.source, &arguments.target)
     } else {
         Uuid::new_v4()

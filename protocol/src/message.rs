@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::geometry::{ChunkIndex, ChunkSize};
 use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt};
+use crate::tree::offer::{Answer, Pieces};
 use crate::tree::session::{TreeFinish, TreeTerms};
 
 /// Features that a peer may require of this version: none beyond the protocol's first.
@@ -35,6 +36,10 @@ pub enum Message {
     Finish(Finish),
     /// Target: not all is right yet; these chunks are needed.
     Want(Want),
+    /// Target: what it holds of files that were offered.
+    Answer(Answer),
+    /// Target: what pieces it holds of a file.
+    Pieces(Pieces),
     /// Target: all is durable and proven.
     Receipt(Box<Receipt>),
     /// Either: the session is over.
@@ -52,6 +57,8 @@ impl Message {
             Self::Watermark(_) => "watermark",
             Self::Finish(_) => "finish",
             Self::Want(_) => "want",
+            Self::Answer(_) => "answer",
+            Self::Pieces(_) => "pieces",
             Self::Receipt(_) => "receipt",
             Self::Error(_) => "error",
         }
@@ -107,9 +114,13 @@ pub struct Welcome {
     /// What is durable at the target already and must not be sent again.
     #[serde(default)]
     pub durable: Vec<Subtree>,
-    /// Whether the source offers its chunks by digest first, instead of sending them.
+    /// Whether the source offers its chunks by digest first, or the files of its tree, instead of
+    /// sending them.
     #[serde(default)]
     pub offer: bool,
+    /// Whether the source reads the files that the target says to hold, to compare them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compare: bool,
     /// Features that the session uses.
     #[serde(default)]
     pub features: Vec<String>,

@@ -14,13 +14,17 @@
 //! - [`record`] is what a pack holds, one record for each name; [`frame`] is what goes around it.
 //! - [`file_digest`] folds the pieces of a large file into its plain BLAKE3 digest.
 //! - [`set_digest`] adds up a tree in any order; [`links`] knows which names are one file.
+//! - [`offer`] is how the two ends speak of what the target holds already.
+//! - [`journal`] is the form in which a target keeps what is durable.
 //! - [`fidelity`] names what can be lost on the way from one filesystem to another.
 //! - [`session`] holds the two state machines.
 
 pub mod fidelity;
 pub mod file_digest;
 pub mod frame;
+pub mod journal;
 pub mod links;
+pub mod offer;
 pub mod path;
 pub mod record;
 pub mod session;

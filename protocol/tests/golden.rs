@@ -305,6 +305,7 @@ fn missing_optional_fields_are_empty() {
     let older = Message::Welcome(Welcome {
         durable: vec![],
         offer: false,
+        compare: false,
         features: vec![],
         agent: String::new(),
         ..welcome()
@@ -582,6 +583,7 @@ fn welcome() -> Welcome {
             digest: DIGEST,
         }],
         offer: true,
+        compare: false,
         features: vec!["tree".into()],
         agent: "volferry-target 0.1.0".into(),
         tree: None,

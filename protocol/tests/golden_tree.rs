@@ -5,12 +5,14 @@
 use volferry_protocol::codec::Reader;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::frame::{TreeFrame, pack_digest};
+use volferry_protocol::tree::offer::{Offer, Stamp, Voucher};
 use volferry_protocol::tree::path::{Name, TreePath};
 use volferry_protocol::tree::record::{
     DeviceNumber, Entry, Metadata, Record, Special, Time, Xattr,
 };
 use volferry_protocol::zero_map::ZeroMap;
 
+const STAMP: Stamp = Stamp([0x57; 16]);
 const DIGEST: Digest = Digest([0xd1; 32]);
 
 /// One record of each kind; `golden/pack.hex` was written from the layout in docs/protocol.md, not by
@@ -55,12 +57,14 @@ fn record_bytes_never_change() {
         }),
         Record::File {
             entry: entry("file", 7),
+            stamp: STAMP,
             digest: DIGEST,
             zero_map: ZeroMap::all_data(5),
             data: b"hello",
         },
         Record::File {
             entry: entry("zeros", 0),
+            stamp: STAMP,
             digest: DIGEST,
             zero_map: ZeroMap::scan(&half_zero),
             data: &half_zero[4096..],
@@ -82,6 +86,19 @@ fn record_bytes_never_change() {
             group: 7,
         },
         Record::Forget { file: 9 },
+        Record::Offer(Offer {
+            name: name("offer"),
+            size: 1 << 30,
+            mtime: metadata().mtime,
+            stamp: STAMP,
+        }),
+        Record::Keep {
+            entry: entry("keep", 0),
+            size: 1 << 30,
+            digest: DIGEST,
+            data_bytes: 4096,
+            voucher: Voucher(Digest([0xe2; 32])),
+        },
     ];
     let golden: Vec<Vec<u8>> = include_str!("golden/pack.hex").lines().map(unhex).collect();
     assert_eq!(golden.len(), records.len());
@@ -164,6 +181,53 @@ fn frame_bytes_never_change() {
             &[0; 32],
         ],
     );
+    check(
+        TreeFrame::Begin {
+            file: number,
+            size: 0x0a0b,
+            stamp: STAMP,
+        },
+        &[
+            &[7, 0, 0, 0],
+            &[0; 4],
+            number_bytes,
+            &[0, 0, 0, 0, 0, 0, 10, 11],
+            &[0; 8],
+            &[0x57; 16],
+            &[0; 16],
+        ],
+    );
+    let (index, count) = (0x0a0b, 64);
+    for (kind, frame) in [
+        (
+            8,
+            TreeFrame::Probe {
+                file: number,
+                index,
+                count,
+            },
+        ),
+        (
+            9,
+            TreeFrame::SamePieces {
+                file: number,
+                index,
+                count,
+            },
+        ),
+    ] {
+        check(
+            frame,
+            &[
+                &[kind, 0, 0, 0],
+                &[0; 4],
+                number_bytes,
+                &[0, 0, 0, 0, 0, 0, 10, 11],
+                &[0, 0, 0, 64, 0, 0, 0, 0],
+                &[0; 32],
+            ],
+        );
+    }
 }
 
 #[test]

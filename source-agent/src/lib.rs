@@ -122,8 +122,7 @@ where
 /// A session that lasted as long was no failed attempt; the next pause is short again.
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// Runs sessions until one ends in a receipt, in a failure that another would not mend, or
-/// patience is at its end.
+/// Clones whatever the volume is.
 async fn clone<C>(config: &SourceConfig, context: &Context, connector: Arc<C>) -> Outcome
 where
     C: Connector + 'static,
@@ -168,7 +167,7 @@ where
         "the source volume is open"
     );
     let instance = Uuid::new_v4();
-    let mut hello = Hello {
+    let hello = Hello {
         clone_id: context.progress.clone_id(),
         instance,
         attempt: 0,
@@ -189,23 +188,62 @@ where
         sent: message::Sent::default(),
         pool: None,
     };
-    let (seed, _) = instance.as_u64_pair();
+    run_sessions(config, context, &connector, hello, &mut standing).await
+}
+
+/// What is cloned, session by session.
+trait Clones<C: Connector> {
+    /// Runs one session on `control`, a fresh connection to the target.
+    fn session(
+        &mut self,
+        config: &SourceConfig,
+        context: &Context,
+        connector: Arc<C>,
+        control: C::Stream,
+        hello: Hello,
+    ) -> impl Future<Output = Outcome> + Send;
+}
+
+impl<C: Connector + 'static> Clones<C> for Standing {
+    async fn session(
+        &mut self,
+        config: &SourceConfig,
+        context: &Context,
+        connector: Arc<C>,
+        control: C::Stream,
+        hello: Hello,
+    ) -> Outcome {
+        driver::run(config, context, connector, control, hello, self).await
+    }
+}
+
+/// Runs sessions of one clone until one ends in a receipt, in a failure that another would not
+/// mend, or patience is at its end.
+async fn run_sessions<C>(
+    config: &SourceConfig,
+    context: &Context,
+    connector: &Arc<C>,
+    mut hello: Hello,
+    standing: &mut impl Clones<C>,
+) -> Outcome
+where
+    C: Connector + 'static,
+{
+    let (seed, _) = hello.instance.as_u64_pair();
     let mut backoff = Backoff::new(seed);
     loop {
-        let stream = dial(&*connector, config, context, &mut backoff).await?;
+        let stream = dial(&**connector, config, context, &mut backoff).await?;
         context.admin.set_ready(true);
         hello.attempt += 1;
         let begun = Instant::now();
-        let connector = Arc::clone(&connector);
-        let outcome = driver::run(
+        let session = standing.session(
             config,
             context,
-            connector,
+            Arc::clone(connector),
             stream,
             hello.clone(),
-            &mut standing,
-        )
-        .await;
+        );
+        let outcome = session.await;
         let failure = match outcome {
             Err(failure) if failure.code.is_retryable() && !context.shutdown.is_requested() => {
                 failure
@@ -249,7 +287,7 @@ async fn pause(context: &Context, time: Duration) -> Result<(), Failure> {
 
 /// Dials the target until it answers: the two agents start in no order, and either may be away for
 /// a while. Before the ends have met, a target that doesn't appear in time is a failure of its own.
-pub(crate) async fn dial<C: Connector>(
+async fn dial<C: Connector>(
     connector: &C,
     config: &SourceConfig,
     context: &Context,

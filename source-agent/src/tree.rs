@@ -3,21 +3,23 @@
 //! ```text
 //! Walk (OS threads: list, read, hash, pack) → queue → N data connections (tasks)
 //! ```
+//!
+//! A tree whose session was lost is walked anew: what the target holds by then is not read.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
-use volferry_agent::backoff::Backoff;
 use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::geometry::ChunkSize;
-use volferry_protocol::message::{Hello, TREE_FEATURES};
+use volferry_protocol::message::{Hello, Sent, TREE_FEATURES};
 use volferry_storage::tree::TreeSource;
 use volferry_transport::Connector;
 
-use crate::{SourceConfig, dial};
+use self::driver::Standing;
+use crate::{Clones, SourceConfig, run_sessions};
 
 mod data;
 pub mod digest;
@@ -32,12 +34,11 @@ where
     let source =
         TreeSource::open(&config.volume).map_err(|error| failure::of_tree(End::Source, &error))?;
     tracing::info!(volume = %config.volume.display(), "the source directory is open");
-    let instance = Uuid::new_v4();
     let hello = Hello {
         clone_id: context.progress.clone_id(),
-        instance,
-        attempt: 1,
-        take_over: false,
+        instance: Uuid::new_v4(),
+        attempt: 0,
+        take_over: config.take_over,
         // Nobody knows before it was walked.
         volume_size: 0,
         chunk_size: ChunkSize::DEFAULT,
@@ -48,9 +49,23 @@ where
         agent: volferry_agent::agent_name("volferry-source"),
         tree: Some(config.terms),
     };
-    let (seed, _) = instance.as_u64_pair();
-    let mut backoff = Backoff::new(seed);
-    let stream = dial(&*connector, config, context, &mut backoff).await?;
-    context.admin.set_ready(true);
-    driver::run(config, context, connector, stream, hello, source).await
+    let mut standing = Standing {
+        source,
+        sent: Sent::default(),
+        digest: None,
+    };
+    run_sessions(config, context, &connector, hello, &mut standing).await
+}
+
+impl<C: Connector + 'static> Clones<C> for Standing {
+    async fn session(
+        &mut self,
+        config: &SourceConfig,
+        context: &Context,
+        connector: Arc<C>,
+        control: C::Stream,
+        hello: Hello,
+    ) -> Outcome {
+        driver::run(config, context, connector, control, hello, self).await
+    }
 }

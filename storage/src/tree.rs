@@ -2,6 +2,7 @@
 //!
 //! - [`walk`] reads a tree with several threads and makes packs and pieces of it;
 //! - [`restore`] takes packs and pieces and makes the tree again, below one root and nowhere else;
+//! - `journal` keeps what of a tree is durable, in the target directory itself;
 //! - `metadata` is what an entry has besides its content, at both ends;
 //! - `directories` opens directories below a root, however deep and whatever their names;
 //! - `group_sums` keeps what is known of inodes with several names, at the target;
@@ -16,14 +17,15 @@ use std::path::{Path, PathBuf};
 mod directories;
 mod error;
 mod group_sums;
+mod journal;
 mod metadata;
 mod names;
 pub mod restore;
 pub mod walk;
 
 pub use error::{Refusal, TreeError};
-pub use restore::{Restore, RestoreWorker, Room, TreeTarget, TreeTargetOptions};
-pub use walk::{Outgoing, Seen, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
+pub use restore::{Restore, RestoreWorker, Reuse, Room, TreeTarget, TreeTargetOptions};
+pub use walk::{Outgoing, Seen, TreeSource, Unasked, Walk, WalkEnd, WalkOptions, Walked};
 
 /// The file that holds a block volume in a filesystem volume, as in KubeVirt.
 pub const DISK_IMAGE: &str = "disk.img";

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
 use volferry_storage::BufferPool;
@@ -23,7 +24,7 @@ use volferry_storage::tree::{
     WalkEnd, WalkOptions, Walked,
 };
 
-const CLONE: &str = "00000000-0000-4000-8000-000000000000";
+const CLONE: Uuid = Uuid::from_u128(7);
 
 #[test]
 fn a_tree_is_made_again_on_every_filesystem() {
@@ -77,7 +78,7 @@ fn overwriting_merges_and_deleting_makes_it_exact() {
     fs::create_dir(to.join(format!(".volferry-{CLONE}"))).unwrap();
     run("setfacl", &["-d", "-m", "u:12345:rwx"], &to).unwrap();
     run("setfattr", &["-n", "user.extra", "-v", "x"], &to).unwrap();
-    let refused = TreeTarget::open(&to, TreeTargetOptions::default()).unwrap_err();
+    let refused = TreeTarget::open(&to, CLONE, TreeTargetOptions::default()).unwrap_err();
     assert!(matches!(refused, TreeError::NotEmpty { .. }), "{refused}");
 
     let overwrite = TreeTargetOptions {
@@ -97,6 +98,7 @@ fn overwriting_merges_and_deleting_makes_it_exact() {
         overwrite: true,
         delete_extra: true,
         direct: true,
+        ..Default::default()
     };
     let (read, written) = clone(&from, &to, exact);
     assert_eq!(read.digest, written.digest);
@@ -125,7 +127,7 @@ fn a_tree_deeper_than_any_path_is_made_again() {
     let again = TreeTargetOptions {
         overwrite: true,
         delete_extra: true,
-        direct: false,
+        ..Default::default()
     };
     let (read, written) = clone(&from, &to, again);
     assert_eq!(read.digest, written.digest);
@@ -270,15 +272,17 @@ fn clone_by(
     to: &Path,
     options: TreeTargetOptions,
 ) -> (TreeSummary, TreeSummary) {
-    let target = TreeTarget::open(to, options).unwrap();
-    let restore = Arc::new(target.prepare(CLONE, TreeTerms::default()).unwrap());
+    let mut target = TreeTarget::open(to, CLONE, options).unwrap();
+    let restore = Arc::new(target.prepare(TreeTerms::default(), 1).unwrap());
     let walked = walk(
         readers,
         from,
         To(Mutex::new(Some(restore.worker())), Arc::clone(&restore)),
     );
     assert!(walked.changed.paths.is_empty(), "{:?}", walked.changed);
-    (walked.summary, restore.complete().unwrap())
+    let written = restore.complete().unwrap();
+    restore.conclude().unwrap();
+    (walked.summary, written)
 }
 
 fn digest(path: &Path) -> Walked {
@@ -290,6 +294,9 @@ fn walk<End: WalkEnd>(readers: usize, from: &Path, end: End) -> Walked {
     let options = WalkOptions {
         terms: TreeTerms::default(),
         direct: true,
+        offer: false,
+        compare: false,
+        epoch: 1,
     };
     let pool = BufferPool::new(8 << 20, 1 << 20).unwrap();
     let walk = Walk::new(source, options, pool, end);
@@ -320,7 +327,7 @@ impl WalkEnd for To {
         let worker = self.0.lock().unwrap().take();
         let mut worker = worker.unwrap_or_else(|| self.1.worker());
         match outgoing {
-            Outgoing::Pack { bytes, .. } => worker.apply_pack(&bytes),
+            Outgoing::Pack { bytes, .. } => worker.apply_pack(&bytes).map(drop),
             Outgoing::Piece {
                 file,
                 index,
@@ -334,6 +341,8 @@ impl WalkEnd for To {
                 count,
                 last_len,
             } => worker.zero_pieces(file, index, count, last_len),
+            Outgoing::Begin { file, size, stamp } => worker.begin_file(file, size, stamp),
+            Outgoing::Probe { .. } | Outgoing::SamePieces { .. } => panic!("nothing was offered"),
         }
         .unwrap();
         let before = self.0.lock().unwrap().replace(worker);

@@ -36,7 +36,7 @@ use crate::writers::{Incoming, Job, Writers, Written};
 
 /// How long the volume may take for what was received when the agent has to end: within the thirty
 /// seconds that a pod is given.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Written chunks on their way to the owner's books.
 const WRITTEN_QUEUE_LEN: usize = 64;

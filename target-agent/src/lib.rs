@@ -29,7 +29,6 @@ use volferry_protocol::failure::Failure;
 use volferry_protocol::receipt::{Receipt, Verified};
 use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::TreeTerms;
-use volferry_storage::tree::TreeTarget;
 use volferry_storage::{TargetOptions, TargetVolume};
 use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportError};
 
@@ -37,6 +36,7 @@ use crate::driver::{Ask, Held, SessionEnd, Volume};
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
 use crate::journal::Journal;
 use crate::resume::{Known, is_blank, read_checkpoint};
+use crate::tree::HeldTree;
 
 pub use crate::resume::Resume;
 
@@ -70,6 +70,9 @@ pub struct TargetConfig {
     pub resume_from: Option<PathBuf>,
     /// What a clone goes on from.
     pub resume: Resume,
+    /// When a tree is compared: whether files of the same size and time of modification count as
+    /// equal, so that the source does not read them.
+    pub trusts_times: bool,
     /// How the content is verified.
     pub verify: Verified,
     /// What of a tree has to be kept.
@@ -100,6 +103,7 @@ impl TargetConfig {
             state_dir: None,
             resume_from: None,
             resume: Resume::default(),
+            trusts_times: false,
             verify: Verified::Digest,
             terms: TreeTerms::default(),
             delete_extra: false,
@@ -118,7 +122,7 @@ enum Claimed {
     /// A block device or a regular file.
     Volume(Box<Held>),
     /// A directory.
-    Directory(TreeTarget),
+    Directory(HeldTree),
 }
 
 /// Claims the volume and the journal of `clone_id`, before anybody may connect.
@@ -127,7 +131,9 @@ enum Claimed {
 /// When the volume can't be what a clone is written to, or the journal or checkpoint can't be used.
 pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
     if config.volume.is_dir() {
-        return tree::open(config).map(Claimed::Directory).map(Target);
+        return tree::open(config, clone_id)
+            .map(Claimed::Directory)
+            .map(Target);
     }
     let held = open_volume(config, clone_id)?;
     Ok(Target(Claimed::Volume(Box::new(held))))
@@ -254,10 +260,44 @@ where
     outcome
 }
 
+/// What takes in a clone, session by session.
+trait Receiver<S> {
+    /// Who may have the next session.
+    fn fence(&mut self) -> &mut Fence;
+
+    /// Runs one session with the source that asked; its data connections come through `greeter`.
+    async fn receive(
+        &mut self,
+        config: &TargetConfig,
+        context: &Context,
+        ask: Ask<S>,
+        greeter: &mut Greeter<S>,
+    ) -> SessionEnd<S>;
+}
+
+impl<S> Receiver<S> for Held
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn fence(&mut self) -> &mut Fence {
+        &mut self.fence
+    }
+
+    async fn receive(
+        &mut self,
+        config: &TargetConfig,
+        context: &Context,
+        ask: Ask<S>,
+        greeter: &mut Greeter<S>,
+    ) -> SessionEnd<S> {
+        driver::run(config, context, self, ask, greeter).await
+    }
+}
+
 async fn serve_sessions<S>(
     config: &TargetConfig,
     context: &Context,
-    held: &mut Held,
+    held: &mut impl Receiver<S>,
     mut asked: Option<Ask<S>>,
     greeter: &mut Greeter<S>,
 ) -> Outcome
@@ -270,7 +310,7 @@ where
         let ask = match asked.take() {
             Some(ask) => ask,
             None => {
-                let next = next_source(context, held, greeter);
+                let next = next_source(context, held.fence(), greeter);
                 match &unheard {
                     None => next.await?,
                     Some((receipt, until)) => {
@@ -282,7 +322,7 @@ where
                 }
             }
         };
-        match driver::run(config, context, held, ask, greeter).await {
+        match held.receive(config, context, ask, greeter).await {
             SessionEnd::Proven {
                 receipt,
                 is_heard: true,
@@ -316,7 +356,7 @@ where
 /// Waits for a source that is granted a session.
 async fn next_source<S>(
     context: &Context,
-    held: &mut Held,
+    fence: &mut Fence,
     greeter: &mut Greeter<S>,
 ) -> Result<Ask<S>, Failure>
 where
@@ -340,7 +380,7 @@ where
             context.metrics.count_rejection("no_session");
             continue;
         };
-        match held.fence.ask(&hello, Ok::<(), Failure>(())) {
+        match fence.ask(&hello, Ok::<(), Failure>(())) {
             Ok(epoch) => {
                 return Ok(Ask {
                     hello: *hello,

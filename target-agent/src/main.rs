@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::builder::BoolishValueParser;
+use clap::{ArgGroup, Parser};
 use volferry_agent::options::{AgentOptions, TreeOptions, parse_part};
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
@@ -21,6 +21,7 @@ use volferry_transport::{CredentialsDir, Role};
 /// 5 network, 6 identity, 7 integrity, 8 cancelled, 9 fidelity.
 #[derive(Debug, Parser)]
 #[command(name = "volferry-target", version)]
+#[command(group(ArgGroup::new("replacing").args(["overwrite", "delta"]).multiple(true)))]
 struct Arguments {
     /// The target volume: a block device, a raw image file that may not exist yet, or a directory
     #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
@@ -35,9 +36,9 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_OVERWRITE", value_parser = BoolishValueParser::new())]
     overwrite: bool,
 
-    /// Remove what a target directory holds before a tree is cloned into it
+    /// Remove what a target directory holds and the source does not, so that it is exactly the source
     #[arg(long, env = "VOLFERRY_DELETE_EXTRA", value_parser = BoolishValueParser::new())]
-    #[arg(requires = "overwrite")]
+    #[arg(requires = "replacing")]
     delete_extra: bool,
 
     /// The part of a filesystem that is kept free when a block volume is cloned into a directory

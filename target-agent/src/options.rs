@@ -27,10 +27,18 @@ pub struct ResumeOptions {
     #[arg(long, env = "VOLFERRY_RESUME_FROM", value_name = "FILE")]
     resume_from: Option<PathBuf>,
 
-    /// Send only what differs from the older copy that the target holds; the same as --overwrite
-    /// --resume digest
+    /// Send only what differs from the older copy that the target holds
+    ///
+    /// For a volume, and with --checksum for a tree, the same as --overwrite --resume digest: both
+    /// ends read what is there, and compare. Without --checksum files of a tree that have the same
+    /// size and time of modification count as equal, and the source does not read them.
     #[arg(long, env = "VOLFERRY_DELTA", value_parser = BoolishValueParser::new())]
     delta: bool,
+
+    /// With --delta of a tree, compare the content of files that look the same
+    #[arg(long, env = "VOLFERRY_CHECKSUM", value_parser = BoolishValueParser::new())]
+    #[arg(requires = "delta")]
+    checksum: bool,
 
     /// How the target's content is verified
     #[arg(long, env = "VOLFERRY_VERIFY", value_enum, default_value_t = Verify::Digest)]
@@ -72,6 +80,7 @@ impl ResumeOptions {
             ResumeFrom::None => Resume::Nothing,
         };
         config.options.overwrite |= self.delta;
+        config.trusts_times = self.delta && !self.checksum;
         config.verify = match self.verify {
             Verify::None => Verified::None,
             Verify::Digest => Verified::Digest,

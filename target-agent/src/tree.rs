@@ -4,98 +4,124 @@
 //! N data connections (tasks) → queue → writers (OS threads: check, decode, apply) → owner
 //! ```
 //!
-//! A tree is cloned in one session. What a lost session left is replaced by the next attempt. A block
-//! volume that comes to a directory becomes the file `disk.img` in it.
+//! What is finished is flushed and journaled every few seconds, in the target directory itself, and
+//! the next session goes on from there. A block volume that comes to a directory becomes the file
+//! `disk.img` in it.
 
 use std::os::unix::fs::MetadataExt;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use uuid::Uuid;
 use volferry_agent::failure;
-use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::message::Hello;
 use volferry_protocol::receipt::Verified;
-use volferry_storage::tree::{DISK_IMAGE, TreeTarget, TreeTargetOptions};
+use volferry_protocol::session::Fence;
+use volferry_protocol::tree::session::Earlier;
+use volferry_storage::tree::{DISK_IMAGE, Reuse, TreeTarget, TreeTargetOptions};
 
-use crate::driver::Ask;
-use crate::greeter::{Greeted, Greeter, Purpose, refuse};
-use crate::{Resume, TargetConfig, open_volume, serve_volume};
+use crate::driver::{Ask, SessionEnd};
+use crate::greeter::{Greeter, refuse};
+use crate::{
+    Receiver, Resume, TargetConfig, next_source, open_volume, serve_sessions, serve_volume,
+};
+
+pub(crate) use driver::HeldTree;
 
 mod data;
 mod driver;
 mod writers;
 
-/// Claims the directory, before anybody may connect.
-pub(crate) fn open(config: &TargetConfig) -> Result<TreeTarget, Failure> {
-    let is_of_block = config.state_dir.is_some()
-        || config.resume_from.is_some()
-        || config.resume == Resume::Digest
-        || config.verify != Verified::Digest;
-    if is_of_block {
-        let text = "a tree is cloned without a journal, and verified by its digest: --state-dir, \
-                    --resume, --delta and --verify are for block volumes";
-        return Err(Failure::new(FailureCode::Usage, text));
-    }
+/// Claims the directory for `clone_id`, before anybody may connect.
+pub(crate) fn open(config: &TargetConfig, clone_id: Uuid) -> Result<HeldTree, Failure> {
     let options = TreeTargetOptions {
         overwrite: config.options.overwrite,
         delete_extra: config.delete_extra,
         direct: config.options.direct,
+        reuse: match config.resume {
+            Resume::Nothing => Reuse::Nothing,
+            Resume::Journal => Reuse::Journal,
+            Resume::Digest if config.trusts_times => Reuse::Times,
+            Resume::Digest => Reuse::Content,
+        },
     };
-    TreeTarget::open(&config.volume, options).map_err(|error| failure::of_tree(End::Target, &error))
+    let target = TreeTarget::open(&config.volume, clone_id, options)
+        .map_err(|error| failure::of_tree(End::Target, &error))?;
+    Ok(HeldTree {
+        fence: Fence::after(target.epoch()),
+        target: Some(target),
+        earlier: Earlier::default(),
+    })
 }
 
-/// Receives one clone into `target`.
+/// Refuses what a directory has no use for when a tree comes. A volume that comes to a directory can
+/// use all of it.
+fn check_options(config: &TargetConfig) -> Result<(), Failure> {
+    let usage = |text: &str| Err(Failure::new(FailureCode::Usage, text));
+    if config.resume_from.is_some() {
+        return usage(
+            "--resume-from is for block volumes: the journal of a tree is in the target directory \
+             itself, and goes where that goes",
+        );
+    }
+    if config.verify != Verified::Digest {
+        return usage(
+            "a tree is verified by its digest: --verify none and --verify readback are for block \
+             volumes",
+        );
+    }
+    if config.state_dir.is_some() {
+        tracing::info!("the journal of a tree is in the target directory: --state-dir is not used");
+    }
+    Ok(())
+}
+
+/// Receives one clone into `held`.
 pub(crate) async fn serve<S>(
     config: &TargetConfig,
     context: &Context,
-    mut target: TreeTarget,
+    mut held: HeldTree,
     greeter: &mut Greeter<S>,
 ) -> Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut epoch = 0;
-    loop {
-        let mut shutdown = context.shutdown.clone();
-        let Greeted {
-            purpose,
-            stream,
-            peer_address,
-        } = tokio::select! {
-            greeted = greeter.next() => greeted?,
-            failure = context.patience.exhausted() => return Err(failure),
-            () = shutdown.requested() => return Err(cancelled()),
-        };
-        let Purpose::Control(hello) = purpose else {
-            tracing::warn!(%peer_address, "a data connection came without a session");
-            context.metrics.count_rejection("no_session");
-            continue;
-        };
-        if hello.tree.is_none() {
-            return serve_image(config, context, target, *hello, stream, greeter).await;
+    let ask = next_source(context, &mut held.fence, greeter).await?;
+    match held.target.take() {
+        Some(target) if ask.hello.tree.is_none() => {
+            serve_image(config, context, target, ask.hello, ask.stream, greeter).await
         }
-        epoch += 1;
-        match driver::run(config, context, target, *hello, epoch, stream, greeter).await {
-            driver::TreeEnd::Over(outcome) => {
-                if let Err(failure) = &*outcome {
-                    context.metrics.count_failure(failure);
-                }
-                return *outcome;
-            }
-            driver::TreeEnd::Untouched(untouched, failure) => {
-                // Whoever that was did not get as far as the directory: the right one may still
-                // come.
-                tracing::warn!(
-                    code = failure.code.label(),
-                    "a session ended early: {failure}"
-                );
-                context.patience.note(&failure);
+        target => {
+            held.target = target;
+            if let Err(failure) = check_options(config) {
+                refuse(ask.stream, failure.clone()).await;
                 context.metrics.count_failure(&failure);
-                target = untouched;
+                return Err(failure);
             }
+            serve_sessions(config, context, &mut held, Some(ask), greeter).await
         }
+    }
+}
+
+impl<S> Receiver<S> for HeldTree
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn fence(&mut self) -> &mut Fence {
+        &mut self.fence
+    }
+
+    async fn receive(
+        &mut self,
+        config: &TargetConfig,
+        context: &Context,
+        ask: Ask<S>,
+        greeter: &mut Greeter<S>,
+    ) -> SessionEnd<S> {
+        driver::run(config, context, self, ask, greeter).await
     }
 }
 

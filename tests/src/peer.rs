@@ -353,6 +353,7 @@ pub fn welcome(hello: &Hello) -> Welcome {
         streams: hello.streams,
         durable: Vec::new(),
         offer: false,
+        compare: false,
         features: Vec::new(),
         agent: "a test".to_owned(),
         tree: None,

@@ -7,10 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::process::Signal;
 use volferry_tests::agents::Agents;
 use volferry_tests::device::{Loop, Mount};
-use volferry_tests::gate::Gate;
 use volferry_tests::programs::{self, Ended, volferry};
 use volferry_tests::skip::skip;
 use volferry_tests::{MIB, temporary_directory, tree, volume};
@@ -155,38 +153,6 @@ fn what_is_there_is_kept_replaced_or_removed() {
     copy(&source, &target, &["--delete-extra"]).failed(2, &[]);
     copy(&source, &source.join("inside"), &[]).failed(2, &["within the other"]);
     assert!(!source.join("inside").exists(), "nothing is left of it");
-}
-
-/// A clone that was killed leaves no receipt, and another with overwrite makes the tree right.
-#[test]
-fn killed_in_the_middle_and_begun_again() {
-    for victim in [Role::Source, Role::Target] {
-        let agents = Agents::default();
-        let (source, target) = (agents.path("source"), agents.path("target"));
-        fs::create_dir_all(source.join("dir")).unwrap();
-        fs::create_dir(&target).unwrap();
-        volume::create_dense(&source.join("large"), 64 * MIB, 3);
-        for number in 0..500 {
-            fs::write(source.join(format!("dir/{number}")), vec![1; number]).unwrap();
-        }
-        let mut target_agent = agents.start_target(&target, &["--memory-mib", "16"]);
-        let gate = Gate::closing_after(4 * MIB, target_agent.address());
-        let arguments = ["--memory-mib", "16", "--streams", "1"];
-        let mut source_agent = agents.start_source(gate.address(), &source, &arguments);
-        gate.wait_until_it_holds();
-        let agent = if victim == Role::Source {
-            &mut source_agent
-        } else {
-            &mut target_agent
-        };
-        agent.signal(Signal::KILL);
-        gate.open();
-        let (source_end, target_end) = (source_agent.end(), target_agent.end());
-        assert!(source_end.code() != 0 && target_end.code() != 0);
-        copy(&source, &target, &[]).failed(4, &["is not empty"]);
-        let _again = copy(&source, &target, &["--overwrite"]).succeeded();
-        tree::assert_same(&source, &target);
-    }
 }
 
 /// A full target names the file and what was missing, and is taken up when there is room.

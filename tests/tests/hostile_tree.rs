@@ -8,14 +8,13 @@
 //! |---|---|---|
 //! | CVE-2022-29154 | the sender chooses names that lead elsewhere | `names_that_lead_elsewhere` |
 //! | CVE-2024-12084 | a length of the sender overruns a buffer | `lengths_that_can_not_be` |
-//! | CVE-2024-12086 | the receiver tells what its own files hold | `what_is_there_is_never_read` |
+//! | CVE-2024-12086 | the receiver tells what its own files hold | `what_is_there_is_never_read`, `what_is_held_is_not_told_and_not_kept` |
 //! | CVE-2024-12087 | a link that was sent, then a path through it | `paths_through_links` |
 //! | CVE-2024-12088 | a link that leads out is followed later | `paths_through_links` |
 //! | CVE-2024-12747 | a file becomes a link between two looks | `what_is_there_is_never_followed` |
 //! | CVE-2025-10158 | an index of the sender outside of what there is | `numbers_that_can_not_be` |
 //!
-//! CVE-2024-12085 (uninitialized memory in an answer) has no counterpart: there is none, and a
-//! target answers nothing to what it is sent.
+//! CVE-2024-12085 (uninitialized memory in an answer) has no counterpart: there is none.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -29,11 +28,13 @@ use volferry_protocol::message::{Finish, Message, Sent};
 use volferry_protocol::receipt::AgentStats;
 use volferry_protocol::tree::file_digest::{self, PIECE_LEN, PieceDigest};
 use volferry_protocol::tree::frame::TreeFrame;
+use volferry_protocol::tree::offer::{Holding, Offer, Stamp, Voucher};
 use volferry_protocol::tree::path::{Name, TreePath};
-use volferry_protocol::tree::record::{Entry, Metadata, Record, Special, Xattr};
+use volferry_protocol::tree::record::{Entry, Metadata, Record, Special, Time, Xattr};
 use volferry_protocol::tree::session::TreeFinish;
 use volferry_protocol::tree::set_digest::TreeCounts;
 use volferry_protocol::zero_map::ZeroMap;
+use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents};
 use volferry_tests::peer::{FakeSource, Wire, hello_tree, pack, tree_header};
 use volferry_transport::Role;
@@ -111,6 +112,8 @@ impl AgainstTarget {
     }
 }
 
+const STAMP: Stamp = Stamp([8; 16]);
+
 fn records(records: &[Record<'_>]) -> Vec<u8> {
     let mut bytes = Vec::new();
     records.iter().for_each(|record| record.encode(&mut bytes));
@@ -135,6 +138,7 @@ fn entry(name: &str) -> Entry<'_> {
 fn file<'a>(name: &'a str, data: &'a [u8]) -> Record<'a> {
     Record::File {
         entry: entry(name),
+        stamp: STAMP,
         digest: file_digest::of_bytes(data),
         zero_map: ZeroMap::all_data(u32::try_from(data.len()).unwrap()),
         data,
@@ -146,6 +150,14 @@ fn link_to<'a>(name: &'a str, target: &'a [u8]) -> Record<'a> {
         entry: entry(name),
         special: Special::Symlink(target),
     }
+}
+
+fn begin(file: u64, size: u64) -> Vec<u8> {
+    tree_header(TreeFrame::Begin {
+        file,
+        size,
+        stamp: STAMP,
+    })
 }
 
 fn piece(file: u64, index: u64, bytes: &[u8]) -> Vec<u8> {
@@ -294,7 +306,7 @@ fn what_is_there_is_never_followed() {
         file("full", b"now a file"),
         large_record,
     ]);
-    ends.send_all(&[pack(0, &list), piece(1, 0, &large)]);
+    ends.send_all(&[pack(0, &list), piece(1, 0, &large), begin(1, MIB)]);
     let agents = ends.fails(FailureCode::Integrity, "what was written makes");
     assert_eq!(
         fs::read_to_string(agents.path("target/dir/canary")).unwrap(),
@@ -325,7 +337,8 @@ fn what_is_there_is_never_read() {
             digest: file_digest::of_bytes(&bytes),
         },
     ]);
-    ends.send_all(&[pack(0, &list), piece(1, 0, &bytes[..1 << 20])]);
+    let first = piece(1, 0, &bytes[..1 << 20]);
+    ends.send_all(&[pack(0, &list), begin(1, 2 * MIB), first]);
     let _agents = ends.fails(FailureCode::Protocol, "never came to its end");
 }
 
@@ -390,6 +403,7 @@ fn numbers_that_can_not_be() {
     let grouped = |name| {
         let Record::File {
             mut entry,
+            stamp,
             digest,
             zero_map,
             data,
@@ -400,6 +414,7 @@ fn numbers_that_can_not_be() {
         entry.group = 5;
         Record::File {
             entry,
+            stamp,
             digest,
             zero_map,
             data,
@@ -466,6 +481,7 @@ fn numbers_that_can_not_be() {
         // A content that is not what its record says.
         (
             vec![
+                begin(1, MIB),
                 piece(1, 0, &bytes),
                 pack(
                     0,
@@ -474,6 +490,21 @@ fn numbers_that_can_not_be() {
             ],
             FailureCode::Integrity,
             "other bytes",
+        ),
+        (
+            vec![begin(1, MIB), begin(1, MIB)],
+            FailureCode::Protocol,
+            "came twice",
+        ),
+        // Another size than it began with.
+        (
+            vec![
+                begin(1, 5),
+                piece(1, 0, &bytes),
+                pack(0, &records(&[enter(b""), large(MIB, digest)])),
+            ],
+            FailureCode::Protocol,
+            "never came to its end",
         ),
     ];
     for (frames, code, words) in cases {
@@ -488,6 +519,79 @@ fn numbers_that_can_not_be() {
         ends.wire.send(&piece(file, 1, b"x"));
     }
     let _agents = ends.fails(FailureCode::Protocol, "too many large files");
+}
+
+/// A target says what it holds of this clone's own files, and of others only when it was told to
+/// compare; and nothing is kept that it did not say to hold.
+#[test]
+fn what_is_held_is_not_told_and_not_kept() {
+    let plant = |inside: &PathBuf, outside: &PathBuf| {
+        fs::write(inside.join("held"), "secret").unwrap();
+        symlink(outside.join("canary"), inside.join("link")).unwrap();
+        fs::write(inside.join("twice"), "secret").unwrap();
+        fs::hard_link(inside.join("twice"), inside.join("hard")).unwrap();
+    };
+    let offers = |names: &[&'static str]| {
+        let offer = |name: &&'static str| {
+            Record::Offer(Offer {
+                name: Name::new(name.as_bytes()).unwrap(),
+                size: 6,
+                mtime: Time::default(),
+                stamp: STAMP,
+            })
+        };
+        let list: Vec<_> = std::iter::once(enter(b""))
+            .chain(names.iter().map(offer))
+            .collect();
+        pack(0, &records(&list))
+    };
+    let answer = |ends: &mut AgainstTarget| match ends.source.control.hear() {
+        Ok(Message::Answer(answer)) => answer.holdings,
+        other => panic!("no answer: {other:?}"),
+    };
+    let mut ends = AgainstTarget::new(&["--overwrite"], plant);
+    ends.wire.send(&offers(&["held", "link", "hard", "absent"]));
+    assert_eq!(answer(&mut ends), vec![Holding::Nothing; 4]);
+    ends.wire.send(&offers(&["held"; 129]));
+    let _agents = ends.fails(FailureCode::Protocol, "more files are offered");
+
+    let mut ends = AgainstTarget::new(&["--delta", "--checksum"], plant);
+    ends.wire.send(&offers(&["held", "link", "hard", "absent"]));
+    let holdings = answer(&mut ends);
+    let [Holding::All { digest, .. }, rest @ ..] = &holdings[..] else {
+        panic!("it was to compare: {holdings:?}");
+    };
+    assert_eq!(*digest, file_digest::of_bytes(b"secret"));
+    assert_eq!(rest, vec![Holding::Nothing; 3]);
+
+    let keep = |name: &'static str| Record::Keep {
+        entry: entry(name),
+        size: 6,
+        digest: file_digest::of_bytes(b"secret"),
+        data_bytes: 6,
+        voucher: Voucher(Digest([1; 32])),
+    };
+    let same = TreeFrame::SamePieces {
+        file: 1,
+        index: 0,
+        count: 1,
+    };
+    let probe = TreeFrame::Probe {
+        file: 1 << 63 | 1,
+        index: 0,
+        count: 1,
+    };
+    for frames in [
+        vec![pack(0, &records(&[enter(b""), keep("held")]))],
+        vec![pack(0, &records(&[enter(b""), keep("link")]))],
+        vec![tree_header(same)],
+        vec![begin(1, MIB), tree_header(same)],
+        vec![tree_header(probe)],
+    ] {
+        let mut ends = AgainstTarget::new(&["--delta"], plant);
+        ends.send_all(&frames);
+        let _agents = ends.fails(FailureCode::Protocol, "the target does not hold");
+    }
 }
 
 /// Nothing that was changed on the way is put in its place.

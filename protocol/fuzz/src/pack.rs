@@ -48,7 +48,9 @@ fn check_names(record: &Record<'_>) {
         }
         Record::File { entry, .. }
         | Record::LargeFile { entry, .. }
-        | Record::Special { entry, .. } => check(entry.name.as_bytes()),
+        | Record::Special { entry, .. }
+        | Record::Keep { entry, .. } => check(entry.name.as_bytes()),
+        Record::Offer(offer) => check(offer.name.as_bytes()),
         Record::Link { name, group } => {
             check(name.as_bytes());
             assert!(*group > 0);

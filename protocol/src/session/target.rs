@@ -281,6 +281,7 @@ impl TargetSession {
             streams,
             durable: ledger.durable().collect(),
             offer,
+            compare: false,
             features: FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
             tree: None,

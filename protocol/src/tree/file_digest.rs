@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
+use super::offer::Part;
 use crate::digest::Digest;
 
 /// Bytes of a piece; only the last of a file may be shorter.
@@ -107,6 +108,41 @@ impl FileDigest {
         }
         self.nodes.insert(start, (count, digest));
         Ok(())
+    }
+
+    /// What was taken in, as complete subtrees in their order.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        let part = |(start, (count, digest)): (&u64, &(u64, Digest))| Part {
+            start: *start,
+            count: *count,
+            digest: *digest,
+        };
+        self.nodes.iter().map(part).collect()
+    }
+
+    /// What [`Self::parts`] gave, of a file of more than one piece; `None` when it can't be that.
+    #[must_use]
+    pub fn of_parts(parts: &[Part]) -> Option<Self> {
+        let mut digest = Self::default();
+        let mut end = 0;
+        for Part {
+            start,
+            count,
+            digest: value,
+        } in parts.iter().copied()
+        {
+            let is_aligned = count.is_power_of_two() && start.is_multiple_of(count);
+            // What starts at the first piece is never folded.
+            let is_folded_right = start > 0 || count == 1;
+            if !is_aligned || !is_folded_right || start < end {
+                return None;
+            }
+            end = start.checked_add(count)?;
+            digest.pieces = digest.pieces.checked_add(count)?;
+            digest.nodes.insert(start, (count, value));
+        }
+        Some(digest)
     }
 
     /// Whether the piece `index` was taken in.
@@ -248,6 +284,44 @@ mod tests {
             let digest = folded(&content, &order);
             prop_assert_eq!(digest.finish(content.len() as u64), Some(of_bytes(&content)));
         }
+    }
+
+    #[test]
+    fn a_digest_goes_on_from_its_parts() {
+        let all = content(7 * PIECE + 9);
+        let begun = folded(&all, &[0, 1, 3, 4, 5]);
+        let mut digest = FileDigest::of_parts(&begun.parts()).unwrap();
+        assert_eq!(digest.pieces(), 5);
+        assert!(digest.contains(4) && !digest.contains(2) && !digest.contains(6));
+        for index in [7, 2, 6] {
+            let piece = &all[index * PIECE..all.len().min((index + 1) * PIECE)];
+            digest
+                .insert(index as u64, PieceDigest::of(index as u64, piece))
+                .unwrap();
+        }
+        assert_eq!(digest.finish(all.len() as u64), Some(of_bytes(&all)));
+    }
+
+    #[test]
+    fn parts_that_can_not_be_are_none() {
+        let part = |start, count| Part {
+            start,
+            count,
+            digest: Digest([7; 32]),
+        };
+        for bad in [
+            &[part(0, 0)][..],
+            &[part(0, 2)],
+            &[part(2, 3)],
+            &[part(1, 2)],
+            &[part(2, 2), part(3, 1)],
+            &[part(2, 1), part(2, 1)],
+            &[part(4, 1), part(2, 1)],
+            &[part(1 << 63, 1 << 63)],
+        ] {
+            assert!(FileDigest::of_parts(bad).is_none(), "{bad:?}");
+        }
+        assert!(FileDigest::of_parts(&[part(0, 1), part(1, 1), part(2, 2)]).is_some());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The frames of a data connection of a tree session.
 
 use super::file_digest::PIECE_LEN;
+use super::offer::{PROBE_PIECES_MAX, Stamp};
 use crate::codec::Reader;
 use crate::digest::Digest;
 use crate::frame::FrameError;
+use crate::geometry::VOLUME_SIZE_MAX;
 
 /// Bytes of the largest pack.
 pub const PACK_LEN_MAX: u32 = 1 << 20;
@@ -13,21 +15,22 @@ pub const PACK_LEN_MAX: u32 = 1 << 20;
 pub const ZERO_PIECES_MAX: u32 = 256;
 
 /// Pieces of the largest file: 2^63 - 4096 bytes.
-const PIECE_INDEX_MAX: u64 = crate::geometry::VOLUME_SIZE_MAX / PIECE_LEN as u64;
+const PIECE_INDEX_MAX: u64 = VOLUME_SIZE_MAX / PIECE_LEN as u64;
 
 const PACK_CONTEXT: &str = "volferry 2026-11-21 pack v1";
 
 /// The header of a frame on a data connection of a tree session.
 ///
 /// ```text
-/// 0   1  3 = end, 4 = pack, 5 = piece, 6 = zero pieces
+/// 0   1  3 = end, 4 = pack, 5 = piece, 6 = zero pieces, 7 = begin, 8 = probe, 9 = same pieces
 /// 1   3  0
 /// 4   4  payload length in bytes (pack, piece), else 0
-/// 8   8  pack number (pack), file id (piece, zero pieces), frames sent before (end)
-/// 16  8  first piece index (piece, zero pieces), else 0
-/// 24  4  pieces (zero pieces), else 0
+/// 8   8  pack number (pack), frames sent before (end), else file id
+/// 16  8  first piece index (piece, zero pieces, probe, same pieces), size in bytes (begin), else 0
+/// 24  4  pieces (zero pieces, probe, same pieces), else 0
 /// 28  4  bytes of the piece (piece), of the last one (zero pieces), else 0
-/// 32 32  digest of the pack (pack), chaining value of the piece (piece), else 0
+/// 32 32  digest of the pack (pack), chaining value of the piece (piece), stamp of the file in its
+///        first half (begin), else 0
 /// ```
 ///
 /// A pack's payload is its records. A piece goes on with its zero map and its payload: the piece's
@@ -67,6 +70,33 @@ pub enum TreeFrame {
         /// Bytes of the last of them.
         last_len: u32,
     },
+    /// A large file is about to come in pieces.
+    Begin {
+        /// The file.
+        file: u64,
+        /// Bytes of its content.
+        size: u64,
+        /// Which state of the file it is.
+        stamp: Stamp,
+    },
+    /// The chaining values of pieces that the target holds are asked for.
+    Probe {
+        /// The file, by the number that the target gave it.
+        file: u64,
+        /// The first of them.
+        index: u64,
+        /// How many.
+        count: u32,
+    },
+    /// Pieces that the target holds are as they should be.
+    SamePieces {
+        /// The file.
+        file: u64,
+        /// The first of them.
+        index: u64,
+        /// How many.
+        count: u32,
+    },
     /// Nothing follows on this connection.
     End {
         /// How many frames came before on this connection.
@@ -101,6 +131,16 @@ impl TreeFrame {
                 count,
                 last_len,
             } => (6, 0, file, index, count, last_len, Self::NO_DIGEST),
+            Self::Begin { file, size, stamp } => {
+                let mut digest = Self::NO_DIGEST;
+                let (head, _) = digest.0.split_at_mut(Stamp::LEN);
+                head.copy_from_slice(&stamp.0);
+                (7, 0, file, size, 0, 0, digest)
+            }
+            Self::Probe { file, index, count } => (8, 0, file, index, count, 0, Self::NO_DIGEST),
+            Self::SamePieces { file, index, count } => {
+                (9, 0, file, index, count, 0, Self::NO_DIGEST)
+            }
         };
         out.extend([kind, 0, 0, 0]);
         out.extend(payload_len.to_be_bytes());
@@ -126,12 +166,16 @@ impl TreeFrame {
         let len = reader.u32()?;
         let digest = Digest(reader.array()?);
         let no_digest = digest == Self::NO_DIGEST;
+        let mut halves = Reader::new(&digest.0);
+        let (stamp, rest): (_, [u8; 16]) = (Stamp(halves.array()?), halves.array()?);
         // One frame, one form: what a kind has no use for is zero.
         let is_unused_zero = match kind {
             3 => payload_len == 0 && index == 0 && count == 0 && len == 0 && no_digest,
             4 => index == 0 && count == 0 && len == 0,
             5 => count == 0,
             6 => payload_len == 0 && no_digest,
+            7 => payload_len == 0 && count == 0 && len == 0 && rest == [0; 16],
+            8 | 9 => payload_len == 0 && len == 0 && no_digest,
             other => return Err(FrameError::Kind(other)),
         };
         if reserved != [0; 3] || !is_unused_zero {
@@ -139,7 +183,7 @@ impl TreeFrame {
         }
         let is_len = |len: u32, len_max: u32| len > 0 && len <= len_max;
         let last = index.saturating_add(u64::from(count));
-        if last > PIECE_INDEX_MAX {
+        if kind != 7 && last > PIECE_INDEX_MAX {
             return Err(FrameError::Piece);
         }
         match kind {
@@ -161,6 +205,21 @@ impl TreeFrame {
                 index,
                 count,
                 last_len: len,
+            }),
+            7 if index <= VOLUME_SIZE_MAX => Ok(Self::Begin {
+                file: number,
+                size: index,
+                stamp,
+            }),
+            8 if is_len(count, PROBE_PIECES_MAX) => Ok(Self::Probe {
+                file: number,
+                index,
+                count,
+            }),
+            9 if is_len(count, PROBE_PIECES_MAX) => Ok(Self::SamePieces {
+                file: number,
+                index,
+                count,
             }),
             _ => Err(FrameError::Piece),
         }
@@ -204,12 +263,30 @@ mod tests {
             count,
             last_len,
         };
+        let begin = |size| TreeFrame::Begin {
+            file: 1,
+            size,
+            stamp: Stamp([4; 16]),
+        };
+        let probe = |index, count| TreeFrame::Probe {
+            file: 1,
+            index,
+            count,
+        };
         for good in [
             pack(1),
             pack(PACK_LEN_MAX),
             piece(0, 1, 1),
             piece(PIECE_INDEX_MAX, PIECE_LEN, 4096),
             zero(3, 256, 1),
+            begin(0),
+            begin(VOLUME_SIZE_MAX),
+            probe(9, 64),
+            TreeFrame::SamePieces {
+                file: 1,
+                index: PIECE_INDEX_MAX - 1,
+                count: 1,
+            },
             TreeFrame::End { frames: u64::MAX },
         ] {
             assert_eq!(TreeFrame::decode(&encoded(good)), Ok(good));
@@ -226,6 +303,10 @@ mod tests {
             zero(0, 257, 1),
             zero(0, 1, 0),
             zero(u64::MAX, 1, 1),
+            begin(VOLUME_SIZE_MAX + 1),
+            probe(0, 0),
+            probe(0, 65),
+            probe(PIECE_INDEX_MAX, 1),
         ] {
             assert_eq!(
                 TreeFrame::decode(&encoded(bad)),

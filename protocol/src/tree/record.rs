@@ -8,7 +8,8 @@
 //! ```text
 //! enter      1  path: 4, bytes
 //! directory  2  metadata                                     of the directory that was entered
-//! file       3  entry, digest: 32, size: 4, zero map, data   its content in one piece
+//! file       3  entry, stamp: 16, digest: 32, size: 4, zero map, data
+//!                                                            its content in one piece
 //! large file 4  entry, file id: 8, size: 8, digest: 32       its content came, or comes, in pieces
 //! symlink    5  entry, target: 4, bytes
 //! fifo       6  entry
@@ -17,12 +18,17 @@
 //! block      9  entry, major: 4, minor: 4
 //! link      10  name: 2, bytes; group: 8                     another name of an entry
 //! forget    11  file id: 8                                   pieces of it mean nothing any more
+//! offer     12  name: 2, bytes; size: 8, mtime: 8 + 4, stamp: 16
+//!                                                            a file that the target may hold
+//! keep      13  entry, size: 8, digest: 32, data bytes: 8, voucher: 32
+//!                                                            its content is in its place
 //!
 //! entry      name: 2, bytes; group: 8 (0 = no other name); metadata
 //! metadata   uid: 4, gid: 4, mode: 4, atime: 8 + 4, mtime: 8 + 4, count: 2, count × xattr
 //! xattr      name: 1, bytes; value: 4, bytes
 //! ```
 
+use super::offer::{Offer, Stamp, Voucher};
 use super::path::{BadName, Name, TreePath};
 use crate::codec::{Reader, Truncated};
 use crate::digest::Digest;
@@ -158,6 +164,8 @@ pub enum Record<'a> {
     File {
         /// Its name and metadata.
         entry: Entry<'a>,
+        /// Which state of the file it is.
+        stamp: Stamp,
         /// The plain digest of its content.
         digest: Digest,
         /// Which of its blocks hold only zeros, and its size.
@@ -195,6 +203,21 @@ pub enum Record<'a> {
         /// What its pieces bear.
         file: u64,
     },
+    /// A regular file that the target may hold.
+    Offer(Offer<'a>),
+    /// A regular file that the target holds, in its place.
+    Keep {
+        /// Its name and metadata.
+        entry: Entry<'a>,
+        /// Its size in bytes.
+        size: u64,
+        /// The plain digest of its content.
+        digest: Digest,
+        /// Bytes in blocks that hold data.
+        data_bytes: u64,
+        /// What the target's answer bore.
+        voucher: Voucher,
+    },
 }
 
 const ENTER: u8 = 1;
@@ -208,6 +231,8 @@ const CHARACTER: u8 = 8;
 const BLOCK: u8 = 9;
 const LINK: u8 = 10;
 const FORGET: u8 = 11;
+const OFFER: u8 = 12;
+const KEEP: u8 = 13;
 
 impl<'a> Record<'a> {
     /// Appends the wire form.
@@ -223,12 +248,14 @@ impl<'a> Record<'a> {
             }
             Self::File {
                 entry,
+                stamp,
                 digest,
                 zero_map,
                 data,
             } => {
                 out.push(FILE);
                 entry.encode(out);
+                out.extend(stamp.0);
                 out.extend(digest.0);
                 out.extend(zero_map.chunk_len().to_be_bytes());
                 zero_map.encode(out);
@@ -255,6 +282,27 @@ impl<'a> Record<'a> {
             Self::Forget { file } => {
                 out.push(FORGET);
                 out.extend(file.to_be_bytes());
+            }
+            Self::Offer(offer) => {
+                out.push(OFFER);
+                put_name(out, offer.name);
+                out.extend(offer.size.to_be_bytes());
+                offer.mtime.encode(out);
+                out.extend(offer.stamp.0);
+            }
+            Self::Keep {
+                entry,
+                size,
+                digest,
+                data_bytes,
+                voucher,
+            } => {
+                out.push(KEEP);
+                entry.encode(out);
+                out.extend(size.to_be_bytes());
+                out.extend(digest.0);
+                out.extend(data_bytes.to_be_bytes());
+                out.extend(voucher.0.0);
             }
         }
     }
@@ -293,6 +341,19 @@ impl<'a> Record<'a> {
             }
             FORGET => Self::Forget {
                 file: reader.u64()?,
+            },
+            OFFER => Self::Offer(Offer {
+                name: take_name(reader)?,
+                size: reader.u64()?,
+                mtime: Time::decode(reader)?,
+                stamp: Stamp(reader.array()?),
+            }),
+            KEEP => Self::Keep {
+                entry: Entry::decode(reader)?,
+                size: reader.u64()?,
+                digest: Digest(reader.array()?),
+                data_bytes: reader.u64()?,
+                voucher: Voucher(Digest(reader.array()?)),
             },
             other => return Err(RecordError::Kind(other)),
         })
@@ -345,6 +406,7 @@ fn decode_special<'a>(kind: u8, reader: &mut Reader<'a>) -> Result<Special<'a>, 
 
 fn decode_file<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, RecordError> {
     let entry = Entry::decode(reader)?;
+    let stamp = Stamp(reader.array()?);
     let digest = Digest(reader.array()?);
     let size = reader.u32()?;
     if size > INLINE_SIZE_MAX {
@@ -355,6 +417,7 @@ fn decode_file<'a>(reader: &mut Reader<'a>) -> Result<Record<'a>, RecordError> {
     let data = reader.bytes(zero_map.data_len() as usize)?;
     Ok(Record::File {
         entry,
+        stamp,
         digest,
         zero_map,
         data,
@@ -377,6 +440,24 @@ impl<'a> Entry<'a> {
     }
 }
 
+impl Time {
+    fn encode(self, out: &mut Vec<u8>) {
+        out.extend(self.seconds.to_be_bytes());
+        out.extend(self.nanoseconds.to_be_bytes());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, RecordError> {
+        let time = Self {
+            seconds: reader.array().map(i64::from_be_bytes)?,
+            nanoseconds: reader.u32()?,
+        };
+        match time.nanoseconds {
+            0..1_000_000_000 => Ok(time),
+            _ => Err(RecordError::Time),
+        }
+    }
+}
+
 impl Metadata {
     /// Appends the wire form.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -384,8 +465,7 @@ impl Metadata {
             out.extend(number.to_be_bytes());
         }
         for time in [self.atime, self.mtime] {
-            out.extend(time.seconds.to_be_bytes());
-            out.extend(time.nanoseconds.to_be_bytes());
+            time.encode(out);
         }
         let count = u16::try_from(self.xattrs.len()).unwrap_or(u16::MAX);
         out.extend(count.to_be_bytes());
@@ -411,17 +491,7 @@ impl Metadata {
         if uid == u32::MAX || gid == u32::MAX {
             return Err(RecordError::Owner);
         }
-        let mut time = || {
-            let time = Time {
-                seconds: reader.array().map(i64::from_be_bytes)?,
-                nanoseconds: reader.u32()?,
-            };
-            match time.nanoseconds {
-                0..1_000_000_000 => Ok(time),
-                _ => Err(RecordError::Time),
-            }
-        };
-        let (atime, mtime) = (time()?, time()?);
+        let (atime, mtime) = (Time::decode(reader)?, Time::decode(reader)?);
         let count = reader.u16()?;
         let mut xattrs: Vec<Xattr> = Vec::new();
         for _ in 0..count {
@@ -589,12 +659,13 @@ pub(crate) mod tests {
                 .flat_map(|run| content[run.indices()].to_vec()).collect();
             let device = DeviceNumber { major: numbers.2, minor: numbers.3 };
             let digest = Digest([9; 32]);
+            let stamp = Stamp([3; 16]);
             let special = |special| Record::Special { entry: entry(), special };
             let records = [
                 Record::Enter(TreePath::ROOT),
                 Record::Enter(TreePath::ROOT.join(name).unwrap()),
                 Record::Directory(metadata.clone()),
-                Record::File { entry: entry(), digest, zero_map, data: &data },
+                Record::File { entry: entry(), stamp, digest, zero_map, data: &data },
                 Record::LargeFile { entry: entry(), file: numbers.0, size: numbers.1, digest },
                 special(Special::Symlink(b"../../etc/passwd")),
                 special(Special::Fifo),
@@ -603,6 +674,14 @@ pub(crate) mod tests {
                 special(Special::Block(device)),
                 Record::Link { name, group: group.max(1) },
                 Record::Forget { file: numbers.0 },
+                Record::Offer(Offer { name, size: numbers.0, mtime: metadata.mtime, stamp }),
+                Record::Keep {
+                    entry: entry(),
+                    size: numbers.0,
+                    digest,
+                    data_bytes: numbers.1,
+                    voucher: Voucher(Digest([6; 32])),
+                },
             ];
             let mut pack = Vec::new();
             records.iter().for_each(|record| record.encode(&mut pack));

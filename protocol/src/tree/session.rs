@@ -2,14 +2,16 @@
 //!
 //! They speak with the messages of every session, and differ from those of
 //! [block sessions](crate::session) in what they count: a tree has no size until it was walked, so
-//! there is no ledger. All is sent, all is applied, one flush makes it durable, and then the two
-//! digests are compared.
+//! there is no ledger. What the target holds already, of an earlier session or of an older copy, is
+//! [asked for](crate::tree::offer) file by file. All else is sent, all is applied, a flush makes it
+//! durable, and then the two digests are compared.
 //!
 //! ```text
 //! source                                     target
 //!   Hello (the terms)               ───────►
 //!                                   ◄───────  Welcome (the terms of both)
-//!   packs, pieces, zero pieces      ═══════►  check, apply
+//!   packs, pieces, zero pieces      ═══════►  check, apply; now and then, flush and journal
+//!                                   ◄───────  Answer, Pieces (what it holds), Watermark
 //!   Finish (digest, counts, losses) ───────►  complete: links, directories, flush; compare
 //!                                   ◄───────  Receipt
 //! ```
@@ -23,7 +25,7 @@ pub mod source;
 pub mod target;
 
 pub use source::{TreeSourceAction, TreeSourceSession};
-pub use target::{TreeTargetAction, TreeTargetSession};
+pub use target::{Earlier, TreeTargetAction, TreeTargetSession};
 
 /// What of a tree has to be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +76,10 @@ pub struct TreeSummary {
     pub changed: u64,
     /// Bytes in blocks that hold data.
     pub data_bytes: u64,
+    /// At the target: bytes of files, holes included, that an earlier session brought.
+    pub resumed_bytes: u64,
+    /// At the target: bytes in blocks that hold data, of what it held already, as comparing showed.
+    pub matched_bytes: u64,
 }
 
 #[cfg(test)]

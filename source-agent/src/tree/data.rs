@@ -51,6 +51,24 @@ impl Carried for Outgoing {
                 last_len: *last_len,
             }
             .encode(header),
+            Self::Begin { file, size, stamp } => TreeFrame::Begin {
+                file: *file,
+                size: *size,
+                stamp: *stamp,
+            }
+            .encode(header),
+            Self::Probe { file, index, count } => TreeFrame::Probe {
+                file: *file,
+                index: *index,
+                count: *count,
+            }
+            .encode(header),
+            Self::SamePieces { file, index, count } => TreeFrame::SamePieces {
+                file: *file,
+                index: *index,
+                count: *count,
+            }
+            .encode(header),
         }
     }
 
@@ -60,7 +78,10 @@ impl Carried for Outgoing {
             Self::Piece {
                 zero_map, bytes, ..
             } => data_runs(zero_map, bytes),
-            Self::ZeroPieces { .. } => Vec::new(),
+            Self::ZeroPieces { .. }
+            | Self::Begin { .. }
+            | Self::Probe { .. }
+            | Self::SamePieces { .. } => Vec::new(),
         }
     }
 

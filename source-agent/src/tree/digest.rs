@@ -42,6 +42,9 @@ pub fn digest(path: &Path, options: &DigestOptions<'_>) -> Result<TreeSummary, F
     let walk_options = WalkOptions {
         terms: options.terms,
         direct: options.direct,
+        offer: false,
+        compare: false,
+        epoch: 0,
     };
     let end = Nowhere(Mutex::new(manifest));
     let pool = new_pool(options.memory_bytes)?;

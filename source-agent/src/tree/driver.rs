@@ -15,13 +15,15 @@ use volferry_agent::run::Context;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::Preamble;
-use volferry_protocol::message::Hello;
+use volferry_protocol::message::{Hello, Sent, Watermark};
 use volferry_protocol::tree::fidelity::Loss;
 use volferry_protocol::tree::file_digest::PIECE_LEN;
 use volferry_protocol::tree::session::source::TreeTransfer;
 use volferry_protocol::tree::session::{TreeSourceAction, TreeSourceSession};
 use volferry_storage::BufferPool;
-use volferry_storage::tree::{Outgoing, TreeError, TreeSource, Walk, WalkEnd, WalkOptions, Walked};
+use volferry_storage::tree::{
+    Outgoing, TreeError, TreeSource, Unasked, Walk, WalkEnd, WalkOptions, Walked,
+};
 use volferry_transport::Connector;
 
 use super::manifest::TreeManifest;
@@ -31,6 +33,16 @@ use crate::data::DataConnection;
 /// Frames that were sent, on their way to the owner, who only wants to know that something moves.
 const SENT_QUEUE_LEN: usize = 64;
 
+/// What outlives a session.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) source: TreeSource,
+    /// What was sent in all sessions.
+    pub(super) sent: Sent,
+    /// The digest of what was read, where a session came that far.
+    pub(super) digest: Option<Digest>,
+}
+
 /// Runs one session on `control`, a fresh connection to the target.
 pub(super) async fn run<C>(
     config: &SourceConfig,
@@ -38,7 +50,7 @@ pub(super) async fn run<C>(
     connector: Arc<C>,
     control: C::Stream,
     hello: Hello,
-    source: TreeSource,
+    standing: &mut Standing,
 ) -> Outcome
 where
     C: Connector + 'static,
@@ -50,11 +62,10 @@ where
         config,
         context,
         connector,
-        source: Some(source),
         agent,
-        machine: TreeSourceSession::new(Instant::now(), hello),
+        machine: TreeSourceSession::new(Instant::now(), hello, standing.digest),
+        standing,
         conversation,
-        wire_bytes: 0,
         sent_sender,
         sent,
         reading: None,
@@ -67,13 +78,10 @@ struct Session<'a, C> {
     config: &'a SourceConfig,
     context: &'a Context,
     connector: Arc<C>,
-    /// Until the walk begins.
-    source: Option<TreeSource>,
+    standing: &'a mut Standing,
     agent: String,
     machine: TreeSourceSession,
     conversation: Conversation,
-    /// What the data connections that have ended sent.
-    wire_bytes: u64,
     sent_sender: mpsc::Sender<()>,
     sent: mpsc::Receiver<()>,
     /// From the welcome on.
@@ -115,6 +123,14 @@ impl<C: Connector + 'static> Session<'_, C> {
             reading.queue.close();
         }
         self.conversation.drop_connections().await;
+        // Threads that still read would read beside those of the next session.
+        if let Some(reading) = &mut self.reading {
+            while reading.threads_left > 0 && reading.ended.recv().await.is_some() {
+                reading.threads_left -= 1;
+            }
+        }
+        self.standing.sent = self.sent();
+        self.standing.digest = self.machine.digest();
         self.conversation.close().await;
         outcome
     }
@@ -143,10 +159,7 @@ impl<C: Connector + 'static> Session<'_, C> {
         let now = Instant::now();
         match event {
             Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
-            Event::Heard(Heard::Drained(wire_bytes)) => {
-                self.wire_bytes += wire_bytes;
-                self.check_drained();
-            }
+            Event::Heard(Heard::Drained(_wire_bytes)) => self.check_drained(),
             Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
             Event::Heard(Heard::End(failure)) => self.machine.end(failure),
             Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
@@ -188,8 +201,23 @@ impl<C: Connector + 'static> Session<'_, C> {
         }
         if let Some(walked) = self.walked.take() {
             let stats = self.context.stats(&self.agent);
-            self.machine
-                .handle_drained(walked.summary, self.wire_bytes, stats);
+            let sent = self.sent();
+            self.machine.handle_drained(walked.summary, sent, stats);
+        }
+    }
+
+    /// What was sent in all sessions.
+    fn sent(&self) -> Sent {
+        let before = self.standing.sent;
+        let seen = self
+            .reading
+            .as_ref()
+            .map(|reading| reading.walk.seen())
+            .unwrap_or_default();
+        Sent {
+            data_bytes: before.data_bytes + seen.sent_bytes,
+            zero_bytes: before.zero_bytes + seen.bytes.saturating_sub(seen.data_bytes),
+            wire_bytes: self.context.progress.wire_bytes.sum(),
         }
     }
 
@@ -203,7 +231,18 @@ impl<C: Connector + 'static> Session<'_, C> {
                         self.machine.fail(failure);
                     }
                 }
+                TreeSourceAction::Answer(answer) => {
+                    let walk = self.reading.as_ref().map(|reading| &reading.walk);
+                    let taken = walk.map_or(Err(Unasked), |walk| walk.answer(answer));
+                    self.check_answer(taken);
+                }
+                TreeSourceAction::Pieces(pieces) => {
+                    let walk = self.reading.as_ref().map(|reading| &reading.walk);
+                    let taken = walk.map_or(Err(Unasked), |walk| walk.answer_pieces(pieces));
+                    self.check_answer(taken);
+                }
                 TreeSourceAction::Done(receipt) => {
+                    self.context.progress.set_size(receipt.logical_bytes);
                     self.context.progress.set_durable(receipt.logical_bytes);
                     outcome = Some(Ok(*receipt));
                 }
@@ -222,13 +261,25 @@ impl<C: Connector + 'static> Session<'_, C> {
             progress.set_entries(seen.names);
             progress.set_moved(seen.data_bytes, seen.bytes.saturating_sub(seen.data_bytes));
         }
+        let watermark = self.machine.watermark();
+        if watermark != Watermark::default() {
+            progress.set_durable(watermark.durable_bytes);
+            progress.set_checked(watermark.checked_bytes);
+        }
         outcome
     }
 
+    fn check_answer(&mut self, taken: Result<(), Unasked>) {
+        if let Err(unasked) = taken {
+            let failure = Failure::new(FailureCode::Protocol, unasked.to_string());
+            self.machine.fail(failure);
+        }
+    }
+
     fn start_transfer(&mut self, transfer: &TreeTransfer) -> Result<(), Failure> {
-        let Some(source) = self.source.take() else {
-            return Ok(());
-        };
+        // How large the tree is, and what of it is durable, is told later.
+        let durable_bytes = self.context.progress.durable_bytes();
+        self.context.progress.set_volume(0, durable_bytes);
         let pool = new_pool(self.config.memory_bytes)?;
         let manifest = self.config.manifest.as_deref();
         let manifest = manifest.map(TreeManifest::create).transpose()?;
@@ -253,7 +304,11 @@ impl<C: Connector + 'static> Session<'_, C> {
         let options = WalkOptions {
             terms: transfer.terms,
             direct: self.config.direct,
+            offer: transfer.offer,
+            compare: transfer.compare,
+            epoch: transfer.epoch,
         };
+        let source = self.standing.source.clone();
         let walk = Arc::new(Walk::new(source, options, pool.clone(), end));
         let (ended_sender, ended) = mpsc::channel(self.config.readers.max(1));
         let threads_left =

@@ -107,10 +107,6 @@ impl DirectoryCache {
         self.entries.truncate(Self::LEN_MAX - 1);
         self.entries.insert(0, (path.to_vec(), Arc::clone(fd)));
     }
-
-    pub(super) fn clear(&mut self) {
-        self.entries.clear();
-    }
 }
 
 #[cfg(test)]

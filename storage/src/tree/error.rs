@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use volferry_protocol::tree::record::RecordError;
 
+use super::walk::Unasked;
 use crate::error::StorageError;
 
 /// Why a tree could not be read or made.
@@ -58,6 +59,9 @@ pub enum TreeError {
         /// Why.
         refusal: Refusal,
     },
+    /// The target said what can't be.
+    #[error(transparent)]
+    Unasked(#[from] Unasked),
     /// What arrived is not what the source read.
     #[error("{path} arrived with other bytes than the source read; it was not put in place")]
     Corrupt {
@@ -109,6 +113,12 @@ pub enum Refusal {
     /// Pieces in an order that no honest source has.
     #[error("its pieces came too much out of order")]
     TooScattered,
+    /// More files in a pack of offers than one answer is for.
+    #[error("more files are offered than one answer is for")]
+    TooManyOffers,
+    /// A file that is to be kept, and is not what the source was told of.
+    #[error("it is to be kept, and the target does not hold what it said")]
+    NotHeld,
     /// A file whose pieces, or whose record, never came.
     #[error("a large file never came to its end")]
     Incomplete,
@@ -130,7 +140,7 @@ impl TreeError {
             Self::Corrupt { .. } => {
                 Some("memory or a processor of one of the two nodes is failing; clone again")
             }
-            Self::Record(_) | Self::Refused { .. } => None,
+            Self::Record(_) | Self::Refused { .. } | Self::Unasked(_) => None,
         }
     }
 }

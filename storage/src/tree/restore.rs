@@ -14,10 +14,11 @@
 //! 3. the staging directory is removed, and the root gets its metadata;
 //! 4. the filesystem is flushed, once.
 //!
-//! A crash anywhere before leaves a tree without a receipt, and the staging directory, which the
-//! next attempt removes.
+//! A crash anywhere before leaves a tree without a receipt, and the staging directory with a journal
+//! of what was durable: the next attempt goes on from there. What it can keep is the business of
+//! `held`; what must go because the source doesn't have it, of `sweep`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,10 +30,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, makedev};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
+use rustix::rand::{GetRandomFlags, getrandom};
+use uuid::Uuid;
 use volferry_protocol::codec::Reader;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::geometry::ByteRange;
 use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport};
 use volferry_protocol::tree::file_digest::{self, FileDigest, PIECE_LEN, PieceDigest};
+use volferry_protocol::tree::journal::{Entry as JournalEntry, Finished};
+use volferry_protocol::tree::offer::{Holding, OFFERS_MAX, Stamp, VoucherKey};
 use volferry_protocol::tree::path::{Name, TreePath, join, show};
 use volferry_protocol::tree::record::{Entry, Metadata, Record, Special};
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
@@ -41,10 +47,18 @@ use volferry_protocol::zero_map::ZeroMap;
 
 use super::directories::{DirectoryCache, open_beneath, open_directory};
 use super::group_sums::{self, GroupSums};
+use super::journal::{JOURNAL, TreeJournal};
 use super::metadata::{self, Handle as MetadataHandle, Terms};
 use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, allow_open_files, is_staging};
 use crate::error::{Operation, StorageError};
 use crate::handle::Handle;
+use crate::zeroing::{Way, Zeroing};
+
+mod held;
+mod sweep;
+
+pub use held::Reuse;
+use sweep::{Names, Noted};
 
 /// Large files that may be under way at once. An honest source has a few for each of its threads, and
 /// those whose only piece is in flight: as many as both ends have buffers.
@@ -81,22 +95,35 @@ pub struct TreeTargetOptions {
     pub delete_extra: bool,
     /// Write large files past the page cache where the filesystem lets us.
     pub direct: bool,
+    /// What may be kept of what is there.
+    pub reuse: Reuse,
 }
 
 /// A directory that a tree is to be made in, claimed for as long as this lives.
 #[derive(Debug)]
 pub struct TreeTarget {
-    root: OwnedFd,
+    root: Arc<OwnedFd>,
     path: PathBuf,
+    clone_id: Uuid,
     options: TreeTargetOptions,
+    /// Whether what an attempt of this clone left is there, to be gone on from.
+    goes_on: bool,
+    /// Whether a session came to its end, and its journal is gone.
+    is_concluded: bool,
+    /// The last epoch that the journal knows of.
+    epoch: u64,
 }
 
 impl TreeTarget {
-    /// Claims the directory at `path`, which is made when it isn't there.
+    /// Claims the directory at `path` for the clone `clone_id`; it is made when it isn't there.
     ///
     /// # Errors
     /// When it can't be opened, is in use, or holds something that may not be overwritten.
-    pub fn open(path: &Path, options: TreeTargetOptions) -> Result<Self, TreeError> {
+    pub fn open(
+        path: &Path,
+        clone_id: Uuid,
+        options: TreeTargetOptions,
+    ) -> Result<Self, TreeError> {
         match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => {
@@ -117,12 +144,19 @@ impl TreeTarget {
                 tracing::warn!(path = %path.display(), %errno, "the directory can't be locked")
             }
         }
-        let target = Self {
-            root,
+        let mut target = Self {
+            root: Arc::new(root),
             path: path.to_owned(),
+            clone_id,
             options,
+            goes_on: false,
+            is_concluded: false,
+            epoch: 0,
         };
+        target.look_for_journal()?;
         if !options.overwrite
+            && !target.goes_on
+            && !options.reuse.compares()
             && let Some(name) = target.first_entry()?
         {
             return Err(TreeError::NotEmpty {
@@ -133,10 +167,55 @@ impl TreeTarget {
         Ok(target)
     }
 
+    /// Finds what an attempt of this clone left.
+    fn look_for_journal(&mut self) -> Result<(), TreeError> {
+        let Ok(staging) = open_directory(&self.root, &self.staging_name()) else {
+            return Ok(());
+        };
+        if self.options.reuse == Reuse::Nothing || !exists(&staging, JOURNAL) {
+            return Ok(());
+        }
+        let journal = TreeJournal::open(&staging, self.clone_id)
+            .map_err(StorageError::io(Operation::Read, &self.path))?;
+        self.goes_on = journal.is_alone().is_some();
+        self.epoch = journal.epoch();
+        Ok(())
+    }
+
+    fn staging_name(&self) -> Vec<u8> {
+        [STAGING_PREFIX, self.clone_id.to_string().as_bytes()].concat()
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A session has concluded, and its source was lost before it heard of the receipt: the next one
+    /// compares what is there.
+    pub const fn set_concluded(&mut self) {
+        self.is_concluded = true;
+    }
+
+    /// What was written is not what was read: nothing of it is to be gone on from.
+    ///
+    /// # Errors
+    /// When the journal can't be removed.
+    pub fn distrust(&self) -> Result<(), TreeError> {
+        let path = join(&self.staging_name(), JOURNAL);
+        match open_directory(&self.root, &self.staging_name()) {
+            Ok(staging) => remove(&staging, JOURNAL).map_err(|error| {
+                StorageError::io(Operation::Remove, &self.path.join(show(&path)))(error).into()
+            }),
+            Err(_none) => Ok(()),
+        }
+    }
+
+    /// The epoch of the last session that an attempt of this clone left word of; else 0.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// How much room its filesystem has.
@@ -158,49 +237,70 @@ impl TreeTarget {
         Ok(names.into_iter().find(|name| name != LOST_AND_FOUND))
     }
 
-    /// Makes the directory ready to take the tree of the clone `clone_id`.
+    /// Makes the directory ready to take the tree in the session `epoch`, the first or a later one:
+    /// everything that an earlier one wrote with has ended.
     ///
     /// # Errors
     /// When what is in the way can't be removed, or the staging directory can't be made.
-    pub fn prepare(self, clone_id: &str, terms: TreeTerms) -> Result<Restore, TreeError> {
+    pub fn prepare(&mut self, terms: TreeTerms, epoch: u64) -> Result<Restore, TreeError> {
         allow_open_files();
-        let at = |operation| {
-            let path = self.path.clone();
-            move |error: io::Error| StorageError::io(operation, &path)(error)
+        let staging_name = self.staging_name();
+        let reuse = match self.options.reuse {
+            Reuse::Nothing | Reuse::Journal if self.is_concluded => Reuse::Times,
+            reuse => reuse,
         };
-        let mut is_dirty = false;
-        for name in list(&self.root).map_err(at(Operation::List))? {
-            if name == LOST_AND_FOUND {
+        let compares = reuse.compares();
+        let clears = self.options.delete_extra && !self.goes_on && !compares;
+        let mut is_alone = true;
+        for name in list(&self.root).map_err(StorageError::io(Operation::List, &self.path))? {
+            let is_own = self.goes_on && name == staging_name;
+            if name == LOST_AND_FOUND || is_own {
                 continue;
             }
-            // What an earlier attempt left goes in any case.
-            if self.options.delete_extra || is_staging(&name) {
-                remove(&self.root, &name).map_err(|error| {
-                    StorageError::io(Operation::Remove, &self.path.join(show(&name)))(error)
-                })?;
+            // What another clone left goes in any case.
+            if clears || is_staging(&name) {
+                remove(&self.root, &name).map_err(StorageError::io(
+                    Operation::Remove,
+                    &self.path.join(show(&name)),
+                ))?;
             } else {
-                is_dirty = true;
+                is_alone = false;
             }
         }
         metadata::open_up(self.root.as_fd());
-        let staging_name = [STAGING_PREFIX, clone_id.as_bytes()].concat();
-        let make = || {
-            make_directory(&self.root, &staging_name)?;
-            let staging = open_directory(&self.root, &staging_name)?;
-            make_directory(&staging, LINKS)?;
-            let links = open_directory(&staging, LINKS)?;
-            let spool = create(&staging, SPOOL, OFlags::RDWR, PRIVATE)?;
-            let groups = create(&staging, GROUPS, OFlags::RDWR, PRIVATE)?;
-            Ok((staging, links, spool, groups))
-        };
-        let (staging, links, spool, groups) = make().map_err(at(Operation::Create))?;
+        let staging = self
+            .make_staging(&staging_name)
+            .map_err(StorageError::io(Operation::Create, &self.path))?;
+        let Staging {
+            root: staging,
+            links,
+            spool,
+            groups,
+            mut journal,
+        } = staging;
+        let is_alone = journal.is_alone().unwrap_or(is_alone);
+        let session = JournalEntry::Session { epoch, is_alone };
+        journal
+            .append(std::iter::once(session))
+            .map_err(StorageError::io(Operation::Write, &self.path))?;
+        let is_dirty = self.goes_on || (self.options.overwrite || compares) && !clears;
+        let sweeps = is_dirty && (is_alone || self.options.delete_extra);
+        let names = sweeps.then(|| Names::create(&staging));
+        let names = names
+            .transpose()
+            .map_err(StorageError::io(Operation::Create, &self.path))?;
+        self.goes_on = true;
+        self.epoch = epoch;
         Ok(Restore {
             is_dirty,
             direct: self.options.direct,
             owner: (geteuid().as_raw(), getegid().as_raw()),
-            root: Arc::new(self.root),
-            path: self.path,
+            root: Arc::clone(&self.root),
+            path: self.path.clone(),
             terms,
+            epoch,
+            reuse,
+            offers: compares || !journal.is_empty(),
             staging_name,
             staging,
             links,
@@ -208,13 +308,65 @@ impl TreeTarget {
                 file: BufWriter::with_capacity(64 << 10, File::from(spool)),
                 record: Vec::new(),
             }),
+            names: names.map(Mutex::new),
+            key: VoucherKey::new(random()?),
+            durable_bytes: AtomicU64::new(journal.durable_bytes()),
+            journal: Mutex::new(journal),
+            finished: Mutex::default(),
             large: Mutex::default(),
             groups: Mutex::new(GroupSums::new(File::from(groups))),
             data_bytes: AtomicU64::new(0),
+            kept_data_bytes: AtomicU64::new(0),
+            resumed_bytes: AtomicU64::new(0),
+            matched_bytes: AtomicU64::new(0),
+            checked_bytes: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            root_metadata: Mutex::default(),
             names_written: AtomicU64::new(0),
+            zeroing: Zeroing::starting_with(Way::Punch),
             found: Mutex::default(),
         })
     }
+
+    /// Makes the staging directory, or opens the one that an earlier session left: of that stay the
+    /// journal, and the files that it says to be there in part.
+    fn make_staging(&self, name: &[u8]) -> io::Result<Staging> {
+        match make_directory(&self.root, name) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let root = open_directory(&self.root, name)?;
+        let journal = TreeJournal::open(&root, self.clone_id)?;
+        let parts: HashSet<_> = journal
+            .parts()
+            .map(|partial| partial.file.to_string().into_bytes())
+            .collect();
+        for name in list(&root)? {
+            if name != JOURNAL && !parts.contains(&name) {
+                remove(&root, &name)?;
+            }
+        }
+        make_directory(&root, LINKS)?;
+        let links = open_directory(&root, LINKS)?;
+        let spool = create(&root, SPOOL, OFlags::RDWR, PRIVATE)?;
+        let groups = create(&root, GROUPS, OFlags::RDWR, PRIVATE)?;
+        Ok(Staging {
+            root,
+            links,
+            spool,
+            groups,
+            journal,
+        })
+    }
+}
+
+/// What a clone keeps in the target directory for itself.
+struct Staging {
+    root: OwnedFd,
+    links: OwnedFd,
+    spool: OwnedFd,
+    groups: OwnedFd,
+    journal: TreeJournal,
 }
 
 /// The room of a filesystem.
@@ -237,14 +389,37 @@ pub struct Restore {
     direct: bool,
     /// User and group of what this process creates, mostly.
     owner: (u32, u32),
+    epoch: u64,
+    reuse: Reuse,
+    /// Whether there is anything that could be kept.
+    offers: bool,
     staging_name: Vec<u8>,
     staging: OwnedFd,
     links: OwnedFd,
     spool: Mutex<Spool>,
+    /// Where what the source doesn't have is to be removed.
+    names: Option<Mutex<Names>>,
+    key: VoucherKey,
+    journal: Mutex<TreeJournal>,
+    /// Files that are in their place, and not in the journal, and the bytes of each that are news to
+    /// it.
+    finished: Mutex<Vec<(Finished, u64)>>,
     large: Mutex<LargeFiles>,
     groups: Mutex<GroupSums>,
+    /// Bytes in blocks that hold data: written now, and kept.
     data_bytes: AtomicU64,
+    kept_data_bytes: AtomicU64,
+    /// Bytes of files, holes included.
+    durable_bytes: AtomicU64,
+    resumed_bytes: AtomicU64,
+    /// Bytes in blocks that hold data, of what was found to be equal.
+    matched_bytes: AtomicU64,
+    checked_bytes: AtomicU64,
+    steps: AtomicU64,
+    /// What the root gets at the very end.
+    root_metadata: Mutex<Option<Metadata>>,
     names_written: AtomicU64,
+    zeroing: Zeroing,
     found: Mutex<Found>,
 }
 
@@ -276,6 +451,8 @@ impl Spool {
 struct LargeFiles {
     open: HashMap<u64, Arc<LargeFile>>,
     forgotten: HashSet<u64>,
+    /// Files whose number this end has made up.
+    begun_here: u64,
 }
 
 /// A file that comes in pieces.
@@ -283,13 +460,39 @@ struct LargeFiles {
 struct LargeFile {
     number: u64,
     handle: Handle,
+    /// Its path, where it is in its place already; else it is in the staging directory.
+    place: Option<Vec<u8>>,
+    origin: Origin,
     state: Mutex<LargeState>,
+}
+
+/// What a large file began with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// Nothing: what is not written is zero.
+    Empty,
+    /// Pieces that an earlier session brought.
+    Part,
+    /// What the target held, to be compared.
+    Held,
 }
 
 #[derive(Debug, Default)]
 struct LargeState {
+    /// Which state of the source's file it is, and its size, once that is known.
+    begun: Option<(Stamp, u64)>,
     digest: FileDigest,
     data_bytes: u64,
+    /// Bytes of it of which the journal knows.
+    noted_bytes: u64,
+    /// Bytes of it that an earlier session brought, holes included.
+    resumed_bytes: u64,
+    /// Bytes in blocks that hold data, of what was found to be equal.
+    matched_bytes: u64,
+    /// Bytes in blocks that hold data, of what this session did not bring.
+    kept_data_bytes: u64,
+    /// Pieces that are held, of which the source was told.
+    probed: BTreeMap<u64, (PieceDigest, u32)>,
     /// Its record, once that came.
     end: Option<LargeEnd>,
 }
@@ -312,8 +515,22 @@ impl Restore {
         RestoreWorker {
             shared: Arc::clone(self),
             cache: DirectoryCache::default(),
+            noted: Noted::default(),
+            content: Vec::new(),
             found: Found::default(),
         }
+    }
+
+    /// Whether there is anything that could be kept: the source offers its files then.
+    #[must_use]
+    pub const fn offers(&self) -> bool {
+        self.offers
+    }
+
+    /// Whether the source reads what is held here too, to compare it.
+    #[must_use]
+    pub fn compares(&self) -> bool {
+        self.offers && self.reuse == Reuse::Content
     }
 
     /// Where the root is.
@@ -328,13 +545,14 @@ impl Restore {
         self.names_written.load(Ordering::Relaxed)
     }
 
-    /// Bytes of data that were written so far.
+    /// Bytes of data that were written by this session so far.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
         self.data_bytes.load(Ordering::Relaxed)
     }
 
-    /// Does what has to come last, and makes all of it durable. Every worker has ended by then.
+    /// Does what has to come last but for the root's own metadata, and makes all of it durable. Every
+    /// worker has ended by then, and [`Self::conclude`] follows when the tree is proven.
     ///
     /// # Errors
     /// When something never came, or the kernel refuses.
@@ -353,28 +571,59 @@ impl Restore {
         }
         let mut worker = self.worker();
         worker.make_links()?;
+        worker.sweep()?;
         let root_metadata = worker.finish_directories()?;
-        worker.cache.clear();
+        // Once now, so that what can't be kept shows, and once more when nothing changes any more.
+        if let Some(root) = &root_metadata {
+            worker.adorn_directory(&self.root, b"", root)?;
+        }
+        *lock(&self.root_metadata) = root_metadata;
+        drop(worker);
+        self.checkpoint()?;
+        self.flush()?;
         let mut found = std::mem::take(&mut *lock(&self.found));
         let summed = lock(&self.groups).for_each(|sum| found.digest.add(sum));
         summed.map_err(|error| self.io(Operation::Read, &self.staging_name, error))?;
-        self.remove_staging()?;
-        if let Some(root) = root_metadata {
-            worker.adorn_directory(&self.root, b"", &root)?;
-        }
-        drop(worker);
-        rustix::fs::syncfs(&*self.root)
-            .map_err(|errno| self.io(Operation::Flush, b"", errno.into()))?;
-        let late = std::mem::take(&mut *lock(&self.found));
-        found.digest.merge(&late.digest);
-        found.fidelity.add(&late.fidelity);
         Ok(TreeSummary {
             digest: found.digest.finish(self.terms.accept),
             counts: found.digest.counts,
             fidelity: found.fidelity,
             changed: 0,
-            data_bytes: self.data_bytes(),
+            data_bytes: self.data_bytes() + self.kept_data_bytes.load(Ordering::Relaxed),
+            resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
+            matched_bytes: self.matched_bytes.load(Ordering::Relaxed),
         })
+    }
+
+    /// The tree is proven: removes what the clone kept for itself, gives the root its metadata, and
+    /// makes that durable.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn conclude(self: &Arc<Self>) -> Result<(), TreeError> {
+        // What it was given may not let its owner in.
+        metadata::open_up(self.root.as_fd());
+        self.remove_staging()?;
+        if let Some(root) = lock(&self.root_metadata).take() {
+            let mut worker = self.worker();
+            worker.adorn_directory(&self.root, b"", &root)?;
+        }
+        self.flush()
+    }
+
+    /// What was done besides writing: a sign of life.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    fn flush(&self) -> Result<(), TreeError> {
+        rustix::fs::syncfs(&*self.root)
+            .map_err(|errno| self.io(Operation::Flush, b"", errno.into()))
+    }
+
+    fn journal_path(&self) -> Vec<u8> {
+        join(&self.staging_name, JOURNAL)
     }
 
     /// Adds a part of an inode with several names.
@@ -384,6 +633,15 @@ impl Restore {
         }
         let added = lock(&self.groups).add(group, part);
         added.map_err(|error| self.io(Operation::Write, path, error))
+    }
+
+    /// What mode a file is created with. One that is its owner's at once can have its own, which
+    /// then needs no call of its own, where the process's mask allows it.
+    fn mode_of_new(&self, metadata: &Metadata) -> Mode {
+        match (metadata.uid, metadata.gid) == self.owner {
+            true => Mode::from_raw_mode(metadata.mode & 0o777),
+            false => PRIVATE,
+        }
     }
 
     fn remove_staging(&self) -> Result<(), TreeError> {
@@ -425,15 +683,6 @@ impl Restore {
         }
     }
 
-    /// What mode a file is created with. One that is its owner's at once can have its own, which
-    /// then needs no call of its own, where the process's mask allows it.
-    fn mode_of_new(&self, metadata: &Metadata) -> Mode {
-        match (metadata.uid, metadata.gid) == self.owner {
-            true => Mode::from_raw_mode(metadata.mode & 0o777),
-            false => PRIVATE,
-        }
-    }
-
     /// Whether the name belongs to the clone or to the filesystem.
     fn is_reserved(&self, directory: &TreePath, name: &[u8]) -> bool {
         directory.is_root() && (name == self.staging_name || name == LOST_AND_FOUND)
@@ -445,11 +694,15 @@ impl Restore {
 pub struct RestoreWorker {
     shared: Arc<Restore>,
     cache: DirectoryCache,
+    noted: Noted,
+    /// A piece of a file that is compared.
+    content: Vec<u8>,
     found: Found,
 }
 
 impl Drop for RestoreWorker {
     fn drop(&mut self) {
+        self.write_names();
         let mut all = lock(&self.shared.found);
         all.digest.merge(&self.found.digest);
         all.fidelity.add(&self.found.fidelity);
@@ -464,11 +717,13 @@ struct Entered {
 }
 
 impl RestoreWorker {
-    /// Applies the records of a pack, whose digest was checked.
+    /// Applies the records of a pack, whose digest was checked. Gives what is held of the files that
+    /// it offered, in their order.
     ///
     /// # Errors
     /// When one of them is none, must not be applied, or the kernel refuses.
-    pub fn apply_pack(&mut self, pack: &[u8]) -> Result<(), TreeError> {
+    pub fn apply_pack(&mut self, pack: &[u8]) -> Result<Vec<Holding>, TreeError> {
+        let mut holdings = Vec::new();
         let mut reader = Reader::new(pack);
         let mut entered: Option<Entered> = None;
         while !reader.is_empty() {
@@ -481,41 +736,73 @@ impl RestoreWorker {
             let Some(directory) = &entered else {
                 return Err(Restore::refuse(b"", Refusal::NotEntered));
             };
-            self.apply(directory, record)?;
+            match record {
+                Record::Offer(_) if holdings.len() >= OFFERS_MAX => {
+                    return Err(Restore::refuse(b"", Refusal::TooManyOffers));
+                }
+                Record::Offer(offer) => holdings.push(self.holding(directory, &offer)?),
+                record => self.apply(directory, record)?,
+            }
         }
-        Ok(())
+        Ok(holdings)
     }
 
     fn apply(&mut self, directory: &Entered, record: Record<'_>) -> Result<(), TreeError> {
         let name = match &record {
             Record::File { entry, .. }
             | Record::LargeFile { entry, .. }
-            | Record::Special { entry, .. } => Some(entry.name),
+            | Record::Special { entry, .. }
+            | Record::Keep { entry, .. } => Some(entry.name),
             Record::Link { name, .. } => Some(*name),
-            Record::Enter(_) | Record::Directory(_) | Record::Forget { .. } => None,
+            Record::Enter(_) | Record::Directory(_) | Record::Forget { .. } | Record::Offer(_) => {
+                None
+            }
         };
         if let Some(name) = name {
             if self.shared.is_reserved(&directory.path, name.as_bytes()) {
                 return Err(Restore::refuse(name.as_bytes(), Refusal::Reserved));
             }
             self.shared.names_written.fetch_add(1, Ordering::Relaxed);
+            if self.shared.names.is_some() {
+                self.note_name(&join(directory.path.as_bytes(), name.as_bytes()));
+            }
         }
         match record {
-            Record::Enter(_) => Ok(()),
+            // Both were taken before.
+            Record::Enter(_) | Record::Offer(_) => Ok(()),
             Record::Directory(metadata) => {
                 let left_out = self.shared.terms.accept;
                 let path = directory.path.as_bytes();
                 let content = Content::Directory;
                 let digest = &mut self.found.digest;
                 digest.add_entry(path, &content, &metadata, left_out);
+                self.note_name(path);
                 self.spool(&directory.path, &Record::Directory(metadata))
             }
             Record::File {
                 entry,
+                stamp,
                 digest,
                 zero_map,
                 data,
-            } => self.make_file(directory, &entry, digest, &zero_map, data),
+            } => {
+                self.make_file(directory, &entry, digest, &zero_map, data)?;
+                let finished = Finished {
+                    stamp,
+                    digest,
+                    size: u64::from(zero_map.chunk_len()),
+                    data_bytes: data.len() as u64,
+                };
+                self.shared.note_finished(finished, 0);
+                Ok(())
+            }
+            Record::Keep {
+                entry,
+                size,
+                digest,
+                data_bytes,
+                voucher,
+            } => self.keep(directory, &entry, size, digest, data_bytes, voucher),
             Record::LargeFile {
                 entry,
                 file,
@@ -672,7 +959,8 @@ impl RestoreWorker {
             self.keep_for_links(&directory.fd, name, entry.group, &path)?;
         }
         let content = Content::File { size, digest };
-        self.add(&path, &content, &entry.metadata, entry.group)
+        self.add(&path, &content, &entry.metadata, entry.group)?;
+        Ok(())
     }
 
     /// Makes what is neither a directory nor a regular file.
@@ -830,14 +1118,12 @@ impl RestoreWorker {
                     _ => shared.io(Operation::Create, &path, error),
                 }
             })?;
+        let at = shared.at(&path);
         let file = Arc::new(LargeFile {
             number,
-            handle: Handle::new(
-                shared.at(&path),
-                File::from(made),
-                OFlags::RDWR,
-                shared.direct,
-            ),
+            handle: Handle::new(at, File::from(made), OFlags::RDWR, shared.direct),
+            place: None,
+            origin: Origin::Empty,
             state: Mutex::default(),
         });
         large.open.insert(number, Arc::clone(&file));
@@ -866,10 +1152,15 @@ impl RestoreWorker {
             });
         }
         let start = index.saturating_mul(u64::from(PIECE_LEN));
-        for run in zero_map.runs().filter(|run| !run.is_zero) {
-            let part = bytes.get(run.indices()).unwrap_or_default();
-            let written = file.handle.write_at(start + u64::from(run.start), part);
-            written.map_err(|error| self.of_write(error, part.len() as u64))?;
+        for run in zero_map.runs() {
+            let range = ByteRange::new(start + u64::from(run.start), start + u64::from(run.end));
+            let written = if run.is_zero {
+                self.zero(&file, range)
+            } else {
+                let part = bytes.get(run.indices()).unwrap_or_default();
+                file.handle.write_at(range.start(), part)
+            };
+            written.map_err(|error| self.of_write(error, range.len()))?;
         }
         let data_len = u64::from(zero_map.data_len());
         self.shared
@@ -878,7 +1169,15 @@ impl RestoreWorker {
         self.take_in(&file, [(index, piece)].into_iter(), data_len)
     }
 
-    /// Leaves holes in a large file, which is new: nothing is to be written.
+    /// Makes a range of a file zero where it may hold something.
+    fn zero(&self, file: &LargeFile, range: ByteRange) -> Result<(), StorageError> {
+        match file.origin {
+            Origin::Empty => Ok(()),
+            Origin::Part | Origin::Held => self.shared.zeroing.zero(&file.handle, range),
+        }
+    }
+
+    /// Makes pieces of a large file zero.
     ///
     /// # Errors
     /// When a piece came twice, or the kernel refuses.
@@ -893,6 +1192,11 @@ impl RestoreWorker {
             return Ok(());
         };
         let last = index.saturating_add(u64::from(count)).saturating_sub(1);
+        let piece_len = u64::from(PIECE_LEN);
+        let start = index.saturating_mul(piece_len);
+        let end = last.saturating_mul(piece_len) + u64::from(last_len);
+        let zeroed = self.zero(&file, ByteRange::new(start, end));
+        zeroed.map_err(|error| self.of_write(error, end - start))?;
         let pieces = (index..=last).map(|index| {
             let len = if index == last { last_len } else { PIECE_LEN };
             let zeros = ZEROS.get(..len as usize).unwrap_or(&ZEROS);
@@ -974,7 +1278,9 @@ impl RestoreWorker {
 
     /// Puts a large file into its place when all of it has come.
     fn place(&mut self, file: &LargeFile, state: &mut LargeState) -> Result<(), TreeError> {
-        let Some(size) = state.end.as_ref().map(|end| end.size) else {
+        let (Some(size), Some((stamp, begun_size))) =
+            (state.end.as_ref().map(|end| end.size), state.begun)
+        else {
             return Ok(());
         };
         if state.digest.pieces() < file_digest::piece_count(size) {
@@ -984,6 +1290,9 @@ impl RestoreWorker {
             return Ok(());
         };
         let path = join(end.directory.as_bytes(), &end.name);
+        if begun_size != size || file.place.as_ref().is_some_and(|place| *place != path) {
+            return Err(Restore::refuse(&path, Refusal::Incomplete));
+        }
         if state.digest.finish(size) != Some(end.digest) {
             return Err(TreeError::Corrupt { path: show(&path) });
         }
@@ -992,16 +1301,18 @@ impl RestoreWorker {
         main.set_len(size)
             .map_err(|error| shared.io_of(Operation::Resize, &path, size, error))?;
         let handle = MetadataHandle::Open(main.as_fd());
-        self.adorn(handle, &path, &end.metadata, false, false)?;
+        self.adorn(handle, &path, &end.metadata, false, file.place.is_some())?;
         let fd = self.enter(&end.directory)?;
         let staged = file.number.to_string();
         let directory = Entered {
             path: end.directory,
             fd,
         };
-        self.make_anew(&directory, &end.name, size, || {
-            rename(&shared.staging, staged.as_bytes(), &directory.fd, &end.name)
-        })?;
+        if file.place.is_none() {
+            self.make_anew(&directory, &end.name, size, || {
+                rename(&shared.staging, staged.as_bytes(), &directory.fd, &end.name)
+            })?;
+        }
         if end.group != 0 {
             self.keep_for_links(&directory.fd, &end.name, end.group, &path)?;
         }
@@ -1011,6 +1322,20 @@ impl RestoreWorker {
         };
         self.add(&path, &content, &end.metadata, end.group)?;
         lock(&shared.large).open.remove(&file.number);
+        let finished = Finished {
+            stamp,
+            digest: end.digest,
+            size,
+            data_bytes: state.data_bytes,
+        };
+        shared.note_finished(finished, state.noted_bytes);
+        for (sum, bytes) in [
+            (&shared.resumed_bytes, state.resumed_bytes),
+            (&shared.matched_bytes, state.matched_bytes),
+            (&shared.kept_data_bytes, state.kept_data_bytes),
+        ] {
+            sum.fetch_add(bytes, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -1022,7 +1347,8 @@ impl RestoreWorker {
             return Err(Restore::refuse(name.as_bytes(), Refusal::TooManyFiles));
         }
         large.forgotten.insert(number);
-        if large.open.remove(&number).is_some() {
+        let removed = large.open.remove(&number);
+        if removed.is_some_and(|file| file.place.is_none()) {
             let removed = rustix::fs::unlinkat(&self.shared.staging, &*name, AtFlags::empty());
             let path = join(&self.shared.staging_name, name.as_bytes());
             removed.map_err(|errno| self.shared.io(Operation::Remove, &path, errno.into()))?;
@@ -1053,6 +1379,7 @@ impl RestoreWorker {
             bytes.resize(u32::from_le_bytes(len) as usize, 0);
             file.read_exact(&mut bytes).map_err(failed)?;
             let mut reader = Reader::new(&bytes);
+            shared.steps.fetch_add(1, Ordering::Relaxed);
             if let Record::Enter(path) = Record::decode(&mut reader)? {
                 apply(self, path, Record::decode(&mut reader)?)?;
             }
@@ -1125,6 +1452,19 @@ impl RestoreWorker {
         }
         Ok(root)
     }
+}
+
+fn exists(directory: &OwnedFd, name: &[u8]) -> bool {
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// Bytes that nobody can guess.
+fn random() -> Result<[u8; 32], TreeError> {
+    let mut bytes = [0; 32];
+    // getrandom(2) fills up to 256 bytes at once.
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|errno| StorageError::io(Operation::Read, Path::new("getrandom"))(errno.into()))?;
+    Ok(bytes)
 }
 
 fn is_privileged() -> bool {

@@ -3,11 +3,7 @@
 //! A directory is opened from the one above it, which is open, so that no path is too long and no
 //! renamed directory leads elsewhere. Directories that wait are few: when there are enough of them,
 //! a thread goes down itself instead of leaving more. A large file is offered to all threads piece
-//! by piece, and a directory of very many names batch by batch. What belongs together in a thread's
-//! way is packed together.
-//!
-//! Small files are opened a batch at a time and asked of the disk before the first of them is read,
-//! so that a cold disk works at all of them at once.
+//! by piece. What belongs together in a thread's way is packed together.
 //!
 //! Everything is looked at before and after it was read. What changed meanwhile is read again, a few
 //! times, and then told.
@@ -29,6 +25,7 @@ use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport, Loss};
 use volferry_protocol::tree::file_digest::{self, FileDigest, PIECE_LEN, PieceDigest};
 use volferry_protocol::tree::frame::{ZERO_PIECES_MAX, pack_digest};
 use volferry_protocol::tree::links::{InodeKey, LinkGroups, Met};
+use volferry_protocol::tree::offer::Stamp;
 use volferry_protocol::tree::path::{Name, PATH_LEN_MAX, TreePath, join, show};
 use volferry_protocol::tree::record::{
     DeviceNumber, Entry, INLINE_SIZE_MAX, Metadata, Record, Special,
@@ -44,6 +41,11 @@ use super::{LOST_AND_FOUND, TreeError, allow_open_files, is_staging};
 use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Operation, StorageError};
 use crate::handle::Handle;
+
+mod offers;
+
+pub use offers::Unasked;
+use offers::{Answered, Offers, Questions, stamp_of};
 
 /// How often something that changes is read before it is told as changed.
 const ATTEMPTS: u32 = 3;
@@ -72,7 +74,7 @@ const LARGE_RECORDS_MAX: usize = 8;
 static ZEROS: [u8; PIECE_LEN as usize] = [0; PIECE_LEN as usize];
 
 /// A directory to be cloned.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TreeSource {
     root: Arc<OwnedFd>,
     path: PathBuf,
@@ -107,6 +109,12 @@ pub struct WalkOptions {
     pub terms: TreeTerms,
     /// Read large files past the page cache where the filesystem lets us.
     pub direct: bool,
+    /// Offer files before they are sent.
+    pub offer: bool,
+    /// Read what the target says to hold, and compare.
+    pub compare: bool,
+    /// Which of the clone's sessions it is: no number of a file comes twice.
+    pub epoch: u64,
 }
 
 /// What a walk makes of a tree, to be sent.
@@ -149,6 +157,33 @@ pub enum Outgoing {
         /// Bytes of the last of them.
         last_len: u32,
     },
+    /// A large file is about to come in pieces.
+    Begin {
+        /// The file.
+        file: u64,
+        /// Bytes of its content.
+        size: u64,
+        /// Which state of the file it is.
+        stamp: Stamp,
+    },
+    /// What pieces of a large file the target holds is asked for.
+    Probe {
+        /// The file.
+        file: u64,
+        /// The first of them.
+        index: u64,
+        /// How many.
+        count: u32,
+    },
+    /// Pieces of a large file that the target holds as they should be.
+    SamePieces {
+        /// The file.
+        file: u64,
+        /// The first of them.
+        index: u64,
+        /// How many.
+        count: u32,
+    },
 }
 
 /// Where a walk puts what it makes.
@@ -180,6 +215,8 @@ pub struct Seen {
     pub bytes: u64,
     /// Bytes in blocks that hold data.
     pub data_bytes: u64,
+    /// Of these, bytes that were sent.
+    pub sent_bytes: u64,
 }
 
 /// A walk under way: what its threads share.
@@ -199,6 +236,7 @@ pub struct Walk<End> {
     names_seen: AtomicU64,
     bytes_seen: AtomicU64,
     data_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
     found: Mutex<Found>,
 }
 
@@ -225,6 +263,7 @@ struct Work {
     files: VecDeque<Arc<LargeFile>>,
     /// The first one goes first, so that few directories are under way.
     batches: VecDeque<(Arc<Listing>, Batch)>,
+    questions: Questions,
     /// Threads that may find more work.
     busy: usize,
 }
@@ -245,6 +284,9 @@ struct Directory {
     path: TreePath,
 }
 
+/// The number and the key of an inode among those with several names.
+type Group = Option<(u64, InodeKey)>;
+
 /// A directory whose names are read.
 #[derive(Debug)]
 struct Listing {
@@ -263,6 +305,18 @@ struct Opened<'a> {
     stat: Stat,
 }
 
+/// How a file that is read in pieces begins.
+#[derive(Debug, Default)]
+struct Begun {
+    /// What its pieces bear.
+    number: u64,
+    /// The pieces that the target holds.
+    digest: FileDigest,
+    /// Bytes of these in blocks that hold data.
+    data_bytes: u64,
+    is_compared: bool,
+}
+
 /// A file that is read in pieces.
 #[derive(Debug)]
 struct LargeFile {
@@ -275,8 +329,9 @@ struct LargeFile {
     path: Vec<u8>,
     stat: Stat,
     size: u64,
-    /// Its number and key among the inodes with several names.
-    group: Option<(u64, InodeKey)>,
+    group: Group,
+    /// The target holds something in its place, to be compared.
+    is_compared: bool,
     /// The next piece that nobody has taken.
     next: AtomicU64,
     /// Pieces that are not done.
@@ -293,6 +348,8 @@ enum Task {
     Directory(Waiting),
     Pieces(Arc<LargeFile>),
     Names(Arc<Listing>, Batch),
+    Answered(Answered),
+    Probe(Arc<LargeFile>, u64, u32),
 }
 
 /// Why a thread ends early.
@@ -344,10 +401,11 @@ impl<End: WalkEnd> Walk<End> {
             news: Condvar::new(),
             links: Mutex::default(),
             next_pack: AtomicU64::new(0),
-            next_file: AtomicU64::new(1),
+            next_file: AtomicU64::new(first_file(options.epoch)),
             names_seen: AtomicU64::new(0),
             bytes_seen: AtomicU64::new(0),
             data_bytes: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
             found: Mutex::default(),
         }
     }
@@ -366,6 +424,7 @@ impl<End: WalkEnd> Walk<End> {
             names: load(&self.names_seen),
             bytes: load(&self.bytes_seen),
             data_bytes: load(&self.data_bytes),
+            sent_bytes: load(&self.sent_bytes),
         }
     }
 
@@ -418,6 +477,8 @@ impl<End: WalkEnd> Walk<End> {
                 fidelity: found.fidelity,
                 changed: found.changed.count,
                 data_bytes: self.data_bytes.load(Ordering::Relaxed),
+                resumed_bytes: 0,
+                matched_bytes: 0,
             },
             changed: found.changed,
             is_complete: !self.is_stopped.load(Ordering::Relaxed),
@@ -435,6 +496,11 @@ impl<End: WalkEnd> Walk<End> {
             if self.is_stopped.load(Ordering::Relaxed) {
                 return None;
             }
+            if let Some(task) = work.questions.next_task() {
+                work.busy += 1;
+                *was_busy = true;
+                return Some(task);
+            }
             if let Some(file) = work.files.front() {
                 let file = Arc::clone(file);
                 work.busy += 1;
@@ -451,12 +517,8 @@ impl<End: WalkEnd> Walk<End> {
                 *was_busy = true;
                 return Some(Task::Directory(directory));
             }
-            if work.busy == 0 {
-                self.news.notify_all();
-                return None;
-            }
             if !is_flushed {
-                // What this thread has packed travels while it waits.
+                // What this thread has packed travels while it waits, and may be answered.
                 drop(work);
                 is_flushed = true;
                 if !idle() {
@@ -464,6 +526,10 @@ impl<End: WalkEnd> Walk<End> {
                 }
                 work = lock(&self.work);
                 continue;
+            }
+            if work.busy == 0 && work.questions.is_empty() {
+                self.news.notify_all();
+                return None;
             }
             work = self.news.wait(work).unwrap_or_else(PoisonError::into_inner);
         }
@@ -485,6 +551,7 @@ struct Worker<'a, End> {
     /// A record on its way into the pack.
     record: Vec<u8>,
     content: Vec<u8>,
+    offers: Offers,
     depth: u32,
     was_busy: bool,
 }
@@ -512,6 +579,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             pack: None,
             record: Vec::new(),
             content: Vec::new(),
+            offers: Offers::default(),
             depth: 0,
             was_busy: false,
         }
@@ -523,7 +591,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             let mut was_busy = self.was_busy;
             let mut sent = Ok(());
             let task = walk.next_task(&mut was_busy, || {
-                sent = self.send_pack();
+                sent = self.ask().and_then(|()| self.send_pack());
                 sent.is_ok()
             });
             self.was_busy = was_busy;
@@ -532,6 +600,8 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                 Some(Task::Directory(waiting)) => self.enter(&waiting)?,
                 Some(Task::Pieces(file)) => self.read_pieces(&file)?,
                 Some(Task::Names(listing, batch)) => self.read_batch(&listing, &batch)?,
+                Some(Task::Answered(answered)) => self.take_answer(answered)?,
+                Some(Task::Probe(file, index, count)) => self.probe(&file, index, count)?,
                 None => break,
             }
         }
@@ -552,15 +622,15 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                 }
             },
         };
-        let fd = match &waiting.above {
-            None => Arc::clone(&walk.source.root),
-            Some(above) => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-                match open_quietly(&above.fd, &waiting.name, flags) {
-                    Ok(fd) => Arc::new(fd),
-                    Err(error) => return self.cannot_open(path.as_bytes(), error),
-                }
-            }
+        // The root is opened anew too: a descriptor remembers how far it was listed, and a tree is
+        // walked again when its session was lost.
+        let (above, name) = match &waiting.above {
+            None => (&walk.source.root, &b"."[..]),
+            Some(above) => (&above.fd, &waiting.name[..]),
+        };
+        let fd = match open_quietly(above, name, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(fd) => Arc::new(fd),
+            Err(error) => return self.cannot_open(path.as_bytes(), error),
         };
         let before = self.stat(&fd, path.as_bytes())?;
         let mut metadata = metadata::of_stat(&before);
@@ -636,8 +706,12 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                         entered?;
                     }
                 }
+                Kind::Regular if self.walk.options.offer => self.offer(directory, name)?,
                 Kind::Regular => names.add(entry.ino(), name, true),
                 Kind::Other => names.add(entry.ino(), name, false),
+            }
+            if self.walk.is_stopped.load(Ordering::Relaxed) {
+                return Err(Stop::Unwanted);
             }
             if names.is_full() {
                 self.read_names(listing, std::mem::take(&mut names))?;
@@ -742,8 +816,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             self.found.fidelity.note(FidelityClass::Unreadable, &path);
             return Ok(None);
         }
-        // Whatever it became meanwhile, opening it waits for nobody.
-        let fd = match open_quietly(&directory.fd, name, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let fd = match open_for_reading(&directory.fd, name) {
             Ok(fd) => fd,
             Err(error) => return self.cannot_open(&path, error).map(|()| None),
         };
@@ -783,7 +856,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         name: &[u8],
         path: &[u8],
         stat: &Stat,
-    ) -> Result<Option<Option<(u64, InodeKey)>>, Stop> {
+    ) -> Result<Option<Group>, Stop> {
         let names = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
         if names < 2 {
             return Ok(Some(None));
@@ -805,13 +878,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
     }
 
     /// Adds an inode to the digest whose content is known.
-    fn add(
-        &mut self,
-        path: &[u8],
-        content: &Content<'_>,
-        metadata: &Metadata,
-        group: Option<(u64, InodeKey)>,
-    ) {
+    fn add(&mut self, path: &[u8], content: &Content<'_>, metadata: &Metadata, group: Group) {
         let left_out = self.walk.options.terms.accept;
         let Some((_, key)) = group else {
             let digest = &mut self.found.digest;
@@ -832,7 +899,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         path: Vec<u8>,
         file: File,
         mut stat: Stat,
-        group: Option<(u64, InodeKey)>,
+        group: Group,
     ) -> Result<(), Stop> {
         let mut attempt = 1;
         let mut content = std::mem::take(&mut self.content);
@@ -871,6 +938,9 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         self.walk
             .data_bytes
             .fetch_add(u64::from(data_len), Ordering::Relaxed);
+        self.walk
+            .sent_bytes
+            .fetch_add(u64::from(data_len), Ordering::Relaxed);
         squeeze(&mut content, &zero_map);
         self.add(&path, &Content::File { size, digest }, &metadata, group);
         self.walk.end.file(&path, digest);
@@ -880,6 +950,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                 group: group.map_or(0, |(group, _)| group),
                 metadata,
             },
+            stamp: stamp_of(&path, &stat),
             digest,
             zero_map,
             data: content.get(..data_len as usize).unwrap_or_default(),
@@ -889,7 +960,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         emitted
     }
 
-    /// Offers a file to all threads, piece by piece, and begins with it.
+    /// Sends a file in pieces.
     fn begin_large(
         &mut self,
         directory: &Arc<Directory>,
@@ -897,13 +968,38 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         path: Vec<u8>,
         file: File,
         stat: Stat,
-        group: Option<(u64, InodeKey)>,
+        group: Group,
         attempt: u32,
     ) -> Result<(), Stop> {
-        let size = size_of(&stat);
-        let at = self.walk.at(&path);
-        let file = Arc::new(LargeFile {
+        let begun = Begun {
             number: self.walk.next_file.fetch_add(1, Ordering::Relaxed),
+            ..Begun::default()
+        };
+        self.begin(directory, name, path, file, stat, group, attempt, begun)
+    }
+
+    /// Offers a file to all threads, piece by piece, and begins with it.
+    fn begin(
+        &mut self,
+        directory: &Arc<Directory>,
+        name: &[u8],
+        path: Vec<u8>,
+        file: File,
+        stat: Stat,
+        group: Group,
+        attempt: u32,
+        begun: Begun,
+    ) -> Result<(), Stop> {
+        let size = size_of(&stat);
+        self.put(Outgoing::Begin {
+            file: begun.number,
+            size,
+            stamp: stamp_of(&path, &stat),
+        })?;
+        let at = self.walk.at(&path);
+        let held = begun.digest.pieces();
+        let file = Arc::new(LargeFile {
+            number: begun.number,
             attempt,
             handle: Handle::new(at, file, OFlags::RDONLY, self.walk.options.direct),
             directory: Arc::clone(directory),
@@ -912,16 +1008,19 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             stat,
             size,
             group,
+            is_compared: begun.is_compared,
             next: AtomicU64::new(0),
-            left: AtomicU64::new(file_digest::piece_count(size)),
-            digest: Mutex::default(),
-            data_bytes: AtomicU64::new(0),
+            left: AtomicU64::new(file_digest::piece_count(size).saturating_sub(held)),
+            digest: Mutex::new(begun.digest),
+            data_bytes: AtomicU64::new(begun.data_bytes),
             is_torn: AtomicBool::new(false),
         });
-        // A target that fails at one of its pieces knows no more than the number.
-        tracing::debug!(number = file.number, path = %file.handle.path().display(), "a large file is read");
-        if size == 0 {
+        if file.left.load(Ordering::Relaxed) == 0 {
             return self.end_large(&file);
+        }
+        if file.is_compared {
+            self.begin_comparing(&file);
+            return Ok(());
         }
         lock(&self.walk.work).files.push_back(Arc::clone(&file));
         self.walk.news.notify_all();
@@ -942,11 +1041,20 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             if self.walk.is_stopped.load(Ordering::Relaxed) {
                 return Err(Stop::Unwanted);
             }
-            let done = self.read_piece(file, index, count)?;
-            if file.left.fetch_sub(done, Ordering::AcqRel) == done {
-                self.end_large(file)?;
+            if lock(&file.digest).contains(index) {
+                continue; // the target holds it
             }
+            let done = self.read_piece(file, index, count)?;
+            self.end_pieces(file, done)?;
         }
+    }
+
+    /// So many pieces of a file are done.
+    fn end_pieces(&mut self, file: &Arc<LargeFile>, done: u64) -> Result<(), Stop> {
+        if file.left.fetch_sub(done, Ordering::AcqRel) == done {
+            self.end_large(file)?;
+        }
+        Ok(())
     }
 
     /// Reads the piece `index`, or finds that it and some behind it are a hole. Gives how many
@@ -963,6 +1071,12 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                 _ => data_at / u64::from(PIECE_LEN),
             };
             let wanted = hole_end.min(index + u64::from(ZERO_PIECES_MAX));
+            // Those that the target holds are not told again.
+            let held = lock(&file.digest);
+            let wanted = (index + 1..wanted)
+                .find(|index| held.contains(*index))
+                .unwrap_or(wanted);
+            drop(held);
             // The pieces behind are this thread's too, if nobody has taken one of them.
             let taken = file.next.compare_exchange(
                 index + 1,
@@ -975,10 +1089,20 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             }
             return self.put_zeros(file, index, zero_count);
         }
-        let Some(mut bytes) = self.walk.pool.checkout_blocking() else {
+        let Some(bytes) = self.load_piece(file, index)? else {
             return Err(Stop::Unwanted);
         };
-        bytes.set_len(len as usize);
+        self.send_piece(file, index, bytes)?;
+        Ok(1)
+    }
+
+    /// Reads the piece `index`; `None` when nobody wants more.
+    fn load_piece(&self, file: &LargeFile, index: u64) -> Result<Option<Buffer>, Stop> {
+        let start = index * u64::from(PIECE_LEN);
+        let Some(mut bytes) = self.walk.pool.checkout_blocking() else {
+            return Ok(None);
+        };
+        bytes.set_len(file_digest::piece_len(file.size, index) as usize);
         match file.handle.read_at(start, &mut bytes, file.size) {
             Ok(()) => {}
             Err(StorageError::EndedEarly { offset, .. }) => {
@@ -988,36 +1112,48 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             }
             Err(error) => return Err(error.into()),
         }
+        Ok(Some(bytes))
+    }
+
+    fn send_piece(&self, file: &LargeFile, index: u64, bytes: Buffer) -> Result<(), Stop> {
         let zero_map = ZeroMap::scan(&bytes);
         if zero_map.is_all_zero() {
             drop(bytes);
-            return self.put_zeros(file, index, 1);
+            self.put_zeros(file, index, 1)?;
+            return Ok(());
         }
         let digest = PieceDigest::of(index, &bytes);
-        let _new = lock(&file.digest).insert(index, digest);
         let data_len = u64::from(zero_map.data_len());
-        file.data_bytes.fetch_add(data_len, Ordering::Relaxed);
-        self.walk
-            .bytes_seen
-            .fetch_add(u64::from(len), Ordering::Relaxed);
+        self.note_piece(file, index, digest, bytes.len() as u64, data_len);
+        self.walk.sent_bytes.fetch_add(data_len, Ordering::Relaxed);
         self.put(Outgoing::Piece {
             file: file.number,
             index,
             digest: digest.chaining_value,
             zero_map,
             bytes,
-        })?;
-        Ok(1)
+        })
+    }
+
+    /// A piece was read.
+    fn note_piece(
+        &self,
+        file: &LargeFile,
+        index: u64,
+        digest: PieceDigest,
+        len: u64,
+        data_len: u64,
+    ) {
+        let _new = lock(&file.digest).insert(index, digest);
+        file.data_bytes.fetch_add(data_len, Ordering::Relaxed);
+        self.walk.bytes_seen.fetch_add(len, Ordering::Relaxed);
     }
 
     fn put_zeros(&self, file: &LargeFile, index: u64, count: u64) -> Result<u64, Stop> {
         for index in index..index + count {
             let len = file_digest::piece_len(file.size, index);
             let digest = PieceDigest::of(index, &ZEROS[..len as usize]);
-            let _new = lock(&file.digest).insert(index, digest);
-            self.walk
-                .bytes_seen
-                .fetch_add(u64::from(len), Ordering::Relaxed);
+            self.note_piece(file, index, digest, u64::from(len), 0);
         }
         self.put(Outgoing::ZeroPieces {
             file: file.number,
@@ -1261,6 +1397,11 @@ fn name_of(name: &[u8]) -> Name<'_> {
     Name::new(name).expect("the kernel gives names without slashes, of at most 255 bytes")
 }
 
+/// Opens what should be a regular file. Whatever it became meanwhile, opening it waits for nobody.
+fn open_for_reading(directory: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
+    open_quietly(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
+}
+
 /// Opens without leaving a trace in the time of access, where that is allowed.
 fn open_quietly(directory: &OwnedFd, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
     let quietly = flags | OFlags::NOATIME;
@@ -1289,6 +1430,11 @@ fn is_changed(before: &Stat, after: &Stat) -> bool {
     before.st_size != after.st_size
         || metadata::mtime(before) != metadata::mtime(after)
         || metadata::ctime(before) != metadata::ctime(after)
+}
+
+/// The first number of a file that is read in the session `epoch`.
+const fn first_file(epoch: u64) -> u64 {
+    ((epoch & 0x7fff_ffff) << 32) | 1
 }
 
 /// Reads until the buffer is full or the file ends.

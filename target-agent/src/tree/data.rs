@@ -57,6 +57,11 @@ impl DataConnection {
                     count,
                     last_len,
                 },
+                TreeFrame::Begin { file, size, stamp } => Incoming::Begin { file, size, stamp },
+                TreeFrame::Probe { file, index, count } => Incoming::Probe { file, index, count },
+                TreeFrame::SamePieces { file, index, count } => {
+                    Incoming::SamePieces { file, index, count }
+                }
                 TreeFrame::Pack { .. } | TreeFrame::Piece { .. } => {
                     match self.read_buffer(&mut stream, frame).await? {
                         Some(incoming) => incoming,
@@ -93,7 +98,7 @@ impl DataConnection {
                 let zero_map = self.read_zero_map(stream, len, payload_len).await?;
                 (payload_len, zero_map, len)
             }
-            TreeFrame::ZeroPieces { .. } | TreeFrame::End { .. } => return Ok(None),
+            _ => return Ok(None), // nothing follows
         };
         let Some(mut bytes) = self.progress.volume_wait.time(self.pool.checkout()).await else {
             return Ok(None);
@@ -120,7 +125,7 @@ impl DataConnection {
                 zero_map,
                 bytes,
             }),
-            TreeFrame::ZeroPieces { .. } | TreeFrame::End { .. } => None,
+            _ => None,
         })
     }
 

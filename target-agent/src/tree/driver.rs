@@ -1,9 +1,10 @@
 //! The owner of a session that clones a tree, at the target. It mirrors the owner of a block
 //! session: wait for the next event, apply it to the state machine, do what the machine asks for.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
@@ -13,43 +14,48 @@ use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::session::fence::fenced;
+use volferry_protocol::session::{Fence, Stage};
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
 use volferry_protocol::tree::session::{
-    TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
+    Earlier, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
 };
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{Restore, TreeError, TreeTarget};
 
 use super::data::DataConnection;
-use super::writers::{Incoming, Writers};
+use super::writers::{Applied, Incoming, Writers};
 use crate::TargetConfig;
-use crate::driver::is_of_peer;
+use crate::driver::{Ask, DRAIN_TIMEOUT, SessionEnd, is_of_peer};
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
 use crate::intake::{Intake, new_token};
-
-/// How a session ended.
-pub(super) enum TreeEnd {
-    /// The clone is proven, or it failed.
-    Over(Box<Outcome>),
-    /// The session ended before the directory was touched.
-    Untouched(TreeTarget, Failure),
-}
 
 /// Applied frames on their way to the owner's books.
 const APPLIED_QUEUE_LEN: usize = 64;
 
-/// Runs one session over `control`; its data connections come through `greeter`.
+/// Between two flushes. Each makes all of the filesystem wait, and what was not flushed travels again
+/// after a crash.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What outlives a session.
+#[derive(Debug)]
+pub(crate) struct HeldTree {
+    /// The directory; away while it is made ready, or when that was lost.
+    pub(crate) target: Option<TreeTarget>,
+    pub(crate) fence: Fence,
+    pub(crate) earlier: Earlier,
+}
+
+/// Runs one session with the source that asked; its data connections come through `greeter`.
 pub(super) async fn run<S>(
     config: &TargetConfig,
     context: &Context,
-    target: TreeTarget,
-    hello: Hello,
-    epoch: u64,
-    control: S,
+    held: &mut HeldTree,
+    ask: Ask<S>,
     greeter: &mut Greeter<S>,
-) -> TreeEnd
+) -> SessionEnd<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -59,24 +65,29 @@ where
     let mut machine = TreeTargetSession::new(
         Instant::now(),
         clone_id,
-        epoch,
+        ask.epoch,
         agent.clone(),
         config.streams_max,
         config.terms,
+        held.earlier.clone(),
     );
-    machine.handle_message(Instant::now(), Message::Hello(hello));
+    machine.handle_message(Instant::now(), Message::Hello(ask.hello));
     let session = Session {
         config,
         context,
         greeter,
         machine,
         agent,
-        target: Some(target),
+        held,
+        epoch: ask.epoch,
         preparing: None,
-        conversation: Conversation::with_source(control, context),
+        conversation: Conversation::with_source(ask.stream, context),
         transfer: None,
+        checkpoint: Checkpoint::default(),
         completing: None,
+        concluding: None,
         refusals: JoinSet::new(),
+        next: None,
         applied_sender,
         applied,
     };
@@ -89,19 +100,27 @@ struct Session<'a, S> {
     greeter: &'a mut Greeter<S>,
     machine: TreeTargetSession,
     agent: String,
-    /// Until it is prepared.
-    target: Option<TreeTarget>,
-    preparing: Option<oneshot::Receiver<Result<Box<Restore>, TreeError>>>,
+    held: &'a mut HeldTree,
+    epoch: u64,
+    preparing: Option<oneshot::Receiver<Prepared>>,
     conversation: Conversation,
     /// From the welcome on.
     transfer: Option<Transfer>,
+    checkpoint: Checkpoint,
     /// When all came.
     completing: Option<oneshot::Receiver<Result<TreeSummary, TreeError>>>,
+    /// When all is proven.
+    concluding: Option<oneshot::Receiver<Result<(), TreeError>>>,
     /// Goodbyes to those who came too late.
     refusals: JoinSet<()>,
-    applied_sender: mpsc::Sender<Result<(), TreeError>>,
-    applied: mpsc::Receiver<Result<(), TreeError>>,
+    /// The source whose session ends this one.
+    next: Option<Ask<S>>,
+    applied_sender: mpsc::Sender<Result<Applied, TreeError>>,
+    applied: mpsc::Receiver<Result<Applied, TreeError>>,
 }
+
+/// A directory that was made ready, with what is to be written into it.
+type Prepared = (TreeTarget, Result<Box<Restore>, TreeError>);
 
 /// What makes the tree.
 struct Transfer {
@@ -113,13 +132,24 @@ struct Transfer {
     queue: async_channel::Sender<Incoming>,
 }
 
+/// Making durable what was finished, now and then.
+#[derive(Default)]
+struct Checkpoint {
+    due_at: Option<Instant>,
+    under_way: Option<oneshot::Receiver<Result<u64, TreeError>>>,
+    /// All came meanwhile: what comes last waits for it.
+    is_last: bool,
+}
+
 /// Whatever can happen to a session.
 enum Event<S> {
     Heard(Heard),
     Greeted(Result<Greeted<S>, Failure>),
-    Prepared(Result<Box<Restore>, TreeError>),
-    Applied(Result<(), TreeError>),
+    Prepared(Prepared),
+    Applied(Result<Applied, TreeError>),
+    Checkpointed(Result<u64, TreeError>),
     Completed(Result<TreeSummary, TreeError>),
+    Concluded(Result<(), TreeError>),
     ThreadDied,
 }
 
@@ -127,7 +157,7 @@ impl<S> Session<'_, S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    async fn run(mut self) -> TreeEnd {
+    async fn run(mut self) -> SessionEnd<S> {
         let outcome = loop {
             if let Some(outcome) = self.settle() {
                 break outcome;
@@ -135,34 +165,123 @@ where
             let event = self.select().await;
             self.apply(event);
         };
-        // Writers end when their queue is closed; connections and what waits are dropped.
+        self.conversation.drop_connections().await;
+        let drained = match &outcome {
+            // Nothing that was received is thrown away, unless the filesystem failed.
+            Err(failure) if failure.code.class() != FailureClass::Target => {
+                tokio::time::timeout(DRAIN_TIMEOUT, self.drain())
+                    .await
+                    .unwrap_or_else(|_late| Err(overdue()))
+            }
+            _ => Ok(()),
+        };
         if let Some(transfer) = &self.transfer {
             transfer.pool.close();
             transfer.queue.close();
         }
-        self.conversation.drop_connections().await;
-        self.conversation.close().await;
+        let is_heard = self.conversation.close().await;
         self.refusals.shutdown().await;
-        match (self.target, outcome) {
-            (Some(target), Err(failure)) if is_of_peer(&failure) => {
-                TreeEnd::Untouched(target, failure)
-            }
-            (_, outcome) => TreeEnd::Over(Box::new(outcome)),
+        self.held.fence.release(self.epoch);
+        let is_untouched = self.machine.stage() == Stage::Handshake || self.transfer.is_none();
+        self.held.earlier = self.machine.into_earlier();
+        if let (Err(failure), Some(target)) = (&outcome, &self.held.target)
+            && failure.code == FailureCode::Integrity
+            && let Err(error) = target.distrust()
+        {
+            return SessionEnd::Failed(failure::of_tree(End::Target, &error));
         }
+        match (outcome, drained) {
+            (Ok(receipt), _) => {
+                let receipt = Box::new(receipt);
+                self.held.earlier.receipt = Some(receipt.clone());
+                SessionEnd::Proven { receipt, is_heard }
+            }
+            (Err(_), Err(failure)) => SessionEnd::Failed(failure),
+            (Err(failure), Ok(())) => {
+                let may_go_on = self.held.target.is_some()
+                    && !self.context.shutdown.is_requested()
+                    && (failure.code.is_retryable()
+                        || self.next.is_some()
+                        || is_untouched && is_of_peer(&failure));
+                if may_go_on {
+                    self.context.progress.set_stage(Stage::Handshake);
+                    SessionEnd::Interrupted(failure, self.next)
+                } else {
+                    SessionEnd::Failed(failure)
+                }
+            }
+        }
+    }
+
+    /// Ends in order what the session has begun: what was received is written, made durable and
+    /// noted. Only then the next session may begin, so that no write of this one comes after it.
+    async fn drain(&mut self) -> Result<(), Failure> {
+        let of_tree = |error: TreeError| failure::of_tree(End::Target, &error);
+        if let Some(preparing) = self.preparing.take()
+            && let Ok((target, prepared)) = preparing.await
+        {
+            self.held.target = Some(target);
+            prepared.map_err(of_tree)?;
+        }
+        if let Some(under_way) = self.checkpoint.under_way.take() {
+            let _durable = under_way.await;
+        }
+        if let Some(completing) = self.completing.take() {
+            let _complete = completing.await;
+        }
+        if let Some(concluding) = self.concluding.take()
+            && let (Ok(Ok(())), Some(target)) = (concluding.await, &mut self.held.target)
+        {
+            target.set_concluded();
+            return Ok(());
+        }
+        let Some(transfer) = &mut self.transfer else {
+            return Ok(());
+        };
+        transfer.queue.close();
+        let (restore, writers) = (Arc::clone(&transfer.restore), transfer.writers.take());
+        // Threads that wait for room to tell what they did would wait for ever.
+        self.applied.close();
+        while self.applied.recv().await.is_some() {}
+        let drained = self.on_thread("target-drain", move || {
+            if let Some(writers) = writers {
+                writers.join();
+            }
+            restore.checkpoint()
+        });
+        let durable = match drained {
+            Some(drained) => drained.await.ok(),
+            None => None,
+        };
+        let durable = durable.ok_or_else(|| internal("a thread died".to_owned()))?;
+        let durable_bytes = durable.map_err(of_tree)?;
+        self.machine.handle_durable(durable_bytes);
+        self.context.progress.set_durable(durable_bytes);
+        Ok(())
     }
 
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
-        let wake_at = self.machine.poll_timeout();
+        let checkpoint_at = self.checkpoint.due_at;
+        let wake_at = self
+            .machine
+            .poll_timeout()
+            .into_iter()
+            .chain(checkpoint_at)
+            .min();
         let prepared = wait_for(&mut self.preparing);
+        let checkpointed = wait_for(&mut self.checkpoint.under_way);
         let completed = wait_for(&mut self.completing);
+        let concluded = wait_for(&mut self.concluding);
         tokio::select! {
             // What was applied counts before the news that depend on it.
             biased;
             Some(applied) = self.applied.recv() => Event::Applied(applied),
             heard = self.conversation.next(wake_at) => Event::Heard(heard),
             prepared = prepared => prepared.map_or(Event::ThreadDied, Event::Prepared),
+            durable = checkpointed => durable.map_or(Event::ThreadDied, Event::Checkpointed),
             completed = completed => completed.map_or(Event::ThreadDied, Event::Completed),
+            concluded = concluded => concluded.map_or(Event::ThreadDied, Event::Concluded),
             greeted = self.greeter.next() => Event::Greeted(greeted),
         }
     }
@@ -175,10 +294,16 @@ where
             Event::Heard(Heard::Drained(frames)) => self.end_connection(frames),
             Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
             Event::Heard(Heard::End(failure)) => self.machine.end(failure),
-            Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
+            Event::Heard(Heard::Tick) => {
+                self.machine.handle_timeout(now);
+                if self.checkpoint.due_at.is_some_and(|at| at <= now) {
+                    self.begin_checkpoint();
+                }
+            }
             Event::Greeted(Ok(greeted)) => self.admit(greeted),
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
-            Event::Prepared(prepared) => {
+            Event::Prepared((target, prepared)) => {
+                self.held.target = Some(target);
                 let started = prepared
                     .map_err(|error| failure::of_tree(End::Target, &error))
                     .and_then(|restore| self.greet(restore));
@@ -186,13 +311,30 @@ where
                     self.machine.fail(failure);
                 }
             }
-            Event::Applied(Ok(())) => {
+            Event::Applied(Ok(applied)) => {
                 self.machine.handle_written(now);
+                match applied {
+                    Applied::Done => {}
+                    Applied::Answer(answer) => self.machine.handle_answer(answer),
+                    Applied::Pieces(pieces) => self.machine.handle_pieces(pieces),
+                }
                 self.end_frame();
             }
+            Event::Checkpointed(Ok(durable_bytes)) => {
+                self.machine.handle_durable(durable_bytes);
+                self.context.progress.set_durable(durable_bytes);
+                self.checkpoint.due_at = Some(now + CHECKPOINT_INTERVAL);
+                if std::mem::take(&mut self.checkpoint.is_last) {
+                    self.complete();
+                }
+            }
             Event::Completed(Ok(summary)) => self.machine.handle_completed(summary),
+            Event::Concluded(Ok(())) => self.seal(),
             Event::ThreadDied => self.machine.fail(internal("a thread died".to_owned())),
-            Event::Applied(Err(error)) | Event::Completed(Err(error)) => {
+            Event::Applied(Err(error))
+            | Event::Checkpointed(Err(error))
+            | Event::Completed(Err(error))
+            | Event::Concluded(Err(error)) => {
                 self.machine.fail(failure::of_tree(End::Target, &error));
             }
         }
@@ -223,7 +365,7 @@ where
         }
     }
 
-    /// Lets a data connection of this session in, and nobody else.
+    /// Lets a data connection of this session in; decides what becomes of another source.
     fn admit(&mut self, greeted: Greeted<S>) {
         let Greeted {
             purpose,
@@ -231,15 +373,7 @@ where
             peer_address,
         } = greeted;
         match purpose {
-            Purpose::Control(_) => {
-                tracing::warn!(%peer_address, "a second session was turned away");
-                self.context.metrics.count_rejection("busy");
-                let text =
-                    "this target serves another session, which a tree is cloned in as a whole";
-                let busy = Failure::new(FailureCode::Busy, text);
-                self.refusals.spawn(refuse(stream, busy));
-                while self.refusals.try_join_next().is_some() {}
-            }
+            Purpose::Control(hello) => self.admit_source(*hello, stream, peer_address),
             Purpose::Data { number, token } => {
                 let mut transfer = self.transfer.as_mut();
                 let admit = |transfer: &mut &mut Transfer| transfer.intake.admit(number, token);
@@ -258,6 +392,35 @@ where
         }
     }
 
+    fn admit_source(&mut self, hello: Hello, stream: S, peer_address: SocketAddr) {
+        let checked = self.machine.check_hello(&hello);
+        match self.held.fence.ask(&hello, checked) {
+            Ok(epoch) => {
+                tracing::info!(%peer_address, epoch, "a newer session takes over");
+                let held = self.machine.hello().map(|held| held.instance);
+                let is_same = held == Some(hello.instance);
+                self.next = Some(Ask {
+                    hello,
+                    epoch,
+                    stream,
+                });
+                if is_same {
+                    let text = "the source connected anew";
+                    self.machine
+                        .end(Failure::new(FailureCode::Disconnected, text));
+                } else {
+                    self.machine.fail(fenced());
+                }
+            }
+            Err(failure) => {
+                tracing::warn!(%peer_address, "a second session was turned away: {failure}");
+                self.context.metrics.count_rejection(failure.code.label());
+                self.refusals.spawn(refuse(stream, failure));
+                while self.refusals.try_join_next().is_some() {}
+            }
+        }
+    }
+
     /// Does what the machine asks for, and tells the world. Gives the outcome at the end.
     fn settle(&mut self) -> Option<Outcome> {
         let mut outcome = None;
@@ -265,10 +428,21 @@ where
             match action {
                 TreeTargetAction::Prepare(terms) => self.prepare(terms),
                 TreeTargetAction::Complete => self.complete(),
-                TreeTargetAction::Seal => self.seal(),
+                TreeTargetAction::Seal => self.conclude(),
                 TreeTargetAction::Done(receipt) => outcome = Some(Ok(*receipt)),
                 TreeTargetAction::Fail(failure) => outcome = Some(Err(failure)),
             }
+        }
+        if let Some(transfer) = &self.transfer {
+            let restore = &transfer.restore;
+            let progress = &self.context.progress;
+            progress.set_entries(restore.names_written());
+            let taken_bytes = restore.data_bytes();
+            progress.set_moved(self.held.earlier.taken_bytes + taken_bytes, 0);
+            self.machine.set_taken(taken_bytes);
+            let checked_bytes = restore.checked_bytes() + restore.steps();
+            progress.set_checked(checked_bytes);
+            self.machine.set_checked(checked_bytes);
         }
         while let Some(message) = self.machine.poll_message() {
             if let Err(failure) = self.conversation.send(message) {
@@ -277,25 +451,20 @@ where
         }
         let progress = &self.context.progress;
         progress.set_stage(self.machine.stage());
-        if let Some(transfer) = &self.transfer {
-            progress.set_entries(transfer.restore.names_written());
-            progress.set_moved(transfer.restore.data_bytes(), 0);
-        }
-        let durable_bytes = self.machine.durable_bytes();
-        if durable_bytes > 0 {
-            progress.set_durable(durable_bytes);
-        }
         outcome
     }
 
     /// Makes the directory ready on a thread of its own: removing what is there may take long.
     fn prepare(&mut self, terms: TreeTerms) {
-        let Some(target) = self.target.take() else {
+        let Some(mut target) = self.held.target.take() else {
+            self.machine
+                .fail(internal("the target directory is away".to_owned()));
             return;
         };
-        let clone_id = self.context.progress.clone_id().to_string();
+        let epoch = self.epoch;
         self.preparing = self.on_thread("target-prepare", move || {
-            target.prepare(&clone_id, terms).map(Box::new)
+            let prepared = target.prepare(terms, epoch).map(Box::new);
+            (target, prepared)
         });
     }
 
@@ -326,7 +495,12 @@ where
         let pool = BufferPool::new(self.config.memory_bytes, PACK_LEN_MAX as usize)
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         let (queue, queue_receiver) = async_channel::bounded(pool.buffer_count());
-        tracing::info!(volume = %restore.path().display(), "the target directory is ready");
+        let durable_bytes = restore.durable_bytes();
+        tracing::info!(
+            volume = %restore.path().display(),
+            durable_bytes,
+            "the target directory is ready"
+        );
         let writers = Writers::start(
             &restore,
             &queue_receiver,
@@ -336,7 +510,15 @@ where
         )
         .map_err(|error| internal(format!("threads can't be started: {error}")))?;
         let token = new_token()?;
-        let streams = self.machine.handle_prepared(token);
+        let streams = self.machine.handle_prepared(
+            token,
+            durable_bytes,
+            restore.offers(),
+            restore.compares(),
+        );
+        // How large the tree is, nobody knows yet.
+        self.context.progress.set_volume(0, durable_bytes);
+        self.checkpoint.due_at = Some(Instant::now() + CHECKPOINT_INTERVAL);
         self.transfer = Some(Transfer {
             intake: Intake::new(token, streams),
             restore,
@@ -347,8 +529,25 @@ where
         Ok(())
     }
 
+    fn begin_checkpoint(&mut self) {
+        self.checkpoint.due_at = None;
+        if self.completing.is_some() || self.concluding.is_some() {
+            return;
+        }
+        if let Some(transfer) = &self.transfer {
+            let restore = Arc::clone(&transfer.restore);
+            let under_way = self.on_thread("target-flush", move || restore.checkpoint());
+            self.checkpoint.under_way = under_way;
+        }
+    }
+
     /// Lets the writers end, and does what comes last on a thread of its own.
     fn complete(&mut self) {
+        if self.checkpoint.under_way.is_some() {
+            self.checkpoint.is_last = true;
+            return;
+        }
+        self.checkpoint.due_at = None;
         let Some(transfer) = &mut self.transfer else {
             return;
         };
@@ -363,9 +562,18 @@ where
         });
     }
 
+    fn conclude(&mut self) {
+        if let Some(transfer) = &self.transfer {
+            let restore = Arc::clone(&transfer.restore);
+            self.concluding = self.on_thread("target-flush", move || restore.conclude());
+        }
+    }
+
     fn seal(&mut self) {
         let bytes = self.machine.durable_bytes();
-        self.context.progress.set_size(bytes);
+        let progress = &self.context.progress;
+        progress.set_size(bytes);
+        progress.set_durable(bytes);
         let stats = self.context.stats(&self.agent);
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -382,6 +590,12 @@ async fn wait_for<T>(done: &mut Option<oneshot::Receiver<T>>) -> Option<T> {
     let value = receiver.await.ok();
     *done = None;
     value
+}
+
+fn overdue() -> Failure {
+    let text = "the target filesystem did not take in time what was received; it may hang: look at \
+                the kernel log";
+    Failure::new(FailureCode::TargetWrite, text)
 }
 
 fn internal(text: String) -> Failure {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::frame::pack_digest;
+use volferry_protocol::tree::offer::{Answer, Pieces, Stamp};
 use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::Buffer;
 use volferry_storage::tree::{Restore, RestoreWorker, TreeError};
@@ -40,6 +41,23 @@ pub(super) enum Incoming {
         count: u32,
         last_len: u32,
     },
+    /// A large file is about to come.
+    Begin { file: u64, size: u64, stamp: Stamp },
+    /// The source asks for pieces that are held.
+    Probe { file: u64, index: u64, count: u32 },
+    /// Pieces that are held are as they should be.
+    SamePieces { file: u64, index: u64, count: u32 },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Applied {
+    /// It is part of the tree.
+    Done,
+    /// The source is to be told what is held of files.
+    Answer(Answer),
+    /// The source is to be told what is held of pieces.
+    Pieces(Pieces),
 }
 
 /// The threads.
@@ -57,7 +75,7 @@ impl Writers {
     pub(super) fn start(
         restore: &Arc<Restore>,
         queue: &async_channel::Receiver<Incoming>,
-        applied: &mpsc::Sender<Result<(), TreeError>>,
+        applied: &mpsc::Sender<Result<Applied, TreeError>>,
         count: usize,
         cpu: &CpuMeter,
     ) -> std::io::Result<Self> {
@@ -72,7 +90,9 @@ impl Writers {
                         let result = apply(&mut worker, &incoming);
                         let has_failed = result.is_err();
                         drop(incoming);
-                        if applied.blocking_send(result).is_err() || has_failed {
+                        // A session that has ended no longer asks, but what it received is written.
+                        let _not_asked = applied.blocking_send(result);
+                        if has_failed {
                             break;
                         }
                     }
@@ -91,7 +111,8 @@ impl Writers {
     }
 }
 
-fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<(), TreeError> {
+fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<Applied, TreeError> {
+    let done = |()| Applied::Done;
     match incoming {
         Incoming::Pack {
             number,
@@ -103,7 +124,14 @@ fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<(), TreeErro
                     path: format!("pack {number}"),
                 });
             }
-            worker.apply_pack(bytes)
+            let holdings = worker.apply_pack(bytes)?;
+            Ok(match holdings.is_empty() {
+                true => Applied::Done,
+                false => Applied::Answer(Answer {
+                    pack: *number,
+                    holdings,
+                }),
+            })
         }
         Incoming::Piece {
             file,
@@ -111,12 +139,23 @@ fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<(), TreeErro
             digest,
             zero_map,
             bytes,
-        } => worker.write_piece(*file, *index, *digest, zero_map, bytes),
+        } => worker
+            .write_piece(*file, *index, *digest, zero_map, bytes)
+            .map(done),
         Incoming::ZeroPieces {
             file,
             index,
             count,
             last_len,
-        } => worker.zero_pieces(*file, *index, *count, *last_len),
+        } => worker
+            .zero_pieces(*file, *index, *count, *last_len)
+            .map(done),
+        Incoming::Begin { file, size, stamp } => worker.begin_file(*file, *size, *stamp).map(done),
+        Incoming::Probe { file, index, count } => {
+            worker.probe(*file, *index, *count).map(Applied::Pieces)
+        }
+        Incoming::SamePieces { file, index, count } => {
+            worker.same_pieces(*file, *index, *count).map(done)
+        }
     }
 }

@@ -78,6 +78,7 @@ fn welcome(input: &mut Input<'_>) -> Welcome {
         streams: input.pick(&[1, 0, u16::MAX]),
         durable: (0..input.below(4)).map(|_| subtree(input)).collect(),
         offer: input.bool(),
+        compare: input.bool(),
         features: vec![],
         agent: String::new(),
         tree: None,

@@ -3,18 +3,24 @@
 use std::time::Instant;
 
 use super::{TreeFinish, TreeSummary, TreeTerms};
+use crate::digest::Digest;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
-use crate::message::{Finish, Hello, Message, Sent, Welcome};
+use crate::message::{Finish, Hello, Message, Sent, Watermark, Welcome};
 use crate::receipt::{AgentStats, Receipt};
 use crate::session::Stage;
 use crate::session::course::{Course, Pulse};
+use crate::tree::offer::{Answer, Pieces};
 
 /// What the source agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TreeSourceAction {
     /// Open the data connections, walk the tree and send it.
     Transfer(TreeTransfer),
+    /// The target has answered a pack of offers.
+    Answer(Answer),
+    /// The target has answered a probe.
+    Pieces(Pieces),
     /// The clone is proven.
     Done(Box<Receipt>),
     /// The session is over.
@@ -36,6 +42,12 @@ pub struct TreeTransfer {
     pub streams: u16,
     /// What has to be kept.
     pub terms: TreeTerms,
+    /// Which of the clone's sessions this is.
+    pub epoch: u64,
+    /// Whether files are offered before they are sent.
+    pub offer: bool,
+    /// Whether what the target says to hold is read here too, to compare it.
+    pub compare: bool,
 }
 
 /// The source's state machine.
@@ -44,22 +56,24 @@ pub struct TreeSourceSession {
     hello: Hello,
     course: Course<TreeSourceAction>,
     terms: TreeTerms,
-    summary: Option<TreeSummary>,
-    durable_bytes: u64,
+    /// The digest of what was read, in this session or in an earlier one.
+    digest: Option<Digest>,
+    watermark: Watermark,
     pulse: Pulse,
 }
 
 impl TreeSourceSession {
-    /// A session that says `hello` first, which holds the terms of this end.
+    /// A session that says `hello` first, which holds the terms of this end. `digest` is what an
+    /// earlier session has read, where one came to its end and its receipt was not heard.
     #[must_use]
-    pub fn new(now: Instant, hello: Hello) -> Self {
+    pub fn new(now: Instant, hello: Hello, digest: Option<Digest>) -> Self {
         let mut course = Course::new(now, "target");
         course.say(Message::Hello(hello.clone()));
         Self {
             course,
             terms: hello.tree.unwrap_or_default(),
-            summary: None,
-            durable_bytes: 0,
+            digest,
+            watermark: Watermark::default(),
             pulse: Pulse::new(now),
             hello,
         }
@@ -99,8 +113,16 @@ impl TreeSourceSession {
             (Stage::Done, _) => {}
             (_, Message::Error(told)) => self.course.end_as_told(&told),
             (Stage::Handshake, Message::Welcome(welcome)) => self.handle_welcome(&welcome),
-            (_, Message::Watermark(watermark)) => self.durable_bytes = watermark.durable_bytes,
-            (Stage::Verify, Message::Receipt(receipt)) => self.handle_receipt(receipt),
+            (_, Message::Watermark(watermark)) => self.watermark = watermark,
+            (Stage::Transfer, Message::Answer(answer)) => {
+                self.course.act(TreeSourceAction::Answer(answer));
+            }
+            (Stage::Transfer, Message::Pieces(pieces)) => {
+                self.course.act(TreeSourceAction::Pieces(pieces));
+            }
+            (Stage::Handshake | Stage::Verify, Message::Receipt(receipt)) => {
+                self.handle_receipt(receipt);
+            }
             (_, other) => self.course.fail_unexpected(&other),
         }
     }
@@ -129,12 +151,15 @@ impl TreeSourceSession {
             token: welcome.token.token(),
             streams: welcome.streams,
             terms,
+            epoch: welcome.epoch,
+            offer: welcome.offer,
+            compare: welcome.compare,
         }));
     }
 
-    /// The tree was walked, and every data connection has ended in order, with `wire_bytes` sent on
-    /// all of them together.
-    pub fn handle_drained(&mut self, summary: TreeSummary, wire_bytes: u64, source: AgentStats) {
+    /// The tree was walked, and every data connection has ended in order. `sent` is what this run of
+    /// the source agent has sent in all its sessions.
+    pub fn handle_drained(&mut self, summary: TreeSummary, sent: Sent, source: AgentStats) {
         if self.course.stage != Stage::Transfer {
             return;
         }
@@ -142,29 +167,28 @@ impl TreeSourceSession {
             self.fail(fidelity_failure("source", &complaint));
             return;
         }
-        let data_bytes = summary.data_bytes;
+        self.digest = Some(summary.digest);
         self.course.say(Message::Finish(Finish {
             digest: summary.digest,
-            sent: Sent {
-                data_bytes,
-                zero_bytes: summary.counts.bytes.saturating_sub(data_bytes),
-                wire_bytes,
-            },
+            sent,
             source,
             tree: Some(TreeFinish {
                 counts: summary.counts,
-                fidelity: summary.fidelity.clone(),
+                fidelity: summary.fidelity,
                 changed: summary.changed,
             }),
         }));
-        self.summary = Some(summary);
         self.course.stage = Stage::Verify;
     }
 
+    /// The clone is proven: now, or since a session whose receipt was not heard. A source agent that
+    /// started anew since then has read nothing that it could compare.
     fn handle_receipt(&mut self, receipt: Box<Receipt>) {
-        let digest = self.summary.as_ref().map(|summary| summary.digest);
-        let is_tree = receipt.tree.is_some();
-        if Some(receipt.digest) != digest || receipt.clone_id != self.hello.clone_id || !is_tree {
+        let is_same = match self.digest {
+            Some(digest) => receipt.digest == digest,
+            None => self.course.stage == Stage::Handshake,
+        };
+        if !is_same || receipt.clone_id != self.hello.clone_id || receipt.tree.is_none() {
             let text = format!("the target's receipt is for digest {}", receipt.digest);
             self.fail(Failure::new(FailureCode::Integrity, text));
             return;
@@ -188,10 +212,16 @@ impl TreeSourceSession {
         self.course.stage
     }
 
-    /// Bytes that the target said to be durable.
+    /// The digest of what was read, where a session came that far.
     #[must_use]
-    pub const fn durable_bytes(&self) -> u64 {
-        self.durable_bytes
+    pub const fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// How far the target said to be.
+    #[must_use]
+    pub const fn watermark(&self) -> Watermark {
+        self.watermark
     }
 }
 

@@ -14,6 +14,7 @@ use crate::message::{Finish, Hello, Message, TREE_FEATURES, TokenText, Watermark
 use crate::receipt::{AgentStats, Receipt, TreeReceipt, Verified};
 use crate::session::Stage;
 use crate::session::course::{Course, check_hello};
+use crate::tree::offer::{Answer, Pieces};
 
 /// What the target agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,19 @@ impl From<Failure> for TreeTargetAction {
     }
 }
 
+/// What the sessions of a target before this one left.
+#[derive(Clone, Debug, Default)]
+pub struct Earlier {
+    /// When the first of them began.
+    pub started_at: Option<Instant>,
+    /// Bytes in blocks that hold data, as they took them in.
+    pub taken_bytes: u64,
+    /// What is durable since then, in bytes of files.
+    pub durable_bytes: u64,
+    /// The receipt, when the clone is proven and the source may not have heard of it.
+    pub receipt: Option<Box<Receipt>>,
+}
+
 /// The target's state machine.
 #[derive(Debug)]
 pub struct TreeTargetSession {
@@ -53,7 +67,12 @@ pub struct TreeTargetSession {
     is_drained: bool,
     is_completing: bool,
     summary: Option<TreeSummary>,
+    earlier: Earlier,
     started_at: Instant,
+    durable_bytes: u64,
+    /// Bytes in blocks that hold data, as this session took them in.
+    taken_bytes: u64,
+    checked_bytes: u64,
 }
 
 impl TreeTargetSession {
@@ -67,6 +86,7 @@ impl TreeTargetSession {
         agent: String,
         streams_max: u16,
         own_terms: TreeTerms,
+        earlier: Earlier,
     ) -> Self {
         Self {
             course: Course::new(now, "source"),
@@ -81,7 +101,11 @@ impl TreeTargetSession {
             is_drained: false,
             is_completing: false,
             summary: None,
-            started_at: now,
+            started_at: earlier.started_at.unwrap_or(now),
+            durable_bytes: earlier.durable_bytes,
+            taken_bytes: 0,
+            checked_bytes: 0,
+            earlier,
         }
     }
 
@@ -126,18 +150,25 @@ impl TreeTargetSession {
     }
 
     fn handle_hello(&mut self, now: Instant, hello: Hello) {
-        self.started_at = now;
+        self.started_at = self.earlier.started_at.unwrap_or(now);
         match self.check_hello(&hello) {
             Ok(terms) => {
                 self.hello = Some(hello);
                 self.terms = terms;
-                self.course.act(TreeTargetAction::Prepare(terms));
+                match self.earlier.receipt.take() {
+                    Some(receipt) => self.conclude(*receipt),
+                    None => self.course.act(TreeTargetAction::Prepare(terms)),
+                }
             }
             Err(failure) => self.fail(failure),
         }
     }
 
-    fn check_hello(&self, hello: &Hello) -> Result<TreeTerms, Failure> {
+    /// Whether `hello` can be a session of this target: gives its terms.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_hello(&self, hello: &Hello) -> Result<TreeTerms, Failure> {
         let mode = hello
             .tree
             .ok_or("the source brings a block volume, and the target is a directory");
@@ -145,9 +176,16 @@ impl TreeTargetSession {
         Ok(TreeTerms::of_both(source_terms, self.own_terms))
     }
 
-    /// The root directory is ready: greets the source. Gives the number of data connections that
-    /// the source may open.
-    pub fn handle_prepared(&mut self, token: SessionToken) -> u16 {
+    /// The root directory is ready, and `durable_bytes` of the files in it are durable: greets the
+    /// source. Gives the number of data connections that it may open. `offer` and `compare` say what
+    /// it does with what the target may hold.
+    pub fn handle_prepared(
+        &mut self,
+        token: SessionToken,
+        durable_bytes: u64,
+        offer: bool,
+        compare: bool,
+    ) -> u16 {
         let hello = self.hello.as_ref();
         let Some(hello) = hello.filter(|_| self.course.stage == Stage::Handshake) else {
             return 0;
@@ -159,14 +197,45 @@ impl TreeTargetSession {
             chunk_size: ChunkSize::DEFAULT,
             streams,
             durable: Vec::new(),
-            offer: false,
+            offer,
+            compare,
             features: TREE_FEATURES.iter().map(ToString::to_string).collect(),
             agent: self.agent.clone(),
             tree: Some(self.terms),
         };
         self.course.stage = Stage::Transfer;
+        self.durable_bytes = durable_bytes;
         self.course.say(Message::Welcome(welcome));
         streams
+    }
+
+    /// What the source asked for is known.
+    pub fn handle_answer(&mut self, answer: Answer) {
+        if self.course.stage == Stage::Transfer {
+            self.course.say(Message::Answer(answer));
+        }
+    }
+
+    /// The pieces for which the source asked are known.
+    pub fn handle_pieces(&mut self, pieces: Pieces) {
+        if self.course.stage == Stage::Transfer {
+            self.course.say(Message::Pieces(pieces));
+        }
+    }
+
+    /// So many bytes of files are durable by now.
+    pub const fn handle_durable(&mut self, durable_bytes: u64) {
+        self.durable_bytes = durable_bytes;
+    }
+
+    /// So much was compared, or done to finish: a sign of life.
+    pub const fn set_checked(&mut self, checked_bytes: u64) {
+        self.checked_bytes = checked_bytes;
+    }
+
+    /// So many bytes in blocks that hold data were taken in by now.
+    pub const fn set_taken(&mut self, taken_bytes: u64) {
+        self.taken_bytes = taken_bytes;
     }
 
     /// Something that came was written: as good a sign of life as a message.
@@ -219,6 +288,7 @@ impl TreeTargetSession {
             self.fail(Failure::new(FailureCode::Integrity, text));
             return;
         }
+        self.durable_bytes = summary.counts.bytes;
         self.summary = Some(summary);
         self.course.act(TreeTargetAction::Seal);
     }
@@ -240,6 +310,11 @@ impl TreeTargetSession {
         fidelity.add(&summary.fidelity);
         let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
         let logical_bytes = summary.counts.bytes;
+        // Either end may have started anew and forgotten what it counted.
+        let taken_bytes = self.earlier.taken_bytes.saturating_add(self.taken_bytes);
+        let sent_bytes = finish.sent.data_bytes.max(taken_bytes);
+        let matched_bytes = summary.matched_bytes.min(summary.data_bytes);
+        let needed_bytes = summary.data_bytes.saturating_sub(matched_bytes);
         let receipt = Receipt {
             receipt_version: Receipt::VERSION,
             clone_id: self.clone_id,
@@ -250,12 +325,12 @@ impl TreeTargetSession {
             data_bytes: summary.data_bytes,
             zero_bytes: logical_bytes.saturating_sub(summary.data_bytes),
             wire_bytes: finish.sent.wire_bytes,
-            resumed_bytes: 0,
-            sent_bytes: finish.sent.data_bytes,
-            resent_bytes: 0,
-            matched_bytes: 0,
+            resumed_bytes: summary.resumed_bytes,
+            sent_bytes,
+            resent_bytes: sent_bytes.saturating_sub(needed_bytes),
+            matched_bytes,
             repaired_bytes: 0,
-            sessions: 1,
+            sessions: self.epoch,
             seconds,
             bytes_per_second: if seconds > 0.0 {
                 logical_bytes as f64 / seconds
@@ -273,18 +348,20 @@ impl TreeTargetSession {
                 changed: found.changed,
             }),
         };
+        self.conclude(receipt);
+    }
+
+    fn conclude(&mut self, receipt: Receipt) {
         self.course.say(Message::Receipt(Box::new(receipt.clone())));
         self.course
             .finish(TreeTargetAction::Done(Box::new(receipt)));
     }
 
-    /// A tree is durable as a whole, at its end, or not at all.
     fn tell(&mut self) {
-        let durable = self.summary.as_ref();
         self.course.say(Message::Watermark(Watermark {
             watermark: ChunkIndex(0),
-            checked_bytes: 0,
-            durable_bytes: durable.map_or(0, |summary| summary.counts.bytes),
+            checked_bytes: self.checked_bytes,
+            durable_bytes: self.durable_bytes,
         }));
     }
 
@@ -304,11 +381,28 @@ impl TreeTargetSession {
         self.course.stage
     }
 
-    /// Bytes that are durable.
+    /// Bytes of files that are durable.
     #[must_use]
-    pub fn durable_bytes(&self) -> u64 {
-        let durable = self.summary.as_ref();
-        durable.map_or(0, |summary| summary.counts.bytes)
+    pub const fn durable_bytes(&self) -> u64 {
+        self.durable_bytes
+    }
+
+    /// The greeting of the source, once it has come.
+    #[must_use]
+    pub const fn hello(&self) -> Option<&Hello> {
+        self.hello.as_ref()
+    }
+
+    /// What the next session has to know of this one and those before it.
+    #[must_use]
+    pub fn into_earlier(self) -> Earlier {
+        let has_begun = self.hello.is_some();
+        Earlier {
+            started_at: has_begun.then_some(self.started_at),
+            taken_bytes: self.earlier.taken_bytes.saturating_add(self.taken_bytes),
+            durable_bytes: self.durable_bytes,
+            receipt: None,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::ChunkSize;
-use crate::message::{Hello, Message};
+use crate::message::{Hello, Message, Sent};
 use crate::receipt::{AgentStats, Receipt};
 use crate::session::Stage;
 use crate::tree::fidelity::FidelityClass;
@@ -43,6 +43,8 @@ fn summary(byte: u8) -> TreeSummary {
         fidelity: FidelityReport::default(),
         changed: 0,
         data_bytes: 8,
+        resumed_bytes: 0,
+        matched_bytes: 0,
     }
 }
 
@@ -57,8 +59,16 @@ impl Pair {
         let now = Instant::now();
         Self {
             now,
-            source: TreeSourceSession::new(now, hello(source)),
-            target: TreeTargetSession::new(now, Uuid::nil(), 1, "target".to_owned(), 2, target),
+            source: TreeSourceSession::new(now, hello(source), None),
+            target: TreeTargetSession::new(
+                now,
+                Uuid::nil(),
+                1,
+                "target".to_owned(),
+                2,
+                target,
+                Earlier::default(),
+            ),
         }
     }
 
@@ -84,7 +94,11 @@ impl Pair {
         let Some(TreeTargetAction::Prepare(terms)) = self.target.poll_action() else {
             panic!("nothing to prepare");
         };
-        assert_eq!(self.target.handle_prepared(SessionToken([1; 32])), 2);
+        assert_eq!(
+            self.target
+                .handle_prepared(SessionToken([1; 32]), 0, false, false),
+            2
+        );
         self.talk();
         let Some(TreeSourceAction::Transfer(transfer)) = self.source.poll_action() else {
             panic!("nothing to transfer");
@@ -94,7 +108,13 @@ impl Pair {
     }
 
     fn finish(&mut self, read: TreeSummary, written: TreeSummary) {
-        self.source.handle_drained(read, 99, AgentStats::default());
+        let sent = Sent {
+            data_bytes: read.data_bytes,
+            zero_bytes: 0,
+            wire_bytes: 99,
+        };
+        self.source
+            .handle_drained(read, sent, AgentStats::default());
         assert_eq!(self.target.poll_action(), None, "not all came");
         self.talk();
         self.target.handle_drained();
@@ -197,7 +217,17 @@ fn what_nobody_accepted_fails_the_clone() {
 fn who_does_not_know_trees_is_told() {
     let now = Instant::now();
     let terms = TreeTerms::default();
-    let target = || TreeTargetSession::new(now, Uuid::nil(), 1, String::new(), 1, terms);
+    let target = || {
+        TreeTargetSession::new(
+            now,
+            Uuid::nil(),
+            1,
+            String::new(),
+            1,
+            terms,
+            Earlier::default(),
+        )
+    };
     let block = Hello {
         tree: None,
         required_features: Vec::new(),
@@ -236,4 +266,70 @@ fn silence_ends_both() {
         pair.target.poll_action(),
         Some(TreeTargetAction::Fail(_))
     ));
+}
+
+/// A session whose receipt was lost is followed by one that brings only that.
+#[test]
+fn a_receipt_that_was_not_heard_is_told_again() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    pair.begin();
+    pair.finish(summary(1), summary(1));
+    let receipt = pair.receipt();
+    let now = pair.now;
+    let earlier = || Earlier {
+        receipt: Some(Box::new(receipt.clone())),
+        ..Earlier::default()
+    };
+    // To who has read the same, to who has read nothing, and not to who has read something else.
+    for (digest, is_proof) in [
+        (pair.source.digest(), true),
+        (None, true),
+        (Some(Digest([9; 32])), false),
+    ] {
+        let target = TreeTargetSession::new(
+            now,
+            Uuid::nil(),
+            2,
+            String::new(),
+            1,
+            TreeTerms::default(),
+            earlier(),
+        );
+        let mut again = Pair {
+            now,
+            source: TreeSourceSession::new(now, hello(TreeTerms::default()), digest),
+            target,
+        };
+        again.talk();
+        let end = again.source.poll_action();
+        let done = TreeSourceAction::Done(Box::new(receipt.clone()));
+        assert_eq!(end == Some(done), is_proof, "{digest:?}");
+        assert_eq!(again.source.stage(), Stage::Done);
+    }
+}
+
+#[test]
+fn what_was_sent_in_all_sessions_is_counted() {
+    let now = Instant::now();
+    let earlier = Earlier {
+        started_at: now.checked_sub(Duration::from_secs(5)),
+        taken_bytes: 7,
+        ..Earlier::default()
+    };
+    let terms = TreeTerms::default();
+    let mut pair = Pair::new(terms, terms);
+    pair.target = TreeTargetSession::new(now, Uuid::nil(), 3, String::new(), 2, terms, earlier);
+    pair.begin();
+    pair.target.set_taken(4);
+    let written = TreeSummary {
+        resumed_bytes: 5,
+        matched_bytes: 1,
+        ..summary(1)
+    };
+    pair.finish(summary(1), written);
+    let receipt = pair.receipt();
+    assert_eq!((receipt.sent_bytes, receipt.resent_bytes), (11, 4));
+    assert_eq!((receipt.resumed_bytes, receipt.matched_bytes), (5, 1));
+    assert_eq!(receipt.sessions, 3);
+    assert!(receipt.seconds >= 5.0);
 }
