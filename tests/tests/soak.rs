@@ -1,6 +1,7 @@
 //! Clones that go through whatever a seed brings: broken networks, killed and paused agents, at any
 //! moment, started again until there is a receipt. Then the target holds what the source does, and
-//! nothing was sent again that was durable.
+//! nothing was sent again that was durable. One round in three is of a tree, which may change while
+//! both agents are dead.
 //!
 //! `VOLFERRY_SOAK_ROUNDS` says how many rounds, `VOLFERRY_SOAK_SEED` which one comes first (one of
 //! the clock's when it is not set). Each round's seed is printed, and brings back its volume, its
@@ -9,8 +10,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::fs::{self, File};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +26,7 @@ use volferry_tests::programs::{Ended, volferry};
 use volferry_tests::proxy::{Ending, Fault, Way};
 use volferry_tests::random::Random;
 use volferry_tests::trial::{Trial, number};
-use volferry_tests::{MIB, volume};
+use volferry_tests::{MIB, tree, volume};
 use volferry_transport::Role;
 
 /// Rounds unless told otherwise.
@@ -108,6 +111,8 @@ struct Round {
     target: Option<Agent>,
     /// Bytes of data that are known to be durable.
     durable_bytes: u64,
+    /// Whether a tree is cloned, and how it changes.
+    tree: Option<Tree>,
     /// Where the target is killed together with its storage, which then loses what was not flushed.
     storage: Option<Storage>,
 }
@@ -121,6 +126,9 @@ enum Done {
 impl Round {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
+        if random.once_in(3) {
+            return Self::of_tree(random, seed);
+        }
         let size = random.within(16 * MIB..48 * MIB) / 512 * 512;
         let mut trial = Trial::of(size);
         let data_bytes = if random.once_in(2) {
@@ -179,7 +187,48 @@ impl Round {
             source: None,
             target: None,
             durable_bytes: 0,
+            tree: None,
             storage,
+        }
+    }
+
+    /// A round with a tree.
+    fn of_tree(mut random: Random, seed: u64) -> Self {
+        let trial = Trial::of(0);
+        let tree = Tree::plant(&trial.source_volume, &mut random, seed);
+        fs::create_dir(&trial.target_volume).unwrap();
+        let words = |text: String| text.split(' ').map(ToOwned::to_owned).collect::<Vec<_>>();
+        let streams = random.within(1..5);
+        let source_arguments = words(format!(
+            "--streams {streams} --readers {} --memory-mib {}{}",
+            random.within(1..4),
+            random.pick(&[16, 64]),
+            random.pick(&["", " --buffered"]),
+        ));
+        let target_arguments = words(format!(
+            "--writers {} --memory-mib {} --resume {}{}",
+            random.within(1..4),
+            random.pick(&[16, 64]),
+            random.pick(&["journal", "journal", "digest"]),
+            random.pick(&["", " --buffered"]),
+        ));
+        // What is finished becomes durable every five seconds.
+        let bytes_per_second = tree.bytes / random.within(8..16);
+        trial
+            .proxy
+            .throttle(Way::ToTarget, Some(bytes_per_second.max(MIB)));
+        Self {
+            trial,
+            random,
+            data_bytes: tree.bytes,
+            streams,
+            source_arguments,
+            target_arguments,
+            source: None,
+            target: None,
+            durable_bytes: 0,
+            tree: Some(tree),
+            storage: None,
         }
     }
 
@@ -190,7 +239,8 @@ impl Round {
             ""
         };
         *story = format!(
-            "{} KiB, {} of data{storage}, {:?} {:?}:",
+            "{}{} KiB, {} of data{storage}, {:?} {:?}:",
+            if self.tree.is_some() { "tree, " } else { "" },
             self.trial.size >> 10,
             self.data_bytes >> 10,
             self.source_arguments.join(" "),
@@ -200,7 +250,10 @@ impl Round {
         let mut passed = 0;
         let mut done = None;
         for _ in 0..strikes {
-            let milliseconds = self.random.within(0..2500);
+            let milliseconds = match self.tree {
+                Some(_) => self.random.within(0..9000),
+                None => self.random.within(0..2500),
+            };
             done = self.work(milliseconds);
             if done.is_some() {
                 break;
@@ -231,7 +284,10 @@ impl Round {
         self.check(&receipt);
         // Since the last strike no more came than was not durable before it: TLS and frames cost
         // some, and so do handshakes and offers.
-        let needed = self.data_bytes - durable_bytes;
+        if self.tree.as_ref().is_some_and(|tree| tree.has_changed) {
+            return;
+        }
+        let needed = self.data_bytes.saturating_sub(durable_bytes);
         let bound = needed + needed / 32 + (2 + self.streams) * MIB;
         assert!(
             again <= bound,
@@ -241,6 +297,12 @@ impl Round {
 
     fn check(&mut self, receipt: &Value) {
         let trial = &self.trial;
+        if self.tree.is_some() {
+            tree::assert_same(&trial.source_volume, &trial.target_volume);
+            let digest = volferry(["digest", trial.target_volume.to_str().unwrap(), "--json"]);
+            assert_eq!(digest.succeeded().json()["digest"], receipt["digest"]);
+            return;
+        }
         volume::assert_same(&trial.source_volume, &trial.target_volume, trial.size);
         if let Some(mut storage) = self.storage.take() {
             storage.kill();
@@ -310,7 +372,11 @@ impl Round {
         let Some(report) = progress_if_there(target.admin()) else {
             return;
         };
-        if let Some(bytes) = report["checkpoint"]["data_bytes"].as_u64() {
+        let durable = match self.tree {
+            Some(_) => &report["durable_bytes"],
+            None => &report["checkpoint"]["data_bytes"],
+        };
+        if let Some(bytes) = durable.as_u64() {
             self.durable_bytes = self.durable_bytes.max(bytes);
         }
     }
@@ -345,7 +411,14 @@ impl Round {
             }
             Strike::KillSource => self.kill(true, false),
             Strike::KillTarget => self.kill(false, true),
-            Strike::KillBoth => self.kill(true, true),
+            Strike::KillBoth => {
+                self.kill(true, true);
+                if let Some(tree) = &mut self.tree
+                    && self.random.once_in(2)
+                {
+                    tree.change(&self.trial.source_volume, &mut self.random);
+                }
+            }
             Strike::EndSource => end(self.source.take()),
             Strike::EndTarget => end(self.target.take()),
             Strike::PauseSource => self.pause(Role::Source),
@@ -404,6 +477,63 @@ impl Round {
             agent.signal(Signal::STOP);
             thread::sleep(time);
             agent.signal(Signal::CONT);
+        }
+    }
+}
+
+/// A tree of files, some in many directories, some large.
+struct Tree {
+    files: Vec<PathBuf>,
+    /// Of all of them.
+    bytes: u64,
+    has_changed: bool,
+}
+
+impl Tree {
+    fn plant(root: &Path, random: &mut Random, seed: u64) -> Self {
+        let mut files = Vec::new();
+        let mut bytes = 0;
+        for number in 0..random.within(50..500) {
+            let file = PathBuf::from(format!("{}/{}/{number}", number % 7, number % 3));
+            let path = root.join(&file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let mut content = vec![0; usize::try_from(random.within(0..40_000)).unwrap()];
+            random.fill(&mut content);
+            bytes += content.len() as u64;
+            fs::write(path, content).unwrap();
+            files.push(file);
+        }
+        for number in 0..random.within(1..4) {
+            let size = random.within(MIB / 4..16 * MIB) / 512 * 512;
+            let file = PathBuf::from(format!("large{number}"));
+            volume::create_dense(&root.join(&file), size, seed + number);
+            bytes += size;
+            files.push(file);
+        }
+        Self {
+            files,
+            bytes,
+            has_changed: false,
+        }
+    }
+
+    /// Changes, removes and adds some files, and makes others of another kind.
+    fn change(&mut self, root: &Path, random: &mut Random) {
+        self.has_changed = true;
+        for number in 0..random.within(1..10) {
+            let file = random.within(0..self.files.len() as u64);
+            let path = root.join(&self.files[usize::try_from(file).unwrap()]);
+            // What was removed before is not there.
+            match random.within(0..5) {
+                0 => drop(fs::remove_file(&path)),
+                1 => drop(fs::write(&path, "another content")),
+                2 if fs::remove_file(&path).is_ok() => fs::create_dir(&path).unwrap(),
+                3 if path.is_file() => {
+                    let file = File::options().write(true).open(&path).unwrap();
+                    file.set_len(random.within(0..2 * MIB)).unwrap();
+                }
+                _ => fs::write(root.join(format!("new{number}")), "new").unwrap(),
+            }
         }
     }
 }
