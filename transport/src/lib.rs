@@ -29,6 +29,7 @@ pub mod listener;
 pub mod memory;
 pub mod mint;
 pub mod name;
+mod quic;
 pub mod rejection;
 mod socket;
 pub mod stream;
@@ -40,19 +41,82 @@ pub use identity::{Credentials, CredentialsDir, IdentityError};
 pub use listener::{ListenLimits, Listener};
 pub use mint::mint;
 pub use name::{PeerName, Role};
+pub use quic::Congestion;
 pub use rejection::{Class, Refusal, Rejection};
 pub use stream::SecureStream;
 pub use tls::{ALPN, TlsFailure};
+
+/// What a stream runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TLS 1.3 over TCP: a connection for each stream.
+    Tls,
+    /// QUIC over UDP: one connection for all streams of a session.
+    Quic,
+}
+
+impl Transport {
+    /// The word for it in flags, logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+/// What an end is told to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// TLS alone.
+    #[default]
+    Tls,
+    /// QUIC alone.
+    Quic,
+    /// A listening end offers both, on the same port number; a dialing end finds out which is better.
+    Auto,
+}
+
+impl TransportChoice {
+    /// Every one of them.
+    pub const ALL: [Self; 3] = [Self::Tls, Self::Quic, Self::Auto];
+
+    /// The word for it in flags.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::Quic => "quic",
+            Self::Auto => "auto",
+        }
+    }
+
+    /// Whether it leaves room for `transport`.
+    #[must_use]
+    pub const fn allows(self, transport: Transport) -> bool {
+        matches!(
+            (self, transport),
+            (Self::Auto, _) | (Self::Tls, Transport::Tls) | (Self::Quic, Transport::Quic)
+        )
+    }
+}
 
 /// The dialing end: opens streams to one target.
 pub trait Connector: Send + Sync {
     /// A stream of bytes in both directions.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Opens one more stream.
+    /// Begins a session: opens its first stream.
     ///
     /// # Errors
     /// When the target can't be reached, or one end refuses the other.
+    fn connect(&self) -> impl Future<Output = Result<Self::Stream, TransportError>> + Send;
+
+    /// Opens one more stream of the session that was begun last.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`], or when the session's connection is gone.
     fn open(&self) -> impl Future<Output = Result<Self::Stream, TransportError>> + Send;
 }
 
@@ -79,4 +143,6 @@ pub struct Accepted<S> {
     pub peer_name: PeerName,
     /// The peer's address, which proves nothing and helps in a log. Unspecified in [`memory`].
     pub peer_address: SocketAddr,
+    /// What the stream runs over; [`memory`] plays TLS.
+    pub transport: Transport,
 }
