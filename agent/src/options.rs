@@ -11,7 +11,7 @@ use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::session::TreeTerms;
-use volferry_transport::{Credentials, TransportError};
+use volferry_transport::{Congestion, Credentials, TransportChoice, TransportError};
 
 use crate::failure;
 use crate::patience::PatienceLimits;
@@ -97,6 +97,44 @@ impl AgentOptions {
     }
 }
 
+/// Flags of every end of a connection: of the agents, and of `volferry copy`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TransportOptions {
+    /// What the agents talk over: tls, quic or auto. The target offers what it is told, both by
+    /// default; the source takes what it is told, tls by default
+    #[arg(long, env = "VOLFERRY_TRANSPORT", value_name = "NAME", value_parser = parse_transport)]
+    pub transport: Option<TransportChoice>,
+
+    /// The congestion control of what this end sends over QUIC: bbr (default) or cubic
+    #[arg(long, env = "VOLFERRY_CONGESTION", value_name = "NAME", value_parser = parse_congestion)]
+    pub congestion: Option<Congestion>,
+}
+
+/// Reads what the agents are to talk over.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_transport(text: &str) -> Result<TransportChoice, String> {
+    parse_word(text, &TransportChoice::ALL, |choice| choice.as_str())
+}
+
+/// Reads a congestion control.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_congestion(text: &str) -> Result<Congestion, String> {
+    parse_word(text, &Congestion::ALL, |congestion| congestion.as_str())
+}
+
+/// The one of `all` whose word `text` is.
+fn parse_word<T: Copy>(text: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, String> {
+    let found = all.iter().copied().find(|&one| word(one) == text);
+    found.ok_or_else(|| {
+        let known: Vec<_> = all.iter().map(|&one| word(one)).collect();
+        format!("{text:?} is none of {}", known.join(", "))
+    })
+}
+
 /// Flags of every end of a clone of a tree: of the agents, and of `volferry copy`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TreeOptions {
@@ -132,14 +170,7 @@ impl TreeOptions {
 /// # Errors
 /// When there is none of this name.
 pub fn parse_class(text: &str) -> Result<FidelityClass, String> {
-    let mut all = FidelityClass::ALL.iter().copied();
-    all.find(|class| class.label() == text).ok_or_else(|| {
-        let known: Vec<_> = FidelityClass::ALL
-            .iter()
-            .map(|class| class.label())
-            .collect();
-        format!("{text:?} is none of {}", known.join(", "))
-    })
+    parse_word(text, FidelityClass::ALL, |class| class.label())
 }
 
 impl AgentOptions {

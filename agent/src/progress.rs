@@ -13,6 +13,7 @@ use uuid::Uuid;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
 use volferry_protocol::journal::Checkpoint;
 use volferry_protocol::range_set::ChunkSet;
+use volferry_protocol::receipt::TransportStats;
 use volferry_protocol::session::Stage;
 
 /// The rate is taken over this window: long enough to bridge the flushes, in whose rhythm durable
@@ -88,6 +89,7 @@ pub struct Progress {
     /// When something last became durable or was checked; `None` before the first session.
     grown_at: Mutex<Option<Instant>>,
     checkpoint: Mutex<Option<Checkpoint>>,
+    transport: Mutex<TransportStats>,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
@@ -202,6 +204,9 @@ pub struct Report {
     pub volume_wait_seconds: f64,
     /// Seconds that data connections waited for the peer, added over all of them.
     pub peer_wait_seconds: f64,
+    /// What the session runs over, and why.
+    #[serde(flatten)]
+    pub transport: TransportStats,
     /// What is durable, for `--resume-from` of a new target agent; only at the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
@@ -227,6 +232,7 @@ impl Progress {
             session_count: AtomicU64::new(0),
             grown_at: Mutex::new(None),
             checkpoint: Mutex::new(None),
+            transport: Mutex::default(),
             wire_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
@@ -323,6 +329,28 @@ impl Progress {
         }
     }
 
+    /// A session runs over `transport`, for the reason that is known at this end.
+    pub fn set_transport(&self, transport: &str, why: Option<String>) {
+        let mut stats = self
+            .transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *stats = TransportStats {
+            transport: Some(transport.to_owned()),
+            transport_why: why,
+        };
+    }
+
+    /// What the last session ran over, and why.
+    #[must_use]
+    pub fn transport(&self) -> TransportStats {
+        let stats = self
+            .transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        stats.clone()
+    }
+
     /// What a new target agent could go on from.
     pub fn set_checkpoint(&self, checkpoint: Checkpoint) {
         *self
@@ -392,6 +420,7 @@ impl Progress {
             limit: self.limit(),
             volume_wait_seconds: self.volume_wait.sum().as_secs_f64(),
             peer_wait_seconds: self.peer_wait.sum().as_secs_f64(),
+            transport: self.transport(),
             checkpoint: self
                 .checkpoint
                 .lock()

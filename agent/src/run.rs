@@ -70,6 +70,7 @@ impl Context {
             agent: agent.to_owned(),
             cpu_seconds: self.cpu.total().as_secs_f64(),
             peak_memory_bytes: peak_memory_bytes(),
+            transport: self.progress.transport(),
         }
     }
 }

@@ -108,6 +108,20 @@ pub struct AgentStats {
     /// The largest resident size of the agent's process, in bytes. Two agents in one process share
     /// it.
     pub peak_memory_bytes: u64,
+    /// What the last session ran over, and why.
+    #[serde(flatten)]
+    pub transport: TransportStats,
+}
+
+/// What a session runs over, as one end tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportStats {
+    /// `tls` or `quic`; absent before the ends have met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// What decided for it, in words; only at the source, which decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport_why: Option<String>,
 }
 
 #[cfg(test)]
@@ -124,6 +138,10 @@ mod tests {
                 agent: "an agent".to_owned(),
                 cpu_seconds: seconds / 3.0,
                 peak_memory_bytes: 1,
+                transport: TransportStats {
+                    transport: Some("tls".to_owned()),
+                    transport_why: None,
+                },
             };
             let receipt = Receipt {
                 receipt_version: Receipt::VERSION,

@@ -26,7 +26,7 @@ use volferry_protocol::message::{self, Hello};
 use volferry_protocol::session::Stage;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{Generation, SourceOptions, open_source};
-use volferry_transport::{Class, Connector, TransportError};
+use volferry_transport::{Choice, Class, Connector, TransportError};
 
 mod cursor;
 mod data;
@@ -264,12 +264,21 @@ async fn dial<C: Connector>(
     let mut shutdown = context.shutdown.clone();
     loop {
         let opened = tokio::select! {
-            opened = connector.open() => opened,
+            opened = connector.connect() => opened,
             failure = context.patience.exhausted() => return Err(failure),
             () = shutdown.requested() => return Err(cancelled()),
         };
         let error = match opened {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                if let Some(Choice { transport, why }) = connector.choice() {
+                    let transport = transport.as_str();
+                    tracing::info!(transport, %why, "connected to the target");
+                    context
+                        .progress
+                        .set_transport(transport, Some(why.to_string()));
+                }
+                return Ok(stream);
+            }
             Err(error) => error,
         };
         if matches!(error, TransportError::Rejected { .. }) {

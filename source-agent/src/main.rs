@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
-use volferry_agent::options::{AgentOptions, TreeOptions, parse_chunk_size};
+use volferry_agent::options::{AgentOptions, TransportOptions, TreeOptions, parse_chunk_size};
 use volferry_agent::progress::End;
 use volferry_agent::run::run_program;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
-use volferry_transport::{CredentialsDir, Dialer, Role};
+use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice};
 
 /// Reads a volume and sends it to the target agent of the same clone.
 ///
@@ -83,6 +83,9 @@ struct Arguments {
     tree: TreeOptions,
 
     #[command(flatten)]
+    transport: TransportOptions,
+
+    #[command(flatten)]
     agent: AgentOptions,
 }
 
@@ -104,7 +107,10 @@ fn main() -> ExitCode {
         ..defaults
     };
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);
-    let dialer = Dialer::new(arguments.target.as_str(), credentials);
+    let transport = arguments.transport;
+    let dialer = Dialer::new(arguments.target.as_str(), credentials)
+        .with_transport(transport.transport.unwrap_or(TransportChoice::Tls))
+        .with_congestion(transport.congestion.unwrap_or_default());
     let clone_id = arguments.agent.clone_id();
     run_program(End::Source, &arguments.agent, clone_id, |context| {
         volferry_source_agent::run(config, context, dialer)

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
@@ -15,7 +15,7 @@ use crate::name::Role;
 use crate::quic::{Congestion, Link};
 use crate::rejection::Class;
 use crate::stream::SecureStream;
-use crate::{Connector, TransportChoice, socket, tls};
+use crate::{Choice, Connector, Transport, TransportChoice, Why, socket, tls};
 
 /// How long a step of a dial may take.
 #[derive(Clone, Copy, Debug)]
@@ -46,18 +46,17 @@ pub struct Dialer {
     target: String,
     credentials: CredentialsDir,
     limits: DialLimits,
-    choice: TransportChoice,
+    told: TransportChoice,
     congestion: Congestion,
-    /// What the last session runs over.
-    route: Arc<Mutex<Route>>,
+    session: Arc<Mutex<Session>>,
 }
 
+/// What the last session runs over.
 #[derive(Clone, Debug, Default)]
-enum Route {
-    #[default]
-    Tls,
-    /// Its streams keep the connection.
-    Quic(Weak<Link>),
+struct Session {
+    choice: Option<Choice>,
+    /// Over QUIC its connection, which its streams keep.
+    link: Weak<Link>,
 }
 
 impl Dialer {
@@ -68,9 +67,9 @@ impl Dialer {
             target: target.into(),
             credentials,
             limits: DialLimits::default(),
-            choice: TransportChoice::default(),
+            told: TransportChoice::Tls,
             congestion: Congestion::default(),
-            route: Arc::default(),
+            session: Arc::default(),
         }
     }
 
@@ -82,8 +81,8 @@ impl Dialer {
 
     /// The same dialer over another transport.
     #[must_use]
-    pub fn with_transport(self, choice: TransportChoice) -> Self {
-        Self { choice, ..self }
+    pub fn with_transport(self, told: TransportChoice) -> Self {
+        Self { told, ..self }
     }
 
     /// The same dialer with another congestion control, which is QUIC's; that of TCP is the kernel's.
@@ -101,16 +100,25 @@ impl Dialer {
     /// # Errors
     /// When any step fails or takes too long. If no address answers, the last one's error is told.
     pub async fn dial(&self) -> Result<SecureStream, TransportError> {
-        match self.choice {
+        match self.told {
             TransportChoice::Tls => {
-                self.set_route(Route::Tls);
-                self.dial_tls().await
+                let stream = self.dial_tls().await?;
+                self.begin(Transport::Tls, Why::Told, Weak::new());
+                Ok(stream)
             }
-            TransportChoice::Quic | TransportChoice::Auto => {
-                let link = Arc::new(self.dial_quic().await?);
-                self.set_route(Route::Quic(Arc::downgrade(&link)));
-                self.open_on(&link).await
-            }
+            TransportChoice::Quic => self.begin_quic(Why::Told).await,
+            TransportChoice::Auto => match self.dial_tls().await {
+                Ok(stream) => {
+                    self.begin(Transport::Tls, Why::Connects, Weak::new());
+                    Ok(stream)
+                }
+                Err(error) if is_of_the_way(&error) => {
+                    let why = Why::OnlyWay(error.to_string());
+                    // Where neither connects, TCP says more: a host that isn't there at all answers it.
+                    self.begin_quic(why).await.or(Err(error))
+                }
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -119,24 +127,32 @@ impl Dialer {
     /// # Errors
     /// As [`Dialer::dial`]; over QUIC also when the session's connection is gone.
     pub async fn dial_more(&self) -> Result<SecureStream, TransportError> {
-        let route = self
-            .route
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match route {
-            Route::Tls => self.dial_tls().await,
-            Route::Quic(link) => {
-                let link = link.upgrade().ok_or(TransportError::Closed {
+        let session = self.session().clone();
+        match session.choice.map(|choice| choice.transport) {
+            Some(Transport::Quic) => {
+                let link = session.link.upgrade().ok_or(TransportError::Closed {
                     operation: "opening a stream",
                 })?;
                 self.open_on(&link).await
             }
+            Some(Transport::Tls) | None => self.dial_tls().await,
         }
     }
 
-    fn set_route(&self, route: Route) {
-        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, transport: Transport, why: Why, link: Weak<Link>) {
+        let choice = Some(Choice { transport, why });
+        *self.session() = Session { choice, link };
+    }
+
+    async fn begin_quic(&self, why: Why) -> Result<SecureStream, TransportError> {
+        let link = Arc::new(self.dial_quic().await?);
+        let stream = self.open_on(&link).await?;
+        self.begin(Transport::Quic, why, Arc::downgrade(&link));
+        Ok(stream)
     }
 
     async fn dial_tls(&self) -> Result<SecureStream, TransportError> {
@@ -157,12 +173,20 @@ impl Dialer {
         let mut last_error = self.unresolved(io::ErrorKind::NotFound.into());
         for address in self.resolve().await? {
             let dial = Link::dial(address, &credentials, self.congestion);
-            match within(self.limits.handshake_timeout, "the QUIC handshake", dial).await {
+            let limit = self.limits.handshake_timeout;
+            match timeout(limit, dial).await {
                 Ok(Ok(link)) => return Ok(link),
-                Err(error) | Ok(Err(error)) if error.class() == Class::Network => {
-                    last_error = error;
+                Ok(Err(error)) if error.class() != Class::Network => return Err(error),
+                Ok(Err(error)) => last_error = error,
+                // There is no telling between a target that isn't there and a way that is shut.
+                Err(_) => {
+                    let text = format!(
+                        "no answer over QUIC within {} ms; see whether UDP gets through",
+                        limit.as_millis()
+                    );
+                    let source = io::Error::new(io::ErrorKind::TimedOut, text);
+                    last_error = TransportError::Connect { address, source };
                 }
-                Err(error) | Ok(Err(error)) => return Err(error),
             }
         }
         Err(last_error)
@@ -218,9 +242,21 @@ impl Connector for Dialer {
         self.dial().await
     }
 
+    fn choice(&self) -> Option<Choice> {
+        self.session().choice.clone()
+    }
+
     async fn open(&self) -> Result<SecureStream, TransportError> {
         self.dial_more().await
     }
+}
+
+/// Whether another transport may find a way where one has not: nobody answered it.
+const fn is_of_the_way(error: &TransportError) -> bool {
+    matches!(
+        error,
+        TransportError::Connect { .. } | TransportError::Timeout { .. }
+    )
 }
 
 async fn within<T>(

@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub mod choice;
 pub mod dialer;
 pub mod error;
 pub mod identity;
@@ -35,6 +36,7 @@ mod socket;
 pub mod stream;
 mod tls;
 
+pub use choice::{Choice, Transport, TransportChoice, Why};
 pub use dialer::{DialLimits, Dialer};
 pub use error::TransportError;
 pub use identity::{Credentials, CredentialsDir, IdentityError};
@@ -46,62 +48,6 @@ pub use rejection::{Class, Refusal, Rejection};
 pub use stream::SecureStream;
 pub use tls::{ALPN, TlsFailure};
 
-/// What a stream runs over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// TLS 1.3 over TCP: a connection for each stream.
-    Tls,
-    /// QUIC over UDP: one connection for all streams of a session.
-    Quic,
-}
-
-impl Transport {
-    /// The word for it in flags, logs and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tls => "tls",
-            Self::Quic => "quic",
-        }
-    }
-}
-
-/// What an end is told to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TransportChoice {
-    /// TLS alone.
-    #[default]
-    Tls,
-    /// QUIC alone.
-    Quic,
-    /// A listening end offers both, on the same port number; a dialing end finds out which is better.
-    Auto,
-}
-
-impl TransportChoice {
-    /// Every one of them.
-    pub const ALL: [Self; 3] = [Self::Tls, Self::Quic, Self::Auto];
-
-    /// The word for it in flags.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tls => "tls",
-            Self::Quic => "quic",
-            Self::Auto => "auto",
-        }
-    }
-
-    /// Whether it leaves room for `transport`.
-    #[must_use]
-    pub const fn allows(self, transport: Transport) -> bool {
-        matches!(
-            (self, transport),
-            (Self::Auto, _) | (Self::Tls, Transport::Tls) | (Self::Quic, Transport::Quic)
-        )
-    }
-}
-
 /// The dialing end: opens streams to one target.
 pub trait Connector: Send + Sync {
     /// A stream of bytes in both directions.
@@ -112,6 +58,11 @@ pub trait Connector: Send + Sync {
     /// # Errors
     /// When the target can't be reached, or one end refuses the other.
     fn connect(&self) -> impl Future<Output = Result<Self::Stream, TransportError>> + Send;
+
+    /// What the session that was begun last runs over, where there is a choice.
+    fn choice(&self) -> Option<Choice> {
+        None
+    }
 
     /// Opens one more stream of the session that was begun last.
     ///
