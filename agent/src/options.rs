@@ -11,6 +11,7 @@ use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::session::TreeTerms;
+use volferry_storage::IoPriority;
 use volferry_transport::{Congestion, Credentials, TransportChoice, TransportError};
 
 use crate::failure;
@@ -33,6 +34,20 @@ pub struct AgentOptions {
     /// Write the receipt, or the failure, to this file as JSON
     #[arg(long, env = "VOLFERRY_RECEIPT", value_name = "PATH")]
     pub receipt: Option<PathBuf>,
+
+    /// Let whoever reaches the admin port change the bandwidth limit
+    #[arg(long, env = "VOLFERRY_ADMIN_CONTROL", value_parser = BoolishValueParser::new())]
+    pub admin_control: bool,
+
+    /// How nice the agent's threads are to others that want a processor: 0 to 19, as of nice(1)
+    #[arg(long, env = "VOLFERRY_NICE", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub nice: Option<u8>,
+
+    /// Who goes first at a disk: idle, best-effort, or best-effort:0 (first) to best-effort:7 (last);
+    /// heeded by I/O schedulers that know priorities, such as bfq
+    #[arg(long, env = "VOLFERRY_IO_PRIORITY", value_name = "CLASS", value_parser = parse_io_priority)]
+    pub io_priority: Option<IoPriority>,
 
     /// Memory for chunks in flight, in MiB
     #[arg(
@@ -258,6 +273,23 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// Reads a priority at a disk.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_io_priority(text: &str) -> Result<IoPriority, String> {
+    let level = |text: &str| text.parse().ok().filter(|level| *level <= 7);
+    let read = match text.split_once(':') {
+        None if text == "idle" => Some(IoPriority::Idle),
+        None if text == "best-effort" => Some(IoPriority::BestEffort(4)),
+        Some(("best-effort", text)) => level(text).map(IoPriority::BestEffort),
+        _ => None,
+    };
+    read.ok_or_else(|| {
+        format!("{text:?} is none of idle, best-effort, best-effort:0 to best-effort:7")
+    })
+}
+
 /// Reads a chunk size.
 ///
 /// # Errors
@@ -316,6 +348,13 @@ mod tests {
             "99999999T",
         ] {
             check(bad, None);
+        }
+        assert_eq!(
+            parse_io_priority("best-effort:7"),
+            Ok(IoPriority::BestEffort(7))
+        );
+        for bad in ["best-effort:8", "best-effort:", "idle:1", "realtime", ""] {
+            assert!(parse_io_priority(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_chunk_size("1M"), Ok(ChunkSize::DEFAULT));
         assert!(parse_chunk_size("3M").is_err());

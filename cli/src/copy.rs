@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use uuid::Uuid;
-use volferry_agent::options::{TransportOptions, TreeOptions, parse_chunk_size, parse_part};
+use volferry_agent::options::{
+    TransportOptions, TreeOptions, parse_chunk_size, parse_part, parse_size,
+};
 use volferry_agent::outcome;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
@@ -66,6 +68,10 @@ pub(crate) struct Arguments {
     /// Data connections [default: one for each processor, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
+
+    /// Bytes that are sent each second at most; 0 for no limit
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    bandwidth_limit: u64,
 
     #[command(flatten)]
     transport: TransportOptions,
@@ -138,6 +144,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
+        bandwidth_limit: arguments.bandwidth_limit,
         generation: arguments.source_generation.clone(),
         ..source
     };

@@ -20,7 +20,7 @@ use volferry_protocol::message::{
     Finish, Hello, Message, Sent, TokenText, Want, Watermark, Welcome,
 };
 use volferry_protocol::range_set::ChunkSet;
-use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
+use volferry_protocol::receipt::{AgentStats, Receipt, TransportStats, Verified};
 use volferry_protocol::zero_map::ZeroMap;
 
 const TOKEN: SessionToken = SessionToken([0xa7; 32]);
@@ -673,6 +673,7 @@ fn receipt() -> Receipt {
         finished_unix_seconds: 1_800_000_000,
         source: stats("volferry-source 0.1.0"),
         target: stats("volferry-target 0.1.0"),
+        limit: None,
         tree: None,
     }
 }
@@ -682,5 +683,7 @@ fn stats(agent: &str) -> AgentStats {
         agent: agent.into(),
         cpu_seconds: 0.25,
         peak_memory_bytes: 1 << 25,
+        transport: TransportStats::default(),
+        waits: None,
     }
 }

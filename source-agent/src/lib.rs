@@ -66,6 +66,8 @@ pub struct SourceConfig {
     pub terms: TreeTerms,
     /// Clone a tree though files of it change while they are read.
     pub allow_changed: bool,
+    /// Bytes that the data connections may send each second at first; 0 for no limit.
+    pub bandwidth_limit: u64,
 }
 
 impl SourceConfig {
@@ -89,6 +91,7 @@ impl SourceConfig {
             manifest: None,
             terms: TreeTerms::default(),
             allow_changed: false,
+            bandwidth_limit: 0,
         }
     }
 }
@@ -101,6 +104,7 @@ pub async fn run<C>(config: SourceConfig, context: Context, connector: C) -> Out
 where
     C: Connector + 'static,
 {
+    context.progress.throttle.set(config.bandwidth_limit);
     let outcome = clone(&config, &context, Arc::new(connector)).await;
     if let Err(failure) = &outcome {
         context.metrics.count_failure(failure);

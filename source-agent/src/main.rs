@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
-use volferry_agent::options::{AgentOptions, TransportOptions, TreeOptions, parse_chunk_size};
+use volferry_agent::options::{
+    AgentOptions, TransportOptions, TreeOptions, parse_chunk_size, parse_size,
+};
 use volferry_agent::progress::End;
 use volferry_agent::run::run_program;
 use volferry_protocol::geometry::ChunkSize;
@@ -82,6 +84,17 @@ struct Arguments {
     #[command(flatten)]
     tree: TreeOptions,
 
+    /// Bytes that the data connections may send each second, before encryption; 0 for no limit. It
+    /// can be changed while the agent runs: see --admin-control
+    #[arg(
+        long,
+        env = "VOLFERRY_BANDWIDTH_LIMIT",
+        value_name = "SIZE",
+        default_value = "0"
+    )]
+    #[arg(value_parser = parse_size)]
+    bandwidth_limit: u64,
+
     #[command(flatten)]
     transport: TransportOptions,
 
@@ -104,6 +117,7 @@ fn main() -> ExitCode {
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
+        bandwidth_limit: arguments.bandwidth_limit,
         ..defaults
     };
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);

@@ -812,6 +812,7 @@ where
             is_fresh: Arc::default(),
             verify: self.config.verify != Verified::None,
             journal: self.held.journal.clone(),
+            effort: Arc::clone(&self.context.progress.effort),
             checked_bytes: Arc::default(),
             queue,
             written,

@@ -107,6 +107,7 @@ fn receipt(input: &mut Input<'_>, truth: Digest) -> Receipt {
         finished_unix_seconds: 0,
         source: AgentStats::default(),
         target: AgentStats::default(),
+        limit: None,
         tree: None,
     }
 }
