@@ -120,7 +120,8 @@ pub struct TransportOptions {
     #[arg(long, env = "VOLFERRY_TRANSPORT", value_name = "NAME", value_parser = parse_transport)]
     pub transport: Option<TransportChoice>,
 
-    /// The congestion control of what this end sends over QUIC: bbr (default) or cubic
+    /// The congestion control of what this end sends: bbr or cubic; by default bbr over QUIC, and the
+    /// kernel's own over TLS
     #[arg(long, env = "VOLFERRY_CONGESTION", value_name = "NAME", value_parser = parse_congestion)]
     pub congestion: Option<Congestion>,
 }

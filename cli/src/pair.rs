@@ -68,7 +68,7 @@ pub(crate) fn clone(
     let target_credentials = credentials(Role::Target);
     // One choice for both ends: nothing is offered that isn't used.
     let told = transport.transport.unwrap_or(TransportChoice::Tls);
-    let congestion = transport.congestion.unwrap_or_default();
+    let congestion = transport.congestion;
     let offered = TransportOptions {
         transport: Some(told),
         ..transport

@@ -639,7 +639,7 @@ fn finish() -> Finish {
             zero_bytes: 8192,
             wire_bytes: 5000,
         },
-        source: stats("volferry-source 0.1.0"),
+        source: Box::new(stats("volferry-source 0.1.0")),
         tree: None,
     }
 }

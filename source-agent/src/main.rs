@@ -124,7 +124,7 @@ fn main() -> ExitCode {
     let transport = arguments.transport;
     let dialer = Dialer::new(arguments.target.as_str(), credentials)
         .with_transport(transport.transport.unwrap_or(TransportChoice::Tls))
-        .with_congestion(transport.congestion.unwrap_or_default());
+        .with_congestion(transport.congestion);
     let clone_id = arguments.agent.clone_id();
     run_program(End::Source, &arguments.agent, clone_id, |context| {
         volferry_source_agent::run(config, context, dialer)

@@ -32,6 +32,7 @@ impl IoPriority {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stderr, reason = "a test says aloud what it skips")]
 mod tests {
     use std::fs;
     use std::process::Command;

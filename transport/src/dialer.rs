@@ -47,7 +47,7 @@ pub struct Dialer {
     credentials: CredentialsDir,
     limits: DialLimits,
     told: TransportChoice,
-    congestion: Congestion,
+    congestion: Option<Congestion>,
     session: Arc<Mutex<Session>>,
 }
 
@@ -68,7 +68,7 @@ impl Dialer {
             credentials,
             limits: DialLimits::default(),
             told: TransportChoice::Tls,
-            congestion: Congestion::default(),
+            congestion: None,
             session: Arc::default(),
         }
     }
@@ -85,9 +85,10 @@ impl Dialer {
         Self { told, ..self }
     }
 
-    /// The same dialer with another congestion control, which is QUIC's; that of TCP is the kernel's.
+    /// The same dialer with a congestion control of its own. Without one QUIC takes its default, and TCP what the
+    /// kernel is set to.
     #[must_use]
-    pub fn with_congestion(self, congestion: Congestion) -> Self {
+    pub fn with_congestion(self, congestion: Option<Congestion>) -> Self {
         Self { congestion, ..self }
     }
 
@@ -172,7 +173,7 @@ impl Dialer {
         let credentials = self.credentials.load().await?;
         let mut last_error = self.unresolved(io::ErrorKind::NotFound.into());
         for address in self.resolve().await? {
-            let dial = Link::dial(address, &credentials, self.congestion);
+            let dial = Link::dial(address, &credentials, self.congestion.unwrap_or_default());
             let limit = self.limits.handshake_timeout;
             match timeout(limit, dial).await {
                 Ok(Ok(link)) => return Ok(link),
@@ -223,7 +224,13 @@ impl Dialer {
         for address in self.resolve().await? {
             let connected = within(limit, "connecting", TcpStream::connect(address)).await;
             let prepared = connected.map(|connected| {
-                connected.and_then(|stream| socket::prepare(&stream).map(|()| stream))
+                connected.and_then(|stream| {
+                    socket::prepare(&stream)?;
+                    if let Some(congestion) = self.congestion {
+                        socket::set_congestion(&stream, congestion);
+                    }
+                    Ok(stream)
+                })
             });
             match prepared {
                 Ok(Ok(stream)) => return Ok((stream, address)),

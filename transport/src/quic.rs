@@ -71,14 +71,28 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4);
 /// of bandwidth and delay is bounded by this times the streams: 2 streams make 160 MB/s at 100 ms.
 const STREAM_WINDOW: u32 = 8 << 20;
 
-/// Bytes that the sender keeps until they are acknowledged, over all streams.
-const SEND_WINDOW: u64 = 32 << 20;
+/// Bytes that the sender keeps until they are acknowledged, over all streams: at most, and at least. A short path
+/// gets little more than the least, see [`send_window`]: whatever is under way there lies in the receiver's socket,
+/// and what that doesn't hold is lost.
+const SEND_WINDOW_MAX: u64 = 32 << 20;
+const SEND_WINDOW_MIN: u64 = 3 << 20;
+
+/// Bytes a second for which the send window is made.
+const SEND_RATE: u64 = 1 << 30;
 
 /// Streams at once: the data connections of a session, at most 64, and its control connection.
 const STREAMS_MAX: u32 = 65;
 
-/// The largest packet that is tried: what fits into a jumbo frame of 9000 bytes, behind the headers of IPv6 and UDP.
-const PACKET_LEN_MAX: u16 = 9000 - 40 - 8;
+/// The largest packet that is tried. quinn hands ten packets to the kernel at once, which takes 64 KiB in one
+/// call; of larger ones all ten would be lost.
+const PACKET_LEN_MAX: u16 = 6500;
+const _: () = assert!(
+    10 * PACKET_LEN_MAX as usize <= u16::MAX as usize - 28,
+    "a call carries ten packets, and with the headers of IP and UDP no more than 64 KiB"
+);
+
+/// How long packets stay small after large ones seem to get lost on a path that took them before.
+const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(10);
 
 /// What the kernel may keep of packets that come while the endpoint's task is busy; it grants less where
 /// `net.core.rmem_max` says so.
@@ -91,7 +105,8 @@ const CUT: VarInt = VarInt::from_u32(1);
 
 fn transport_config(congestion: Congestion) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(PACKET_LEN_MAX);
+    mtu.upper_bound(PACKET_LEN_MAX)
+        .black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
@@ -103,10 +118,19 @@ fn transport_config(congestion: Congestion) -> Arc<TransportConfig> {
         // The bound is that of the streams. One over all of them would let data that nobody
         // reads, while the target's disk is slow, hold up the control connection.
         .receive_window(VarInt::MAX)
-        .send_window(SEND_WINDOW)
+        .send_window(SEND_WINDOW_MIN)
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(congestion.factory());
     Arc::new(config)
+}
+
+/// What a path with such a round trip can have under way.
+fn send_window(round_trip: Duration) -> u64 {
+    let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+    let under_way = micros.saturating_mul(SEND_RATE / 1_000_000);
+    SEND_WINDOW_MIN
+        .saturating_add(under_way)
+        .min(SEND_WINDOW_MAX)
 }
 
 fn endpoint_config() -> EndpointConfig {
@@ -139,5 +163,26 @@ fn any_port_towards(peer: SocketAddr) -> SocketAddr {
     match peer {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_send_window_grows_with_the_round_trip() {
+        let check = |micros, least: u64, most: u64| {
+            let window = send_window(Duration::from_micros(micros));
+            assert!(
+                (least << 20..=most << 20).contains(&window),
+                "{micros}: {window}"
+            );
+        };
+        check(0, 3, 3);
+        check(50, 3, 4);
+        check(10_000, 12, 14);
+        check(1_000_000, 32, 32);
+        assert_eq!(send_window(Duration::MAX), SEND_WINDOW_MAX);
     }
 }

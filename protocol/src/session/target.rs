@@ -640,7 +640,7 @@ impl TargetSession {
             },
             finished_unix_seconds: unix_seconds,
             limit: limit_of_stats(&finish.source, &target),
-            source: finish.source,
+            source: *finish.source,
             target,
             tree: None,
         };

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint, TokioRuntime};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{interval, sleep};
+use tracing::debug;
 
 use super::{
-    Congestion, DONE, QuicStream, any_port_towards, endpoint_config, open_socket, transport_config,
+    Congestion, DONE, QuicStream, any_port_towards, endpoint_config, open_socket, send_window,
+    transport_config,
 };
 use crate::error::TransportError;
 use crate::identity::Credentials;
@@ -51,7 +53,7 @@ impl Link {
         let peer_name = handshake.conclude(&connection)?;
         let (open, dropped) = oneshot::channel();
         // It ends soon after the link, or with the connection.
-        tokio::spawn(close_after(connection.clone(), dropped));
+        tokio::spawn(keep(connection.clone(), dropped));
         Ok(Self {
             connection,
             address,
@@ -81,20 +83,28 @@ impl Link {
     }
 }
 
-/// Closes a connection a moment after its link is gone.
+/// Keeps a connection's send window right, and closes it a moment after its link is gone.
 ///
 /// The library holds the close back as long as its congestion window is full, and takes no acknowledgements
 /// once it is closing: a connection that is dropped while it sends would never tell. What its streams had to
 /// send is given up with them; after a round trip or two the window is free.
-async fn close_after(connection: Connection, dropped: oneshot::Receiver<()>) {
-    tokio::select! {
-        _ = dropped => {
-            sleep(ACK_DELAY_MAX + 3 * connection.rtt().min(RTT_MAX)).await;
-            connection.close(DONE, b"");
+async fn keep(connection: Connection, mut dropped: oneshot::Receiver<()>) {
+    let mut looks = interval(LOOK_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => connection.set_send_window(send_window(connection.min_rtt())),
+            _ = &mut dropped => break,
+            _ = connection.closed() => return,
         }
-        _ = connection.closed() => {}
     }
+    sleep(ACK_DELAY_MAX + 3 * connection.rtt().min(RTT_MAX)).await;
+    let path = connection.stats().path;
+    debug!(?path, "closing a QUIC connection");
+    connection.close(DONE, b"");
 }
+
+/// How often the send window is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a peer may wait with an acknowledgement (RFC 9000, section 18.2).
 const ACK_DELAY_MAX: Duration = Duration::from_millis(25);

@@ -31,7 +31,7 @@ pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
                 zero_bytes: number(input),
                 wire_bytes: number(input),
             },
-            source: AgentStats::default(),
+            source: Box::default(),
             tree: None,
         }),
         6 => Message::Receipt(Box::new(receipt(input, truth))),

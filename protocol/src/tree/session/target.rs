@@ -339,7 +339,7 @@ impl TreeTargetSession {
             },
             finished_unix_seconds: unix_seconds,
             limit: limit_of_stats(&finish.source, &target),
-            source: finish.source,
+            source: *finish.source,
             target,
             tree: Some(TreeReceipt {
                 counts: summary.counts,
