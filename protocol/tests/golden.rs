@@ -21,6 +21,7 @@ use volferry_protocol::message::{
 };
 use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::receipt::{AgentStats, Receipt, TransportStats, Verified};
+use volferry_protocol::waits::{Limit, Limited, Waits};
 use volferry_protocol::zero_map::ZeroMap;
 
 const TOKEN: SessionToken = SessionToken([0xa7; 32]);
@@ -287,6 +288,42 @@ fn messages_never_change() {
     check_message(
         &Message::Error(failure()),
         include_str!("golden/error.json"),
+    );
+}
+
+/// What the agents tell of their transport and their waiting, and the limit that follows from it.
+#[test]
+fn statistics_in_messages_never_change() {
+    let told = |agent| AgentStats {
+        transport: TransportStats {
+            transport: Some("quic".into()),
+            transport_why: Some("as told".into()),
+        },
+        waits: Some(Waits {
+            volume_wait_seconds: 1.0,
+            peer_wait_seconds: 2.5,
+            throttle_wait_seconds: 0.5,
+            volume_io_seconds: 0.75,
+            volume_cpu_seconds: 0.25,
+        }),
+        ..stats(agent)
+    };
+    let source = Box::new(told("volferry-source 0.1.0"));
+    let finish = Finish { source, ..finish() };
+    check_message(
+        &Message::Finish(finish),
+        include_str!("golden/finish-waits.json"),
+    );
+    let receipt = Receipt {
+        limit: Some(Limited {
+            limit: Limit::SourceCpu,
+            share: 0.75,
+        }),
+        ..receipt()
+    };
+    check_message(
+        &Message::Receipt(Box::new(receipt)),
+        include_str!("golden/receipt-limit.json"),
     );
 }
 
