@@ -1,6 +1,7 @@
-//! The admin port: `/healthz`, `/readyz`, `/metrics` and `/progress`, plain HTTP.
+//! The admin port: `/healthz`, `/readyz`, `/metrics`, `/progress` and `/bandwidth-limit`, plain HTTP.
 //!
-//! It tells and changes nothing, and carries no content of the volume.
+//! It carries no content of the volume. It tells and changes nothing, but for the bandwidth limit where the
+//! agent was told to allow that.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
@@ -19,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
+use crate::options::parse_size;
 use crate::progress::Progress;
 
 /// Connections at once; one more waits in the kernel's queue. Kubelet, Prometheus, a controller
@@ -37,6 +39,7 @@ pub struct Admin {
     metrics: Metrics,
     progress: Arc<Progress>,
     ready: Arc<AtomicBool>,
+    allows_control: Arc<AtomicBool>,
 }
 
 impl Admin {
@@ -46,13 +49,19 @@ impl Admin {
         Self {
             metrics,
             progress,
-            ready: Arc::new(AtomicBool::new(false)),
+            ready: Arc::default(),
+            allows_control: Arc::default(),
         }
     }
 
     /// The agent does its work now (or no more).
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Whether whoever reaches the port may change the bandwidth limit; at first nobody may.
+    pub fn allow_control(&self, allows: bool) {
+        self.allows_control.store(allows, Ordering::Relaxed);
     }
 
     /// Serves on `listener` until dropped.
@@ -79,8 +88,8 @@ impl Admin {
 
     async fn serve_connection(self, stream: tokio::net::TcpStream) {
         let service = service_fn(|request: Request<Incoming>| {
-            let response = self.respond(request.method(), request.uri().path());
-            async { Ok::<_, Infallible>(response) }
+            let admin = self.clone();
+            async move { Ok::<_, Infallible>(admin.respond(request).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -90,16 +99,29 @@ impl Admin {
         let _ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
     }
 
-    fn respond(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-        const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
-        const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        let (status, content_type, body) = match path {
-            _ if method != Method::GET && method != Method::HEAD => (
+    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        let (status, content_type, body) = match (path.as_str(), &method) {
+            ("/bandwidth-limit", &Method::PUT) => {
+                let (status, text) = self.change_limit(request.into_body()).await;
+                (status, TEXT, text)
+            }
+            (path, &Method::GET | &Method::HEAD) => self.tell(path),
+            _ => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 TEXT,
                 "only GET\n".to_owned(),
             ),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        response
+    }
+
+    fn tell(&self, path: &str) -> (StatusCode, HeaderValue, String) {
+        match path {
             "/healthz" => (StatusCode::OK, TEXT, "ok\n".to_owned()),
             "/readyz" if self.ready.load(Ordering::Relaxed) => {
                 (StatusCode::OK, TEXT, "ready\n".to_owned())
@@ -114,14 +136,39 @@ impl Admin {
                 let report = serde_json::to_string(&self.progress.report()).unwrap_or_default();
                 (StatusCode::OK, JSON, report + "\n")
             }
+            "/bandwidth-limit" => {
+                let limit = self.progress.throttle.bytes_per_second();
+                (StatusCode::OK, TEXT, format!("{limit}\n"))
+            }
             _ => (StatusCode::NOT_FOUND, TEXT, "no such page\n".to_owned()),
-        };
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-        response
+        }
+    }
+
+    /// Sets the bandwidth limit to the size that the body says.
+    async fn change_limit(&self, body: Incoming) -> (StatusCode, String) {
+        if !self.allows_control.load(Ordering::Relaxed) {
+            let text = "the agent was not started with --admin-control\n";
+            return (StatusCode::FORBIDDEN, text.to_owned());
+        }
+        let read = Limited::new(body, LIMIT_TEXT_LEN_MAX).collect().await;
+        let bytes = read.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
+        match parse_size(String::from_utf8_lossy(&bytes).trim()) {
+            Ok(limit) => {
+                self.progress.throttle.set(limit);
+                tracing::info!(bytes_per_second = limit, "the bandwidth limit was changed");
+                (StatusCode::OK, format!("{limit}\n"))
+            }
+            Err(error) => (StatusCode::BAD_REQUEST, error + "\n"),
+        }
     }
 }
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Longer than any size that can be read.
+const LIMIT_TEXT_LEN_MAX: usize = 64;
 
 /// Binds the admin port.
 ///

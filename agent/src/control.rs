@@ -24,6 +24,10 @@ const QUEUE_LEN: usize = 16;
 /// away when a connection is closed over unread bytes, so that the one who speaks last waits.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long an end waits for its own last bytes to leave, once nothing is expected from the peer any more: a
+/// round trip around the world.
+const WRITTEN_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// One end of a control connection.
 #[derive(Debug)]
 pub struct Control {
@@ -83,11 +87,13 @@ impl Control {
         } = self;
         drop(outbox);
         let goodbye = async {
-            let _written = (&mut writer).await;
             while inbox.recv().await.is_some() {}
             (&mut reader).await.unwrap_or(false)
         };
         let is_closed = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+        // Over QUIC the end of this direction is acknowledged by the peer, not by its kernel, and a peer
+        // that has heard all may be gone by then.
+        let _written = tokio::time::timeout(WRITTEN_TIMEOUT, &mut writer).await;
         writer.abort();
         reader.abort();
         is_closed.unwrap_or(false)

@@ -20,6 +20,7 @@ pub mod progress;
 pub mod run;
 pub mod shutdown;
 pub mod telemetry;
+pub mod throttle;
 
 /// Name and version of an agent as told to its peer and written into the receipt.
 #[must_use]

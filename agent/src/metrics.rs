@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Counter, Encoder, Gauge, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{Counter, Encoder, Gauge, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 use volferry_protocol::failure::Failure;
+use volferry_protocol::waits::Limit;
 
 use crate::cpu::{CpuMeter, peak_memory_bytes};
 use crate::progress::{Progress, Report};
@@ -104,13 +105,37 @@ const READINGS: &[Reading] = &[
         "volferry_volume_wait_seconds_total",
         "Time that data connections waited for the volume",
         Kind::Counter,
-        |r| r.volume_wait_seconds,
+        |r| r.waits.volume_wait_seconds,
     ),
     (
         "volferry_peer_wait_seconds_total",
         "Time that data connections waited for the peer",
         Kind::Counter,
-        |r| r.peer_wait_seconds,
+        |r| r.waits.peer_wait_seconds,
+    ),
+    (
+        "volferry_throttle_wait_seconds_total",
+        "Time that data connections waited for the bandwidth limit",
+        Kind::Counter,
+        |r| r.waits.throttle_wait_seconds,
+    ),
+    (
+        "volferry_volume_io_seconds_total",
+        "Time that threads read or wrote the volume",
+        Kind::Counter,
+        |r| r.waits.volume_io_seconds,
+    ),
+    (
+        "volferry_volume_cpu_seconds_total",
+        "Time that threads looked for zeros and hashed",
+        Kind::Counter,
+        |r| r.waits.volume_cpu_seconds,
+    ),
+    (
+        "volferry_bandwidth_limit_bytes_per_second",
+        "Bytes that may be sent each second; 0 for no limit",
+        Kind::Gauge,
+        |r| r.bandwidth_limit as f64,
     ),
 ];
 
@@ -204,8 +229,29 @@ impl Collector for Readings {
         readings
             .chain(process)
             .flat_map(|(name, help, kind, value)| family(name, help, kind, value))
+            .chain(limit_share(&report))
             .collect()
     }
+}
+
+/// The share of what limits the clone most, by its name; the others are 0.
+fn limit_share(report: &Report) -> Vec<MetricFamily> {
+    let opts = Opts::new(
+        "volferry_limit_share",
+        "Share of the time for which this limited the clone, where it is the largest",
+    );
+    let Ok(shares) = GaugeVec::new(opts, &["limit"]) else {
+        unreachable!("the metric's name is a constant");
+    };
+    for limit in Limit::ALL {
+        let share = if limit == report.limit {
+            report.limit_share
+        } else {
+            0.0
+        };
+        shares.with_label_values(&[limit.label()]).set(share);
+    }
+    shares.collect()
 }
 
 fn family(name: &str, help: &str, kind: Kind, value: f64) -> Vec<MetricFamily> {
@@ -250,5 +296,6 @@ mod tests {
         assert!(text.contains("volferry_rejections_total{reason=\"expired\"} 1\n"));
         assert!(text.contains("volferry_failures_total{code=\"silent\"} 1\n"));
         assert!(text.contains("volferry_cpu_seconds_total "));
+        assert!(text.contains("volferry_limit_share{limit=\"source_cpu\"} 0\n"));
     }
 }

@@ -11,7 +11,8 @@ use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::session::TreeTerms;
-use volferry_transport::{Credentials, TransportError};
+use volferry_storage::IoPriority;
+use volferry_transport::{Congestion, Credentials, TransportChoice, TransportError};
 
 use crate::failure;
 use crate::patience::PatienceLimits;
@@ -33,6 +34,20 @@ pub struct AgentOptions {
     /// Write the receipt, or the failure, to this file as JSON
     #[arg(long, env = "VOLFERRY_RECEIPT", value_name = "PATH")]
     pub receipt: Option<PathBuf>,
+
+    /// Let whoever reaches the admin port change the bandwidth limit
+    #[arg(long, env = "VOLFERRY_ADMIN_CONTROL", value_parser = BoolishValueParser::new())]
+    pub admin_control: bool,
+
+    /// How nice the agent's threads are to others that want a processor: 0 to 19, as of nice(1)
+    #[arg(long, env = "VOLFERRY_NICE", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub nice: Option<u8>,
+
+    /// Who goes first at a disk: idle, best-effort, or best-effort:0 (first) to best-effort:7 (last);
+    /// heeded by I/O schedulers that know priorities, such as bfq
+    #[arg(long, env = "VOLFERRY_IO_PRIORITY", value_name = "CLASS", value_parser = parse_io_priority)]
+    pub io_priority: Option<IoPriority>,
 
     /// Memory for chunks in flight, in MiB
     #[arg(
@@ -97,6 +112,45 @@ impl AgentOptions {
     }
 }
 
+/// Flags of every end of a connection: of the agents, and of `volferry copy`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TransportOptions {
+    /// What the agents talk over: tls, quic or auto. The target offers what it is told, both by
+    /// default; the source takes what it is told, tls by default
+    #[arg(long, env = "VOLFERRY_TRANSPORT", value_name = "NAME", value_parser = parse_transport)]
+    pub transport: Option<TransportChoice>,
+
+    /// The congestion control of what this end sends: bbr or cubic; by default bbr over QUIC, and the
+    /// kernel's own over TLS
+    #[arg(long, env = "VOLFERRY_CONGESTION", value_name = "NAME", value_parser = parse_congestion)]
+    pub congestion: Option<Congestion>,
+}
+
+/// Reads what the agents are to talk over.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_transport(text: &str) -> Result<TransportChoice, String> {
+    parse_word(text, &TransportChoice::ALL, |choice| choice.as_str())
+}
+
+/// Reads a congestion control.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_congestion(text: &str) -> Result<Congestion, String> {
+    parse_word(text, &Congestion::ALL, |congestion| congestion.as_str())
+}
+
+/// The one of `all` whose word `text` is.
+fn parse_word<T: Copy>(text: &str, all: &[T], word: fn(T) -> &'static str) -> Result<T, String> {
+    let found = all.iter().copied().find(|&one| word(one) == text);
+    found.ok_or_else(|| {
+        let known: Vec<_> = all.iter().map(|&one| word(one)).collect();
+        format!("{text:?} is none of {}", known.join(", "))
+    })
+}
+
 /// Flags of every end of a clone of a tree: of the agents, and of `volferry copy`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct TreeOptions {
@@ -132,14 +186,7 @@ impl TreeOptions {
 /// # Errors
 /// When there is none of this name.
 pub fn parse_class(text: &str) -> Result<FidelityClass, String> {
-    let mut all = FidelityClass::ALL.iter().copied();
-    all.find(|class| class.label() == text).ok_or_else(|| {
-        let known: Vec<_> = FidelityClass::ALL
-            .iter()
-            .map(|class| class.label())
-            .collect();
-        format!("{text:?} is none of {}", known.join(", "))
-    })
+    parse_word(text, FidelityClass::ALL, |class| class.label())
 }
 
 impl AgentOptions {
@@ -227,6 +274,23 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// Reads a priority at a disk.
+///
+/// # Errors
+/// When there is none of this name.
+pub fn parse_io_priority(text: &str) -> Result<IoPriority, String> {
+    let level = |text: &str| text.parse().ok().filter(|level| *level <= 7);
+    let read = match text.split_once(':') {
+        None if text == "idle" => Some(IoPriority::Idle),
+        None if text == "best-effort" => Some(IoPriority::BestEffort(4)),
+        Some(("best-effort", text)) => level(text).map(IoPriority::BestEffort),
+        _ => None,
+    };
+    read.ok_or_else(|| {
+        format!("{text:?} is none of idle, best-effort, best-effort:0 to best-effort:7")
+    })
+}
+
 /// Reads a chunk size.
 ///
 /// # Errors
@@ -285,6 +349,13 @@ mod tests {
             "99999999T",
         ] {
             check(bad, None);
+        }
+        assert_eq!(
+            parse_io_priority("best-effort:7"),
+            Ok(IoPriority::BestEffort(7))
+        );
+        for bad in ["best-effort:8", "best-effort:", "idle:1", "realtime", ""] {
+            assert!(parse_io_priority(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_chunk_size("1M"), Ok(ChunkSize::DEFAULT));
         assert!(parse_chunk_size("3M").is_err());

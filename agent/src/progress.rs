@@ -3,9 +3,8 @@
 //! The agent's tasks and threads add to atomics; anybody may take a [`Report`] at any time.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +12,11 @@ use uuid::Uuid;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
 use volferry_protocol::journal::Checkpoint;
 use volferry_protocol::range_set::ChunkSet;
+use volferry_protocol::receipt::TransportStats;
 use volferry_protocol::session::Stage;
+use volferry_protocol::waits::{Limit, Waits, limit_at_source, limit_at_target};
+
+use crate::throttle::Throttle;
 
 /// The rate is taken over this window: long enough to bridge the flushes, in whose rhythm durable
 /// bytes grow, short enough to show a change soon.
@@ -40,35 +43,6 @@ impl End {
     }
 }
 
-/// What holds a clone up most, as far as one end can see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    /// Nothing has moved yet.
-    Unknown,
-    /// Reading (and hashing) at the source.
-    SourceRead,
-    /// The way between the agents, encryption included.
-    Network,
-    /// Writing (and hashing) at the target.
-    TargetWrite,
-    /// Something behind this agent: from the source, the network or the target; from the target,
-    /// the network or the source.
-    Peer,
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unknown => "unknown",
-            Self::SourceRead => "source read",
-            Self::Network => "network",
-            Self::TargetWrite => "target write",
-            Self::Peer => "peer",
-        })
-    }
-}
-
 /// The counters of one agent.
 #[derive(Debug)]
 pub struct Progress {
@@ -88,6 +62,7 @@ pub struct Progress {
     /// When something last became durable or was checked; `None` before the first session.
     grown_at: Mutex<Option<Instant>>,
     checkpoint: Mutex<Option<Checkpoint>>,
+    transport: Mutex<TransportStats>,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
@@ -95,7 +70,22 @@ pub struct Progress {
     pub volume_wait: Clock,
     /// Time that they waited for the peer.
     pub peer_wait: Clock,
+    /// Time that they waited for the bandwidth limit.
+    pub throttle_wait: Clock,
+    /// What the threads behind the volume did.
+    pub effort: Arc<Effort>,
+    /// The bandwidth limit of what this agent sends.
+    pub throttle: Throttle,
     samples: Mutex<VecDeque<Sample>>,
+}
+
+/// The time of the threads behind a volume, added over all of them.
+#[derive(Debug, Default)]
+pub struct Effort {
+    /// They read or wrote the volume.
+    pub io: Clock,
+    /// They looked for zeros, and hashed.
+    pub cpu: Clock,
 }
 
 /// The chunks that went from end to end, in all sessions of this agent.
@@ -111,8 +101,7 @@ struct Travelled {
 struct Sample {
     at: Instant,
     durable_bytes: u64,
-    volume_wait: Duration,
-    peer_wait: Duration,
+    waits: Waits,
 }
 
 /// A number that only grows.
@@ -141,6 +130,14 @@ impl Clock {
     pub async fn time<T>(&self, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
         let result = work.await;
+        self.add(since.elapsed());
+        result
+    }
+
+    /// The same for work that blocks.
+    pub fn time_blocking<T>(&self, work: impl FnOnce() -> T) -> T {
+        let since = Instant::now();
+        let result = work();
         self.add(since.elapsed());
         result
     }
@@ -196,12 +193,23 @@ pub struct Report {
     /// Seconds until all is durable, at this rate; absent while that can't be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<f64>,
-    /// What holds the clone up most.
+    /// What held the clone up most in the window of the rate, as this end sees it.
     pub limit: Limit,
-    /// Seconds that data connections waited for the volume, added over all of them.
-    pub volume_wait_seconds: f64,
-    /// Seconds that data connections waited for the peer, added over all of them.
-    pub peer_wait_seconds: f64,
+    /// Its share of that time, from 0 to 1.
+    #[serde(default)]
+    pub limit_share: f64,
+    /// Where the time went, since the agent started.
+    #[serde(flatten)]
+    pub waits: Waits,
+    /// The same in the window of the rate.
+    #[serde(default)]
+    pub recent_waits: Waits,
+    /// Bytes that may be sent each second; 0 for no limit.
+    #[serde(default)]
+    pub bandwidth_limit: u64,
+    /// What the session runs over, and why.
+    #[serde(flatten)]
+    pub transport: TransportStats,
     /// What is durable, for `--resume-from` of a new target agent; only at the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
@@ -227,9 +235,13 @@ impl Progress {
             session_count: AtomicU64::new(0),
             grown_at: Mutex::new(None),
             checkpoint: Mutex::new(None),
+            transport: Mutex::default(),
             wire_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
+            throttle_wait: Clock::default(),
+            effort: Arc::default(),
+            throttle: Throttle::default(),
             samples: Mutex::new(VecDeque::new()),
         }
     }
@@ -323,6 +335,28 @@ impl Progress {
         }
     }
 
+    /// A session runs over `transport`, for the reason that is known at this end.
+    pub fn set_transport(&self, transport: &str, why: Option<String>) {
+        let mut stats = self
+            .transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *stats = TransportStats {
+            transport: Some(transport.to_owned()),
+            transport_why: why,
+        };
+    }
+
+    /// What the last session ran over, and why.
+    #[must_use]
+    pub fn transport(&self) -> TransportStats {
+        let stats = self
+            .transport
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        stats.clone()
+    }
+
     /// What a new target agent could go on from.
     pub fn set_checkpoint(&self, checkpoint: Checkpoint) {
         *self
@@ -347,8 +381,7 @@ impl Progress {
         samples.push_back(Sample {
             at: Instant::now(),
             durable_bytes,
-            volume_wait: self.volume_wait.sum(),
-            peer_wait: self.peer_wait.sum(),
+            waits: self.waits(),
         });
         // The oldest sample that is kept lies just outside the window.
         while samples
@@ -371,6 +404,11 @@ impl Progress {
             let travelled = self.travelled();
             (travelled.sent_bytes, travelled.resent_bytes)
         };
+        let recent_waits = self.recent_waits();
+        let limited = match self.end {
+            End::Source => limit_at_source(&recent_waits),
+            End::Target => limit_at_target(&recent_waits),
+        };
         Report {
             clone_id: self.clone_id,
             end: self.end,
@@ -389,9 +427,12 @@ impl Progress {
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,
             eta_seconds,
-            limit: self.limit(),
-            volume_wait_seconds: self.volume_wait.sum().as_secs_f64(),
-            peer_wait_seconds: self.peer_wait.sum().as_secs_f64(),
+            limit: limited.limit,
+            limit_share: limited.share,
+            waits: self.waits(),
+            recent_waits,
+            bandwidth_limit: self.throttle.bytes_per_second(),
+            transport: self.transport(),
             checkpoint: self
                 .checkpoint
                 .lock()
@@ -415,37 +456,23 @@ impl Progress {
         }
     }
 
-    /// The side on which data connections waited longer in the window of the rate.
-    fn limit(&self) -> Limit {
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(first) = samples.front() else {
-            return Limit::Unknown;
-        };
-        let volume = self.volume_wait.sum().saturating_sub(first.volume_wait);
-        let peer = self.peer_wait.sum().saturating_sub(first.peer_wait);
-        match self.end {
-            _ if volume.is_zero() && peer.is_zero() => Limit::Unknown,
-            End::Source if volume > peer => Limit::SourceRead,
-            End::Target if volume > peer => Limit::TargetWrite,
-            End::Source | End::Target => Limit::Peer,
+    /// Where the time went so far.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        Waits {
+            volume_wait_seconds: self.volume_wait.sum().as_secs_f64(),
+            peer_wait_seconds: self.peer_wait.sum().as_secs_f64(),
+            throttle_wait_seconds: self.throttle_wait.sum().as_secs_f64(),
+            volume_io_seconds: self.effort.io.sum().as_secs_f64(),
+            volume_cpu_seconds: self.effort.cpu.sum().as_secs_f64(),
         }
     }
-}
 
-/// What limits a clone whose both ends can be seen. An end that waits for its own volume names it;
-/// where both wait for each other, it is the way between them.
-#[must_use]
-pub fn limit_of_both(source: &Report, target: &Report) -> Limit {
-    let source_busy = source.limit == Limit::SourceRead;
-    let target_busy = target.limit == Limit::TargetWrite;
-    match (source_busy, target_busy) {
-        _ if source.limit == Limit::Unknown || target.limit == Limit::Unknown => Limit::Unknown,
-        (true, true) if source.volume_wait_seconds >= target.volume_wait_seconds => {
-            Limit::SourceRead
-        }
-        (_, true) => Limit::TargetWrite,
-        (true, false) => Limit::SourceRead,
-        (false, false) => Limit::Network,
+    /// Where it went in the window of the rate; nowhere before the ends have met.
+    fn recent_waits(&self) -> Waits {
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = samples.front().map(|first| first.waits);
+        first.map_or_else(Waits::default, |first| self.waits().since(&first))
     }
 }
 
@@ -484,23 +511,18 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_wait_is_the_limit() {
+    fn what_was_waited_for_before_the_ends_have_met_does_not_count() {
         let source = Progress::new(End::Source, Uuid::nil());
-        let target = Progress::new(End::Target, Uuid::nil());
-        let limit = || limit_of_both(&source.report(), &target.report());
         let seconds = Duration::from_secs;
-        // What was waited for before the ends have met doesn't count.
         source.volume_wait.add(seconds(100));
-        assert_eq!(limit(), Limit::Unknown);
+        assert_eq!(source.report().limit, Limit::Unknown);
         source.set_volume(1, 0);
-        target.set_volume(1, 0);
-        source.peer_wait.add(seconds(10));
+        source.peer_wait.add(seconds(6));
+        source.throttle_wait.add(seconds(3));
         source.volume_wait.add(seconds(1));
-        target.peer_wait.add(seconds(10));
-        assert_eq!(limit(), Limit::Network);
-        target.volume_wait.add(seconds(20));
-        assert_eq!(limit(), Limit::TargetWrite);
-        source.volume_wait.add(seconds(40));
-        assert_eq!(limit(), Limit::SourceRead);
+        let report = source.report();
+        assert_eq!(report.limit, Limit::Peer);
+        assert!((report.limit_share - 0.6).abs() < 1e-9, "{report:?}");
+        assert!((report.waits.volume_wait_seconds - 101.0).abs() < 1e-9);
     }
 }

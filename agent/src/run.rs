@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rustix::process::setpriority_process;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
@@ -70,6 +71,8 @@ impl Context {
             agent: agent.to_owned(),
             cpu_seconds: self.cpu.total().as_secs_f64(),
             peak_memory_bytes: peak_memory_bytes(),
+            transport: self.progress.transport(),
+            waits: Some(self.progress.waits()),
         }
     }
 }
@@ -114,6 +117,7 @@ where
         .as_deref()
         .map_or(Ok(()), outcome::check_writable);
     let outcome = writable
+        .and_then(|()| yield_to_others(options))
         .and(clone_id)
         .and_then(|clone_id| run_work(end, options, clone_id, work));
     match &outcome {
@@ -139,6 +143,22 @@ where
     outcome::exit_code(&outcome)
 }
 
+/// Makes this thread, and so all that it starts, as modest as was asked for.
+fn yield_to_others(options: &AgentOptions) -> Result<(), Failure> {
+    let refused = |what: &str, error: &dyn std::fmt::Display| {
+        let text = format!("the {what} can't be set: {error}");
+        Failure::new(FailureCode::Usage, text)
+    };
+    if let Some(nice) = options.nice {
+        setpriority_process(None, nice.into()).map_err(|error| refused("niceness", &error))?;
+    }
+    if let Some(priority) = options.io_priority {
+        let applied = priority.apply();
+        applied.map_err(|error| refused("I/O priority", &error))?;
+    }
+    Ok(())
+}
+
 fn run_work<Work>(
     end: End,
     options: &AgentOptions,
@@ -162,6 +182,7 @@ where
         let (trigger, shutdown) = shutdown();
         let context = Context::new(end, clone_id, cpu, shutdown, options.patience());
         let admin = context.admin.clone();
+        admin.allow_control(options.admin_control);
         let listener = match options.admin_listen {
             Some(address) => Some(bind_admin(address).await.map_err(|error| {
                 let text = format!("the admin port {address} can't be bound: {error}");

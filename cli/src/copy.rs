@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use uuid::Uuid;
-use volferry_agent::options::{TreeOptions, parse_chunk_size, parse_part};
+use volferry_agent::options::{
+    TransportOptions, TreeOptions, parse_chunk_size, parse_part, parse_size,
+};
 use volferry_agent::outcome;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
@@ -67,6 +69,13 @@ pub(crate) struct Arguments {
     /// Data connections [default: one for each processor, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
+
+    /// Bytes that are sent each second at most; 0 for no limit
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
+    bandwidth_limit: u64,
+
+    #[command(flatten)]
+    transport: TransportOptions,
 
     /// Chunk size, a power of two from 64KiB to 8MiB; the digest depends on it
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_chunk_size)]
@@ -136,6 +145,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
+        bandwidth_limit: arguments.bandwidth_limit,
         generation: arguments.source_generation.clone(),
         ..source
     };
@@ -160,9 +170,13 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         Uuid::new_v4()
     };
     let mut meter = Meter::new();
-    let outcome = pair::clone(clone_id, source, target, |source, target| {
-        meter.show(source, target);
-    });
+    let outcome = pair::clone(
+        clone_id,
+        source,
+        target,
+        arguments.transport.clone(),
+        |source, target| meter.show(source, target),
+    );
     meter.clear();
     outcome
 }

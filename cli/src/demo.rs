@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use volferry_agent::options::TransportOptions;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_source_agent::SourceConfig;
 use volferry_source_agent::digest::OpenVolume;
@@ -55,6 +56,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         uuid::Uuid::new_v4(),
         SourceConfig::new(source),
         TargetConfig::new(target.clone()),
+        TransportOptions::default(),
         |_source, _target| {},
     )?;
     output::line(&output::describe_receipt(&receipt));

@@ -11,9 +11,10 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use volferry_agent::progress::{Limit, Report, limit_of_both};
+use volferry_agent::progress::Report;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::receipt::{Receipt, TreeReceipt};
+use volferry_protocol::waits::{Limit, limit_of_both};
 
 /// Prints a line on standard output.
 pub(crate) fn line(text: &str) {
@@ -82,9 +83,10 @@ fn describe(source: &Report, target: &Report) -> String {
         Some(seconds) if seconds < 86_400.0 * 365.0 => human_seconds(seconds),
         _ => "unknown".to_owned(),
     };
-    let limit = match limit_of_both(source, target) {
+    let limited = limit_of_both(&source.recent_waits, &target.recent_waits);
+    let limit = match limited.limit {
         Limit::Unknown => String::new(),
-        limit => format!("  limit: {limit}"),
+        _ => format!("  limit: {limited}"),
     };
     if target.entries > 0 && target.durable_bytes == 0 {
         // How large a tree is shows when it was walked.
@@ -123,6 +125,9 @@ pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
             human_bytes(stats.peak_memory_bytes)
         )
     };
+    let limit = receipt
+        .limit
+        .map_or_else(String::new, |limited| format!(", limited by {limited}"));
     let volume = match &receipt.tree {
         None => format!(
             "chunks of {}",
@@ -135,7 +140,7 @@ pub(crate) fn describe_receipt(receipt: &Receipt) -> String {
          digest    {}\n\
          volume    {} ({} data, {} zero), {volume}\n\
          wire      {}\n\
-         time      {} at {}/s\n\
+         time      {} at {}/s{limit}\n\
          source    {}\n\
          target    {}",
         receipt.clone_id,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 use volferry_agent::cpu::CpuMeter;
+use volferry_agent::options::TransportOptions;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::patience::PatienceLimits;
 use volferry_agent::progress::{End, Report};
@@ -15,7 +16,7 @@ use volferry_agent::shutdown::shutdown;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_source_agent::SourceConfig;
 use volferry_target_agent::TargetConfig;
-use volferry_transport::{CredentialsDir, Dialer, Role, mint};
+use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice, mint};
 
 /// How long the credentials of a clone in one process are valid: longer than any clone takes.
 const VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -31,6 +32,7 @@ pub(crate) fn clone(
     clone_id: Uuid,
     source: SourceConfig,
     target: TargetConfig,
+    transport: TransportOptions,
     on_progress: impl FnMut(&Report, &Report),
 ) -> Outcome {
     let internal = |text: String| Failure::new(FailureCode::Internal, text);
@@ -64,11 +66,18 @@ pub(crate) fn clone(
     let opened = volferry_target_agent::open(&target, clone_id)?;
     let (listening, address) = oneshot::channel();
     let target_credentials = credentials(Role::Target);
+    // One choice for both ends: nothing is offered that isn't used.
+    let told = transport.transport.unwrap_or(TransportChoice::Tls);
+    let congestion = transport.congestion;
+    let offered = TransportOptions {
+        transport: Some(told),
+        ..transport
+    };
     let target_task = target_runtime.spawn(async move {
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let metrics = target_context.metrics.clone();
         let listener =
-            volferry_target_agent::listen(any_port, target_credentials, &metrics).await?;
+            volferry_target_agent::listen(any_port, target_credentials, &offered, &metrics).await?;
         // A source that is gone already shows as a shutdown.
         let _gone = listening.send(listener.local_address());
         volferry_target_agent::serve(&target, target_context, opened, listener).await
@@ -81,7 +90,9 @@ pub(crate) fn clone(
                 "the target does not listen",
             ));
         };
-        let dialer = Dialer::new(address.to_string(), source_credentials);
+        let dialer = Dialer::new(address.to_string(), source_credentials)
+            .with_transport(told)
+            .with_congestion(congestion);
         volferry_source_agent::run(source, source_context, dialer).await
     });
 

@@ -37,4 +37,5 @@ pub mod range_set;
 pub mod receipt;
 pub mod session;
 pub mod tree;
+pub mod waits;
 pub mod zero_map;

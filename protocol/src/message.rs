@@ -189,7 +189,7 @@ pub struct Finish {
     /// What this run of the source agent has sent, in all its sessions.
     pub sent: Sent,
     /// What the clone cost the source.
-    pub source: AgentStats,
+    pub source: Box<AgentStats>,
     /// What the source found, when it cloned a tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<TreeFinish>,

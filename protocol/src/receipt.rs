@@ -7,6 +7,7 @@ use crate::digest::Digest;
 use crate::geometry::ChunkSize;
 use crate::tree::fidelity::{ClassSet, FidelityReport};
 use crate::tree::set_digest::TreeCounts;
+use crate::waits::{Limit, Limited, Waits, limit_of_both};
 
 /// The proof of a clone: what the target holds, how that is known, and what it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +61,9 @@ pub struct Receipt {
     pub source: AgentStats,
     /// What the clone cost at the target.
     pub target: AgentStats,
+    /// What held the clone up most, over all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limited>,
     /// What was cloned, where that was a tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<TreeReceipt>,
@@ -108,6 +112,31 @@ pub struct AgentStats {
     /// The largest resident size of the agent's process, in bytes. Two agents in one process share
     /// it.
     pub peak_memory_bytes: u64,
+    /// What the last session ran over, and why.
+    #[serde(flatten)]
+    pub transport: TransportStats,
+    /// Where the time of its data connections and threads went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Waits>,
+}
+
+/// What held a clone up most, where both ends tell where their time went.
+#[must_use]
+pub fn limit_of_stats(source: &AgentStats, target: &AgentStats) -> Option<Limited> {
+    let waits = source.waits.as_ref().zip(target.waits.as_ref());
+    let limited = waits.map(|(source, target)| limit_of_both(source, target));
+    limited.filter(|limited| limited.limit != Limit::Unknown)
+}
+
+/// What a session runs over, as one end tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportStats {
+    /// `tls` or `quic`; absent before the ends have met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// What decided for it, in words; only at the source, which decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport_why: Option<String>,
 }
 
 #[cfg(test)]
@@ -124,6 +153,14 @@ mod tests {
                 agent: "an agent".to_owned(),
                 cpu_seconds: seconds / 3.0,
                 peak_memory_bytes: 1,
+                transport: TransportStats {
+                    transport: Some("tls".to_owned()),
+                    transport_why: None,
+                },
+                waits: Some(Waits {
+                    peer_wait_seconds: seconds / 7.0,
+                    ..Waits::default()
+                }),
             };
             let receipt = Receipt {
                 receipt_version: Receipt::VERSION,
@@ -144,6 +181,7 @@ mod tests {
                 seconds,
                 bytes_per_second,
                 finished_unix_seconds: 1,
+                limit: limit_of_stats(&stats, &stats),
                 source: stats.clone(),
                 target: stats,
                 tree: None,

@@ -20,7 +20,8 @@ use volferry_protocol::message::{
     Finish, Hello, Message, Sent, TokenText, Want, Watermark, Welcome,
 };
 use volferry_protocol::range_set::ChunkSet;
-use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
+use volferry_protocol::receipt::{AgentStats, Receipt, TransportStats, Verified};
+use volferry_protocol::waits::{Limit, Limited, Waits};
 use volferry_protocol::zero_map::ZeroMap;
 
 const TOKEN: SessionToken = SessionToken([0xa7; 32]);
@@ -287,6 +288,42 @@ fn messages_never_change() {
     check_message(
         &Message::Error(failure()),
         include_str!("golden/error.json"),
+    );
+}
+
+/// What the agents tell of their transport and their waiting, and the limit that follows from it.
+#[test]
+fn statistics_in_messages_never_change() {
+    let told = |agent| AgentStats {
+        transport: TransportStats {
+            transport: Some("quic".into()),
+            transport_why: Some("as told".into()),
+        },
+        waits: Some(Waits {
+            volume_wait_seconds: 1.0,
+            peer_wait_seconds: 2.5,
+            throttle_wait_seconds: 0.5,
+            volume_io_seconds: 0.75,
+            volume_cpu_seconds: 0.25,
+        }),
+        ..stats(agent)
+    };
+    let source = Box::new(told("volferry-source 0.1.0"));
+    let finish = Finish { source, ..finish() };
+    check_message(
+        &Message::Finish(finish),
+        include_str!("golden/finish-waits.json"),
+    );
+    let receipt = Receipt {
+        limit: Some(Limited {
+            limit: Limit::SourceCpu,
+            share: 0.75,
+        }),
+        ..receipt()
+    };
+    check_message(
+        &Message::Receipt(Box::new(receipt)),
+        include_str!("golden/receipt-limit.json"),
     );
 }
 
@@ -639,7 +676,7 @@ fn finish() -> Finish {
             zero_bytes: 8192,
             wire_bytes: 5000,
         },
-        source: stats("volferry-source 0.1.0"),
+        source: Box::new(stats("volferry-source 0.1.0")),
         tree: None,
     }
 }
@@ -673,6 +710,7 @@ fn receipt() -> Receipt {
         finished_unix_seconds: 1_800_000_000,
         source: stats("volferry-source 0.1.0"),
         target: stats("volferry-target 0.1.0"),
+        limit: None,
         tree: None,
     }
 }
@@ -682,5 +720,7 @@ fn stats(agent: &str) -> AgentStats {
         agent: agent.into(),
         cpu_seconds: 0.25,
         peak_memory_bytes: 1 << 25,
+        transport: TransportStats::default(),
+        waits: None,
     }
 }

@@ -91,15 +91,12 @@ impl<T: Carried> DataConnection<T> {
             if outgoing.travels() {
                 let mut slices = vec![IoSlice::new(&header)];
                 slices.extend(outgoing.payload());
-                let frame_bytes: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
-                self.progress
-                    .peer_wait
-                    .time(write_all(stream, &mut slices))
-                    .await?;
+                let frame_len = slices.iter().map(|slice| slice.len()).sum();
+                self.write_frame(stream, &mut slices, frame_len).await?;
                 header.clear();
                 frames += 1;
-                wire_bytes += frame_bytes;
-                self.progress.wire_bytes.add(frame_bytes);
+                wire_bytes += frame_len as u64;
+                self.progress.wire_bytes.add(frame_len as u64);
             }
             drop(outgoing);
             if self.sent.send(sent).await.is_err() {
@@ -120,6 +117,31 @@ impl<T: Carried> DataConnection<T> {
                 "the target sent bytes on a data connection",
             )),
         }
+    }
+}
+
+impl<T: Carried> DataConnection<T> {
+    /// Writes a frame: at once, or in pieces as the bandwidth limit lets them go.
+    async fn write_frame<S>(
+        &self,
+        stream: &mut S,
+        mut slices: &mut [IoSlice<'_>],
+        mut left: usize,
+    ) -> std::io::Result<()>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        let progress = &self.progress;
+        while left > 0 {
+            let Some(len) = progress.throttle.try_take(left) else {
+                progress.throttle_wait.time(progress.throttle.wait()).await;
+                continue;
+            };
+            let write = write_piece(stream, &mut slices, len);
+            progress.peer_wait.time(write).await?;
+            left -= len;
+        }
+        Ok(())
     }
 }
 
@@ -189,17 +211,94 @@ pub(crate) fn data_runs<'a>(zero_map: &ZeroMap, bytes: &'a [u8]) -> Vec<IoSlice<
     parts.map(IoSlice::new).collect()
 }
 
-/// Writes all of `slices`, in as few calls as the stream allows.
-async fn write_all<S>(stream: &mut S, mut slices: &mut [IoSlice<'_>]) -> std::io::Result<()>
+/// Writes the first `len` bytes of `slices`, in as few calls as the stream allows.
+async fn write_piece<S>(
+    stream: &mut S,
+    slices: &mut &mut [IoSlice<'_>],
+    mut len: usize,
+) -> std::io::Result<()>
 where
     S: AsyncWrite + Unpin,
 {
-    while !slices.is_empty() {
-        let written = stream.write_vectored(slices).await?;
+    while len > 0 {
+        // The slices that are within the piece, or else a part of the first one.
+        let mut end = 0;
+        let whole = slices.iter().take_while(|slice| {
+            end += slice.len();
+            end <= len
+        });
+        let written = match (whole.count(), slices.first()) {
+            (0, Some(first)) => {
+                let part = first.get(..len).unwrap_or_default();
+                stream.write(part).await?
+            }
+            (count, _) => {
+                let whole = slices.get(..count).unwrap_or_default();
+                stream.write_vectored(whole).await?
+            }
+        };
         if written == 0 {
             return Err(std::io::ErrorKind::WriteZero.into());
         }
-        IoSlice::advance_slices(&mut slices, written);
+        IoSlice::advance_slices(slices, written);
+        len -= written;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes a few bytes at each call.
+    struct Narrow(Vec<u8>);
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buf: &[u8],
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            let len = buf.len().min(7);
+            self.0.extend(&buf[..len]);
+            std::task::Poll::Ready(Ok(len))
+        }
+
+        fn poll_flush(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_of_any_length_make_the_whole() {
+        let bytes: Vec<u8> = (0..100).collect();
+        for piece in 1..=100 {
+            let mut slices = [
+                IoSlice::new(&bytes[..10]),
+                IoSlice::new(&[]),
+                IoSlice::new(&bytes[10..11]),
+                IoSlice::new(&bytes[11..]),
+            ];
+            let mut slices = &mut slices[..];
+            let mut stream = Narrow(Vec::new());
+            let mut left = bytes.len();
+            while left > 0 {
+                let len = piece.min(left);
+                write_piece(&mut stream, &mut slices, len).await.unwrap();
+                left -= len;
+                assert_eq!(stream.0.len(), bytes.len() - left);
+            }
+            assert_eq!(stream.0, bytes, "in pieces of {piece}");
+        }
+    }
 }

@@ -92,6 +92,7 @@ impl OpenVolume {
             offer: false,
             pool,
             queue: queue_sender,
+            effort: Arc::default(),
             failed: failed_sender,
         };
         threads

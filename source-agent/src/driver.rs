@@ -283,6 +283,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             offer: transfer.offer,
             pool,
             queue: queue_sender,
+            effort: Arc::clone(&self.context.progress.effort),
             failed: self.failed_sender.clone(),
         };
         readers

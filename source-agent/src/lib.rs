@@ -27,7 +27,7 @@ use volferry_protocol::session::Stage;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::tree::disk_image_in;
 use volferry_storage::{Generation, SourceOptions, open_source};
-use volferry_transport::{Class, Connector, TransportError};
+use volferry_transport::{Choice, Class, Connector, TransportError};
 
 mod cursor;
 mod data;
@@ -67,6 +67,8 @@ pub struct SourceConfig {
     pub terms: TreeTerms,
     /// Clone a tree though files of it change while they are read.
     pub allow_changed: bool,
+    /// Bytes that the data connections may send each second at first; 0 for no limit.
+    pub bandwidth_limit: u64,
 }
 
 /// Readers of a directory. Opening a file that is not in memory waits for the storage, once or twice
@@ -99,6 +101,7 @@ impl SourceConfig {
             manifest: None,
             terms: TreeTerms::default(),
             allow_changed: false,
+            bandwidth_limit: 0,
         }
     }
 }
@@ -111,6 +114,7 @@ pub async fn run<C>(config: SourceConfig, context: Context, connector: C) -> Out
 where
     C: Connector + 'static,
 {
+    context.progress.throttle.set(config.bandwidth_limit);
     let outcome = clone(&config, &context, Arc::new(connector)).await;
     if let Err(failure) = &outcome {
         context.metrics.count_failure(failure);
@@ -296,12 +300,21 @@ async fn dial<C: Connector>(
     let mut shutdown = context.shutdown.clone();
     loop {
         let opened = tokio::select! {
-            opened = connector.open() => opened,
+            opened = connector.connect() => opened,
             failure = context.patience.exhausted() => return Err(failure),
             () = shutdown.requested() => return Err(cancelled()),
         };
         let error = match opened {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                if let Some(Choice { transport, why }) = connector.choice() {
+                    let transport = transport.as_str();
+                    tracing::info!(transport, %why, "connected to the target");
+                    context
+                        .progress
+                        .set_transport(transport, Some(why.to_string()));
+                }
+                return Ok(stream);
+            }
             Err(error) => error,
         };
         if matches!(error, TransportError::Rejected { .. }) {

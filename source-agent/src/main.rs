@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::BoolishValueParser;
-use volferry_agent::options::{AgentOptions, TreeOptions, parse_chunk_size};
+use volferry_agent::options::{
+    AgentOptions, TransportOptions, TreeOptions, parse_chunk_size, parse_size,
+};
 use volferry_agent::progress::End;
 use volferry_agent::run::run_program;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
-use volferry_transport::{CredentialsDir, Dialer, Role};
+use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice};
 
 /// Reads a volume and sends it to the target agent of the same clone.
 ///
@@ -83,6 +85,20 @@ struct Arguments {
     #[command(flatten)]
     tree: TreeOptions,
 
+    /// Bytes that the data connections may send each second, before encryption; 0 for no limit. It
+    /// can be changed while the agent runs: see --admin-control
+    #[arg(
+        long,
+        env = "VOLFERRY_BANDWIDTH_LIMIT",
+        value_name = "SIZE",
+        default_value = "0"
+    )]
+    #[arg(value_parser = parse_size)]
+    bandwidth_limit: u64,
+
+    #[command(flatten)]
+    transport: TransportOptions,
+
     #[command(flatten)]
     agent: AgentOptions,
 }
@@ -102,10 +118,14 @@ fn main() -> ExitCode {
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
+        bandwidth_limit: arguments.bandwidth_limit,
         ..defaults
     };
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);
-    let dialer = Dialer::new(arguments.target.as_str(), credentials);
+    let transport = arguments.transport;
+    let dialer = Dialer::new(arguments.target.as_str(), credentials)
+        .with_transport(transport.transport.unwrap_or(TransportChoice::Tls))
+        .with_congestion(transport.congestion);
     let clone_id = arguments.agent.clone_id();
     run_program(End::Source, &arguments.agent, clone_id, |context| {
         volferry_source_agent::run(config, context, dialer)

@@ -10,6 +10,7 @@ use std::thread;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
+use volferry_agent::progress::Effort;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::zero_map::ZeroMap;
@@ -50,6 +51,7 @@ pub(crate) struct Readers {
     pub(crate) pool: BufferPool,
     /// What was read. The readers end when it is closed, and it ends when they have all ended.
     pub(crate) queue: async_channel::Sender<Outgoing>,
+    pub(crate) effort: Arc<Effort>,
     /// The first error.
     pub(crate) failed: mpsc::Sender<StorageError>,
 }
@@ -106,12 +108,16 @@ impl Readers {
     fn read(&self, index: ChunkIndex, mut buffer: Buffer) -> Result<Outgoing, StorageError> {
         let range = self.geometry.bytes_of(ChunkRange::one(index));
         buffer.set_len(self.geometry.chunk_len(index) as usize);
-        self.source.read_at(range.start(), &mut buffer)?;
-        let zero_map = ZeroMap::scan(&buffer);
-        if zero_map.is_all_zero() {
+        let read = || self.source.read_at(range.start(), &mut buffer);
+        self.effort.io.time_blocking(read)?;
+        let examined = self.effort.cpu.time_blocking(|| {
+            let zero_map = ZeroMap::scan(&buffer);
+            let holds_data = !zero_map.is_all_zero();
+            holds_data.then(|| (zero_map, Digest::of_chunk(&buffer)))
+        });
+        let Some((zero_map, digest)) = examined else {
             return Ok(Outgoing::Zero(ChunkRange::one(index)));
-        }
-        let digest = Digest::of_chunk(&buffer);
+        };
         if self.offer {
             return Ok(Outgoing::Offer { index, digest });
         }

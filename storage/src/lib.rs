@@ -24,6 +24,7 @@ pub mod fault;
 mod handle;
 mod in_use;
 pub mod mem;
+mod priority;
 mod same;
 mod sink;
 mod source;
@@ -41,6 +42,7 @@ use volferry_protocol::geometry::ByteRange;
 
 pub use buffer::{Buffer, BufferPool, PoolError};
 pub use error::{InUseBy, Operation, StorageError, UnsupportedKind};
+pub use priority::IoPriority;
 pub use same::{SameReason, same_volume};
 pub use source::{FileIdentity, Generation, SourceOptions, open_source};
 pub use target::{TargetOptions, TargetVolume, file_mark};

@@ -184,6 +184,19 @@ impl DerefMut for Part {
     }
 }
 
+/// Sets the I/O priority of the calling thread, as ioprio_set(2) encodes it.
+pub(crate) fn set_io_priority(priority: u16) -> io::Result<()> {
+    const WHO_PROCESS: libc::c_long = 1; // which means one thread
+    const THIS_THREAD: libc::c_long = 0;
+    let (number, priority) = (libc::SYS_ioprio_set, libc::c_long::from(priority));
+    // SAFETY: the call takes three numbers and touches no memory of ours.
+    let result = unsafe { libc::syscall(number, WHO_PROCESS, THIS_THREAD, priority) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -212,7 +212,7 @@ struct Transfer {
 enum Event<S> {
     Heard(Heard),
     Greeted(Result<Greeted<S>, Failure>),
-    Prepared(Prepared),
+    Prepared(Box<Prepared>),
     Written(Written),
     ReadBack(ReadBack),
 }
@@ -371,7 +371,7 @@ where
             biased;
             Some(written) = self.written.recv() => Event::Written(written),
             heard = self.conversation.next(wake_at) => Event::Heard(heard),
-            Ok(prepared) = prepared => Event::Prepared(prepared),
+            Ok(prepared) = prepared => Event::Prepared(Box::new(prepared)),
             Ok(read_back) = read_back => Event::ReadBack(read_back),
             greeted = self.greeter.next() => Event::Greeted(greeted),
         }
@@ -388,7 +388,7 @@ where
             Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
             Event::Greeted(Ok(greeted)) => self.admit(greeted),
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
-            Event::Prepared(prepared) => self.apply_prepared(prepared),
+            Event::Prepared(prepared) => self.apply_prepared(*prepared),
             Event::ReadBack(read_back) => self.apply_read_back(now, read_back),
             Event::Written(written) => self.apply_written(now, written),
         }
@@ -812,6 +812,7 @@ where
             is_fresh: Arc::default(),
             verify: self.config.verify != Verified::None,
             journal: self.held.journal.clone(),
+            effort: Arc::clone(&self.context.progress.effort),
             checked_bytes: Arc::default(),
             queue,
             written,

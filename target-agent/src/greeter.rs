@@ -142,6 +142,7 @@ where
     let Accepted {
         mut stream,
         peer_address,
+        transport,
         ..
     } = accepted;
     let preamble = in_time(read_preamble(&mut stream))
@@ -150,7 +151,11 @@ where
     let purpose = match preamble {
         Preamble::Data { number, token } => Purpose::Data { number, token },
         Preamble::Control => match in_time(read_hello(&mut stream)).await {
-            Ok(hello) => Purpose::Control(Box::new(hello)),
+            Ok(hello) => {
+                let transport = transport.as_str();
+                tracing::info!(%peer_address, transport, "a source asks for a session");
+                Purpose::Control(Box::new(hello))
+            }
             // A source that can't be understood is still there to be told.
             Err(failure) => {
                 if failure.code == FailureCode::Protocol {

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use volferry_agent::failure;
 use volferry_agent::metrics::Metrics;
+use volferry_agent::options::TransportOptions;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
@@ -30,7 +31,9 @@ use volferry_protocol::receipt::{Receipt, Verified};
 use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{TargetOptions, TargetVolume};
-use volferry_transport::{Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportError};
+use volferry_transport::{
+    Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportChoice, TransportError,
+};
 
 use crate::driver::{Ask, Held, SessionEnd, Volume};
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
@@ -190,14 +193,15 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     Ok(held)
 }
 
-/// Opens the port for the source agent of the clone that the credentials are for. Who is turned
-/// away is logged and counted.
+/// Opens the port for the source agent of the clone that the credentials are for, for TLS and QUIC unless
+/// `transport` says otherwise. Who is turned away is logged and counted.
 ///
 /// # Errors
 /// When the credentials can't be used, or the port can't be had.
 pub async fn listen(
     address: SocketAddr,
     credentials: CredentialsDir,
+    transport: &TransportOptions,
     metrics: &Metrics,
 ) -> Result<Listener, Failure> {
     let metrics = metrics.clone();
@@ -208,6 +212,8 @@ pub async fn listen(
     };
     let limits = ListenLimits {
         roles: vec![Role::Source],
+        transport: transport.transport.unwrap_or(TransportChoice::Auto),
+        congestion: transport.congestion.unwrap_or_default(),
         ..ListenLimits::default()
     };
     Listener::bind(address, credentials, limits, on_refused)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgGroup, Parser};
-use volferry_agent::options::{AgentOptions, TreeOptions, parse_part};
+use volferry_agent::options::{AgentOptions, TransportOptions, TreeOptions, parse_part};
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::{Context, run_program};
@@ -85,6 +85,9 @@ struct Arguments {
     tree: TreeOptions,
 
     #[command(flatten)]
+    transport: TransportOptions,
+
+    #[command(flatten)]
     agent: AgentOptions,
 }
 
@@ -109,8 +112,10 @@ fn main() -> ExitCode {
     let config = arguments.resume.apply(config);
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Target);
     let clone_id = arguments.agent.clone_id();
+    let address = arguments.listen;
+    let transport = arguments.transport;
     run_program(End::Target, &arguments.agent, clone_id, |context| {
-        serve(config, context, arguments.listen, credentials)
+        serve(config, context, address, credentials, transport)
     })
 }
 
@@ -119,10 +124,11 @@ async fn serve(
     context: Context,
     address: SocketAddr,
     credentials: CredentialsDir,
+    transport: TransportOptions,
 ) -> Outcome {
     // The volume first: nobody connects to a target that can't take a clone.
     let target = volferry_target_agent::open(&config, context.progress.clone_id())?;
-    let listener = listen(address, credentials, &context.metrics).await?;
+    let listener = listen(address, credentials, &transport, &context.metrics).await?;
     tracing::info!(address = %listener.local_address(), "listening for the source agent");
     volferry_target_agent::serve(&config, context, target, listener).await
 }

@@ -10,6 +10,7 @@ use std::thread;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
+use volferry_agent::progress::Effort;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, Geometry};
@@ -91,6 +92,7 @@ pub(crate) struct Writers {
     /// Whether a chunk's digest is checked before it is written.
     pub(crate) verify: bool,
     pub(crate) journal: Option<Arc<Mutex<Journal>>>,
+    pub(crate) effort: Arc<Effort>,
     /// Bytes read to compare or verify the volume.
     pub(crate) checked_bytes: Arc<AtomicU64>,
     /// What arrived. The writers end when it is closed and empty.
@@ -143,7 +145,8 @@ impl Writers {
                     bytes,
                 } => self.write_chunk(index, digest, &zero_map, &bytes),
                 Incoming::Zero(chunks) => {
-                    let zeroed = self.sink.zero(self.geometry.bytes_of(chunks));
+                    let zero = || self.sink.zero(self.geometry.bytes_of(chunks));
+                    let zeroed = self.effort.io.time_blocking(zero);
                     zeroed.map_or_else(Written::Failed, |()| Written::Zero(chunks))
                 }
                 Incoming::Offer {
@@ -167,10 +170,12 @@ impl Writers {
         zero_map: &ZeroMap,
         bytes: &[u8],
     ) -> Written {
-        if self.verify && Digest::of_chunk(bytes) != digest {
+        let differs = || Digest::of_chunk(bytes) != digest;
+        if self.verify && self.effort.cpu.time_blocking(differs) {
             return Written::Corrupt(index);
         }
-        match self.write_runs(index, zero_map, bytes) {
+        let write = || self.write_runs(index, zero_map, bytes);
+        match self.effort.io.time_blocking(write) {
             Ok(()) => Written::Chunk {
                 index,
                 digest,
@@ -230,9 +235,11 @@ impl Writers {
     ) -> Result<Written, StorageError> {
         let range = self.geometry.bytes_of(ChunkRange::one(index));
         bytes.set_len(self.geometry.chunk_len(index) as usize);
-        self.sink.read_at(range.start(), &mut bytes)?;
+        let read = || self.sink.read_at(range.start(), &mut bytes);
+        self.effort.io.time_blocking(read)?;
         self.checked_bytes.fetch_add(range.len(), Ordering::Relaxed);
-        if Digest::of_chunk(&bytes) != digest {
+        let differs = || Digest::of_chunk(&bytes) != digest;
+        if self.effort.cpu.time_blocking(differs) {
             return Ok(Written::Differs);
         }
         Ok(Written::Matched {
@@ -290,6 +297,7 @@ mod tests {
             geometry,
             verify: true,
             journal: None,
+            effort: Arc::default(),
             checked_bytes: Arc::default(),
             queue,
             written,

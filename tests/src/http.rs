@@ -30,6 +30,26 @@ pub fn ask(address: SocketAddr, what: &str) -> (String, String) {
     (head.to_owned(), body.to_owned())
 }
 
+/// Sets an agent's bandwidth limit: the status and the body of the answer.
+#[must_use]
+pub fn put_bandwidth_limit(address: SocketAddr, limit: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let len = limit.len();
+    let request = format!(
+        "PUT /bandwidth-limit HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\
+         Content-Length: {len}\r\n\r\n{limit}"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        body.to_owned(),
+    )
+}
+
 /// The value of a metric, with its labels as they are written; 0 for one that was never counted.
 #[must_use]
 pub fn metric(address: SocketAddr, name: &str) -> f64 {

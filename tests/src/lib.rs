@@ -12,6 +12,7 @@
 //! - [`identity`] mints what must be accepted and what must be refused;
 //! - [`proxy`] stands between two agents and fails as networks do, and [`gate`] stops a clone in the
 //!   middle, for as long as wanted;
+//! - [`relay`] carries datagrams between them, and changes its address;
 //! - [`nbd`] makes files whose storage loses, fails or stalls;
 //! - [`trial`] is a clone whose network fails and whose agents are started again;
 //! - [`peer`] speaks the protocol by hand, from either end;
@@ -40,6 +41,7 @@ pub mod peer;
 pub mod programs;
 pub mod proxy;
 pub mod random;
+pub mod relay;
 pub mod skip;
 pub mod tree;
 pub mod trial;

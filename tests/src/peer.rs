@@ -21,7 +21,6 @@ use volferry_protocol::failure::Failure;
 use volferry_protocol::frame::{ControlFrame, DataFrame, Preamble, SessionToken};
 use volferry_protocol::geometry::{ChunkIndex, ChunkSize, Geometry};
 use volferry_protocol::message::{Finish, Hello, Message, Sent, TokenText, Welcome};
-use volferry_protocol::receipt::AgentStats;
 use volferry_protocol::tree::frame::{TreeFrame, pack_digest};
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_protocol::zero_map::ZeroMap;
@@ -405,7 +404,7 @@ pub fn finish(chunks: &[&[u8]]) -> Finish {
     Finish {
         digest: tree.volume_digest().unwrap(),
         sent: Sent::default(),
-        source: AgentStats::default(),
+        source: Box::default(),
         tree: None,
     }
 }

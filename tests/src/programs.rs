@@ -3,6 +3,7 @@
 //! `cargo test` builds a package's programs only for that package's own tests, so the first test of
 //! a process asks cargo for the programs: nothing to do when they are fresh, and never an old one.
 //! `VOLFERRY_TESTS_PROGRAMS=DIR` takes them from a directory instead, for tests of what is shipped.
+//! `VOLFERRY_TESTS_TRANSPORT=quic` has them talk over QUIC, where a test doesn't say otherwise.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -101,6 +102,9 @@ fn plain(mut command: Command) -> Command {
         if name.to_string_lossy().starts_with("VOLFERRY_") {
             command.env_remove(name);
         }
+    }
+    if let Some(transport) = std::env::var_os("VOLFERRY_TESTS_TRANSPORT") {
+        command.env("VOLFERRY_TRANSPORT", transport);
     }
     command
 }

@@ -502,6 +502,7 @@ fn receipt(hello: &Hello, digest: Digest) -> Message {
         finished_unix_seconds: 1,
         source: AgentStats::default(),
         target: AgentStats::default(),
+        limit: None,
         tree: None,
     }))
 }

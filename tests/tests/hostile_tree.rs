@@ -25,7 +25,6 @@ use std::path::PathBuf;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::FailureCode;
 use volferry_protocol::message::{Finish, Message, Sent};
-use volferry_protocol::receipt::AgentStats;
 use volferry_protocol::tree::file_digest::{self, PIECE_LEN, PieceDigest};
 use volferry_protocol::tree::frame::TreeFrame;
 use volferry_protocol::tree::offer::{Holding, Offer, Stamp, Voucher};
@@ -80,7 +79,7 @@ impl AgainstTarget {
         self.source.control.say(&Message::Finish(Finish {
             digest: Digest([7; 32]),
             sent: Sent::default(),
-            source: AgentStats::default(),
+            source: Box::default(),
             tree: Some(TreeFinish::default()),
         }));
     }
@@ -620,7 +619,7 @@ fn a_finish_that_lies() {
     ends.source.control.say(&Message::Finish(Finish {
         digest: Digest([7; 32]),
         sent: Sent::default(),
-        source: AgentStats::default(),
+        source: Box::default(),
         tree: Some(TreeFinish {
             counts: TreeCounts {
                 files: 9,

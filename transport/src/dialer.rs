@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
@@ -11,8 +12,10 @@ use tokio::time::timeout;
 use crate::error::TransportError;
 use crate::identity::CredentialsDir;
 use crate::name::Role;
+use crate::quic::{Congestion, Link};
+use crate::rejection::Class;
 use crate::stream::SecureStream;
-use crate::{Connector, socket, tls};
+use crate::{Choice, Connector, Transport, TransportChoice, Why, socket, tls};
 
 /// How long a step of a dial may take.
 #[derive(Clone, Copy, Debug)]
@@ -35,22 +38,38 @@ impl Default for DialLimits {
     }
 }
 
-/// Dials the target of a clone, as often as connections are wanted.
+/// Dials the target of a clone: once for a session, then again for each further stream of it.
+///
+/// Clones share what the last session runs over.
 #[derive(Clone, Debug)]
 pub struct Dialer {
     target: String,
     credentials: CredentialsDir,
     limits: DialLimits,
+    told: TransportChoice,
+    congestion: Option<Congestion>,
+    session: Arc<Mutex<Session>>,
+}
+
+/// What the last session runs over.
+#[derive(Clone, Debug, Default)]
+struct Session {
+    choice: Option<Choice>,
+    /// Over QUIC its connection, which its streams keep.
+    link: Weak<Link>,
 }
 
 impl Dialer {
-    /// A dialer to `target`, written `HOST:PORT`. Nothing is looked up or read before the first
-    /// dial.
+    /// A dialer to `target`, written `HOST:PORT`, over TLS. Nothing is looked up or read before the
+    /// first dial.
     pub fn new(target: impl Into<String>, credentials: CredentialsDir) -> Self {
         Self {
             target: target.into(),
             credentials,
             limits: DialLimits::default(),
+            told: TransportChoice::Tls,
+            congestion: None,
+            session: Arc::default(),
         }
     }
 
@@ -60,13 +79,84 @@ impl Dialer {
         Self { limits, ..self }
     }
 
-    /// Reads the credentials, connects to the first address that answers, and shakes hands.
+    /// The same dialer over another transport.
+    #[must_use]
+    pub fn with_transport(self, told: TransportChoice) -> Self {
+        Self { told, ..self }
+    }
+
+    /// The same dialer with a congestion control of its own. Without one QUIC takes its default, and TCP what the
+    /// kernel is set to.
+    #[must_use]
+    pub fn with_congestion(self, congestion: Option<Congestion>) -> Self {
+        Self { congestion, ..self }
+    }
+
+    /// Begins a session: reads the credentials, connects to the first address that answers, and shakes
+    /// hands.
     ///
-    /// The target has then proven who it is. Whether it takes us shows with the first read.
+    /// The target has then proven who it is. Whether it takes us shows with the first read. Over QUIC it hears of
+    /// the stream with the first byte that is written.
     ///
     /// # Errors
     /// When any step fails or takes too long. If no address answers, the last one's error is told.
     pub async fn dial(&self) -> Result<SecureStream, TransportError> {
+        match self.told {
+            TransportChoice::Tls => {
+                let stream = self.dial_tls().await?;
+                self.begin(Transport::Tls, Why::Told, Weak::new());
+                Ok(stream)
+            }
+            TransportChoice::Quic => self.begin_quic(Why::Told).await,
+            TransportChoice::Auto => match self.dial_tls().await {
+                Ok(stream) => {
+                    self.begin(Transport::Tls, Why::Connects, Weak::new());
+                    Ok(stream)
+                }
+                Err(error) if is_of_the_way(&error) => {
+                    let why = Why::OnlyWay(error.to_string());
+                    // Where neither connects, TCP says more: a host that isn't there at all answers it.
+                    self.begin_quic(why).await.or(Err(error))
+                }
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Opens one more stream of the session that was dialed last.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial`]; over QUIC also when the session's connection is gone.
+    pub async fn dial_more(&self) -> Result<SecureStream, TransportError> {
+        let session = self.session().clone();
+        match session.choice.map(|choice| choice.transport) {
+            Some(Transport::Quic) => {
+                let link = session.link.upgrade().ok_or(TransportError::Closed {
+                    operation: "opening a stream",
+                })?;
+                self.open_on(&link).await
+            }
+            Some(Transport::Tls) | None => self.dial_tls().await,
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, transport: Transport, why: Why, link: Weak<Link>) {
+        let choice = Some(Choice { transport, why });
+        *self.session() = Session { choice, link };
+    }
+
+    async fn begin_quic(&self, why: Why) -> Result<SecureStream, TransportError> {
+        let link = Arc::new(self.dial_quic().await?);
+        let stream = self.open_on(&link).await?;
+        self.begin(Transport::Quic, why, Arc::downgrade(&link));
+        Ok(stream)
+    }
+
+    async fn dial_tls(&self) -> Result<SecureStream, TransportError> {
         let credentials = self.credentials.load().await?;
         let (stream, address) = self.connect().await?;
         let handshake = tls::dial(stream, address, &credentials, Role::Target);
@@ -76,25 +166,71 @@ impl Dialer {
             handshake,
         )
         .await??;
-        Ok(SecureStream::new(established, address))
+        Ok(SecureStream::over_tcp(established, address))
+    }
+
+    async fn dial_quic(&self) -> Result<Link, TransportError> {
+        let credentials = self.credentials.load().await?;
+        let mut last_error = self.unresolved(io::ErrorKind::NotFound.into());
+        for address in self.resolve().await? {
+            let dial = Link::dial(address, &credentials, self.congestion.unwrap_or_default());
+            let limit = self.limits.handshake_timeout;
+            match timeout(limit, dial).await {
+                Ok(Ok(link)) => return Ok(link),
+                Ok(Err(error)) if error.class() != Class::Network => return Err(error),
+                Ok(Err(error)) => last_error = error,
+                // There is no telling between a target that isn't there and a way that is shut.
+                Err(_) => {
+                    let text = format!(
+                        "no answer over QUIC within {} ms; see whether UDP gets through",
+                        limit.as_millis()
+                    );
+                    let source = io::Error::new(io::ErrorKind::TimedOut, text);
+                    last_error = TransportError::Connect { address, source };
+                }
+            }
+        }
+        Err(last_error)
+    }
+
+    async fn open_on(&self, link: &Arc<Link>) -> Result<SecureStream, TransportError> {
+        let limit = self.limits.connect_timeout;
+        let stream = within(limit, "opening a stream", link.open()).await??;
+        Ok(SecureStream::over_quic(
+            stream,
+            link.peer_name(),
+            link.peer_address(),
+        ))
+    }
+
+    async fn resolve(&self) -> Result<impl Iterator<Item = SocketAddr>, TransportError> {
+        let limit = self.limits.connect_timeout;
+        let looked_up = lookup_host(&self.target);
+        within(limit, "resolving the target's name", looked_up)
+            .await?
+            .map_err(|error| self.unresolved(error))
+    }
+
+    fn unresolved(&self, source: io::Error) -> TransportError {
+        TransportError::Resolve {
+            target: self.target.clone(),
+            source,
+        }
     }
 
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), TransportError> {
         let limit = self.limits.connect_timeout;
-        let unresolved = |source| TransportError::Resolve {
-            target: self.target.clone(),
-            source,
-        };
-        let mut last_error = unresolved(io::ErrorKind::NotFound.into());
-        let addresses = within(
-            limit,
-            "resolving the target's name",
-            lookup_host(&self.target),
-        );
-        for address in addresses.await?.map_err(unresolved)? {
+        let mut last_error = self.unresolved(io::ErrorKind::NotFound.into());
+        for address in self.resolve().await? {
             let connected = within(limit, "connecting", TcpStream::connect(address)).await;
             let prepared = connected.map(|connected| {
-                connected.and_then(|stream| socket::prepare(&stream).map(|()| stream))
+                connected.and_then(|stream| {
+                    socket::prepare(&stream)?;
+                    if let Some(congestion) = self.congestion {
+                        socket::set_congestion(&stream, congestion);
+                    }
+                    Ok(stream)
+                })
             });
             match prepared {
                 Ok(Ok(stream)) => return Ok((stream, address)),
@@ -109,9 +245,25 @@ impl Dialer {
 impl Connector for Dialer {
     type Stream = SecureStream;
 
-    async fn open(&self) -> Result<SecureStream, TransportError> {
+    async fn connect(&self) -> Result<SecureStream, TransportError> {
         self.dial().await
     }
+
+    fn choice(&self) -> Option<Choice> {
+        self.session().choice.clone()
+    }
+
+    async fn open(&self) -> Result<SecureStream, TransportError> {
+        self.dial_more().await
+    }
+}
+
+/// Whether another transport may find a way where one has not: nobody answered it.
+const fn is_of_the_way(error: &TransportError) -> bool {
+    matches!(
+        error,
+        TransportError::Connect { .. } | TransportError::Timeout { .. }
+    )
 }
 
 async fn within<T>(

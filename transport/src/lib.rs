@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub mod choice;
 pub mod dialer;
 pub mod error;
 pub mod identity;
@@ -29,17 +30,20 @@ pub mod listener;
 pub mod memory;
 pub mod mint;
 pub mod name;
+mod quic;
 pub mod rejection;
 mod socket;
 pub mod stream;
 mod tls;
 
+pub use choice::{Choice, Transport, TransportChoice, Why};
 pub use dialer::{DialLimits, Dialer};
 pub use error::TransportError;
 pub use identity::{Credentials, CredentialsDir, IdentityError};
 pub use listener::{ListenLimits, Listener};
 pub use mint::mint;
 pub use name::{PeerName, Role};
+pub use quic::Congestion;
 pub use rejection::{Class, Refusal, Rejection};
 pub use stream::SecureStream;
 pub use tls::{ALPN, TlsFailure};
@@ -49,10 +53,21 @@ pub trait Connector: Send + Sync {
     /// A stream of bytes in both directions.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Opens one more stream.
+    /// Begins a session: opens its first stream.
     ///
     /// # Errors
     /// When the target can't be reached, or one end refuses the other.
+    fn connect(&self) -> impl Future<Output = Result<Self::Stream, TransportError>> + Send;
+
+    /// What the session that was begun last runs over, where there is a choice.
+    fn choice(&self) -> Option<Choice> {
+        None
+    }
+
+    /// Opens one more stream of the session that was begun last.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`], or when the session's connection is gone.
     fn open(&self) -> impl Future<Output = Result<Self::Stream, TransportError>> + Send;
 }
 
@@ -79,4 +94,6 @@ pub struct Accepted<S> {
     pub peer_name: PeerName,
     /// The peer's address, which proves nothing and helps in a log. Unspecified in [`memory`].
     pub peer_address: SocketAddr,
+    /// What the stream runs over; [`memory`] plays TLS.
+    pub transport: Transport,
 }

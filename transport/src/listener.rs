@@ -10,6 +10,7 @@
 //! and holds up nobody else, and an owner that doesn't call [`Listener::accept`] stops new
 //! handshakes.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,17 +18,18 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::error::TransportError;
-use crate::identity::CredentialsDir;
+use crate::identity::{Credentials, CredentialsDir};
 use crate::name::Role;
+use crate::quic::{self, Congestion, Incoming};
 use crate::rejection::Rejection;
 use crate::stream::SecureStream;
-use crate::{Accepted, Acceptor, socket, tls};
+use crate::{Accepted, Acceptor, Transport, TransportChoice, socket, tls};
 
 /// Whom a listener lets in, and how much it bears.
 #[derive(Clone, Debug)]
@@ -38,16 +40,23 @@ pub struct ListenLimits {
     pub handshakes_max: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
+    /// What is offered.
+    pub transport: TransportChoice,
+    /// The congestion control of what this end sends over QUIC.
+    pub congestion: Congestion,
 }
 
 impl Default for ListenLimits {
     /// The source and the observer; 128 handshakes, which is more than the connections of a session
-    /// (they are dialed at once), and bounds what strangers can make us spend; ten seconds, as the dialing end waits as long.
+    /// (they are dialed at once), and bounds what strangers can make us spend; ten seconds, as the dialing end waits as long. TLS and
+    /// QUIC.
     fn default() -> Self {
         Self {
             roles: vec![Role::Source, Role::Observer],
             handshakes_max: 128,
             handshake_timeout: Duration::from_secs(10),
+            transport: TransportChoice::Auto,
+            congestion: Congestion::default(),
         }
     }
 }
@@ -59,11 +68,14 @@ const QUEUE_LEN: usize = 8;
 /// reset the connection, and the reset can overtake the alert (RFC 1122, section 4.2.2.13).
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How often any port is asked for until the same is free for TCP and for UDP.
+const PORT_TRIES: u32 = 16;
+
 /// The pause after an accept that failed because of us, such as too many open files. The connection
 /// stays ready, so without a pause this would be a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An open port.
+/// An open port: of TCP, of UDP, or both with the same number.
 ///
 /// Dropping it closes the port and ends handshakes under way; [`Listener::close`] also waits for
 /// that.
@@ -90,10 +102,11 @@ impl Listener {
         limits: ListenLimits,
         on_refused: impl Fn(SocketAddr, TransportError) + Send + Sync + 'static,
     ) -> Result<Self, TransportError> {
-        credentials.load().await?;
-        let failed = |source| TransportError::Listen { address, source };
-        let port = socket::listen(address).map_err(failed)?;
-        let local_address = port.local_addr().map_err(failed)?;
+        let loaded = credentials.load().await?;
+        let ports = Ports::open(address, &loaded, &limits)?;
+        let local_address = ports
+            .local_address()
+            .map_err(|source| TransportError::Listen { address, source })?;
         let (queue, accepted) = mpsc::channel(QUEUE_LEN);
         let (open, closed) = oneshot::channel();
         let desk = Desk {
@@ -105,7 +118,7 @@ impl Listener {
             }),
             queue,
         };
-        let task = tokio::spawn(desk.run(port, closed));
+        let task = tokio::spawn(desk.run(ports, closed));
         Ok(Self {
             local_address,
             accepted,
@@ -157,7 +170,7 @@ struct Desk {
 }
 
 impl Desk {
-    async fn run(self, port: TcpListener, mut closed: oneshot::Receiver<()>) {
+    async fn run(self, ports: Ports, mut closed: oneshot::Receiver<()>) {
         let mut handshakes = JoinSet::new();
         loop {
             tokio::select! {
@@ -167,7 +180,7 @@ impl Desk {
                         warn!(%error, "a handshake's task failed");
                     }
                 }
-                accepted = port.accept() => match accepted {
+                accepted = accept_tcp(ports.tcp.as_ref()) => match accepted {
                     Ok((stream, address)) => {
                         self.receive(stream, canonical(address), &mut handshakes);
                     }
@@ -177,35 +190,139 @@ impl Desk {
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                incoming = accept_udp(ports.udp.as_ref()) => {
+                    self.receive_quic(incoming, &mut handshakes);
+                }
             }
         }
-        drop(port);
+        drop(ports);
         handshakes.shutdown().await;
     }
 
     fn receive(&self, stream: TcpStream, address: SocketAddr, handshakes: &mut JoinSet<()>) {
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            let rejection = Rejection::TooManyConnections;
-            (self.door.on_refused)(address, TransportError::Rejected { address, rejection });
+        let Some(permit) = self.permit(address) else {
             return;
         };
         let door = Arc::clone(&self.door);
         let queue = self.queue.clone();
         handshakes.spawn(async move {
             if let Some(stream) = door.let_in(stream, address).await {
-                let peer_name = stream.peer_name();
                 // Fails only when the listener is being closed.
-                queue
-                    .send(Accepted {
-                        stream,
-                        peer_name,
-                        peer_address: address,
-                    })
-                    .await
-                    .ok();
+                queue.send(accepted(stream)).await.ok();
             }
             drop(permit);
         });
+    }
+
+    fn receive_quic(&self, incoming: Incoming, handshakes: &mut JoinSet<()>) {
+        let address = canonical(incoming.remote_address());
+        // Under load a peer first shows that it is where it says it is, which costs it a round trip and us nothing.
+        let is_busy = self.permits.available_permits() <= self.door.limits.handshakes_max / 2;
+        if is_busy && !incoming.remote_address_validated() {
+            // What can't be asked again is let go, as an honest peer comes again.
+            let _asked = incoming.retry();
+            return;
+        }
+        let Some(permit) = self.permit(address) else {
+            incoming.refuse();
+            return;
+        };
+        let door = Arc::clone(&self.door);
+        let queue = self.queue.clone();
+        handshakes.spawn(async move { door.let_in_quic(incoming, address, permit, queue).await });
+    }
+
+    /// The right to shake hands; a peer for whom there is none has been refused.
+    fn permit(&self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        if permit.is_none() {
+            let rejection = Rejection::TooManyConnections;
+            (self.door.on_refused)(address, TransportError::Rejected { address, rejection });
+        }
+        permit
+    }
+}
+
+/// What is listened on.
+struct Ports {
+    tcp: Option<TcpListener>,
+    udp: Option<quic::Port>,
+}
+
+impl Ports {
+    /// Opens what is offered. Both have the same number, also where any will do.
+    fn open(
+        address: SocketAddr,
+        credentials: &Credentials,
+        limits: &ListenLimits,
+    ) -> Result<Self, TransportError> {
+        let mut tries = if address.port() == 0 { PORT_TRIES } else { 1 };
+        loop {
+            tries -= 1;
+            match Self::open_once(address, credentials, limits) {
+                Err(TransportError::Listen { source, .. })
+                    if tries > 0 && source.kind() == io::ErrorKind::AddrInUse => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_once(
+        address: SocketAddr,
+        credentials: &Credentials,
+        limits: &ListenLimits,
+    ) -> Result<Self, TransportError> {
+        let failed = |source| TransportError::Listen { address, source };
+        let offers = |transport| limits.transport.allows(transport);
+        let tcp = offers(Transport::Tls)
+            .then(|| socket::listen(address).map_err(failed))
+            .transpose()?;
+        let given = tcp.as_ref().map(TcpListener::local_addr).transpose();
+        let port = given
+            .map_err(failed)?
+            .map_or_else(|| address.port(), |given| given.port());
+        let udp = offers(Transport::Quic)
+            .then(|| {
+                let address = SocketAddr::new(address.ip(), port);
+                quic::Port::open(address, credentials, limits.congestion)
+            })
+            .transpose()?;
+        Ok(Self { tcp, udp })
+    }
+
+    fn local_address(&self) -> io::Result<SocketAddr> {
+        match (&self.tcp, &self.udp) {
+            (Some(tcp), _) => tcp.local_addr(),
+            (None, Some(udp)) => udp.local_address(),
+            (None, None) => unreachable!("each choice offers something"),
+        }
+    }
+}
+
+async fn accept_tcp(port: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match port {
+        Some(port) => port.accept().await,
+        None => pending().await,
+    }
+}
+
+async fn accept_udp(port: Option<&quic::Port>) -> Incoming {
+    let accepted = match port {
+        Some(port) => port.accept().await,
+        None => None,
+    };
+    match accepted {
+        Some(incoming) => incoming,
+        None => pending().await,
+    }
+}
+
+fn accepted(stream: SecureStream) -> Accepted<SecureStream> {
+    Accepted {
+        peer_name: stream.peer_name(),
+        peer_address: stream.peer_address(),
+        transport: stream.transport(),
+        stream,
     }
 }
 
@@ -267,7 +384,52 @@ impl Door {
             .await
             .map_err(|error| (error.into(), None))?;
         let established = tls::accept(stream, address, &credentials, &self.limits.roles).await?;
-        Ok(SecureStream::new(established, address))
+        Ok(SecureStream::over_tcp(established, address))
+    }
+
+    /// Lets a QUIC connection in, and then each of its streams. A peer that opens none in the time of a
+    /// handshake has no business here.
+    async fn let_in_quic(
+        &self,
+        incoming: Incoming,
+        address: SocketAddr,
+        permit: OwnedSemaphorePermit,
+        queue: mpsc::Sender<Accepted<SecureStream>>,
+    ) {
+        let limit = self.limits.handshake_timeout;
+        let greeted = timeout(limit, self.greet_quic(incoming, address)).await;
+        let late = |_| {
+            let rejection = Rejection::HandshakeTimeout;
+            Err(TransportError::Rejected { address, rejection })
+        };
+        let guest = match greeted.unwrap_or_else(late) {
+            Ok(guest) => guest,
+            Err(error) => return (self.on_refused)(address, error),
+        };
+        let mut permit = Some(permit);
+        let mut next = timeout(limit, guest.accept()).await.ok();
+        // The connection's end is an end of its streams, which is told there.
+        while let Some(Ok(stream)) = next {
+            let stream = SecureStream::over_quic(stream, guest.peer_name(), address);
+            if queue.send(accepted(stream)).await.is_err() {
+                return; // the listener is being closed
+            }
+            permit = None;
+            next = Some(guest.accept().await);
+        }
+        drop(permit);
+    }
+
+    async fn greet_quic(
+        &self,
+        incoming: Incoming,
+        address: SocketAddr,
+    ) -> Result<quic::Guest, TransportError> {
+        let credentials = self.credentials.load().await?;
+        let ListenLimits {
+            roles, congestion, ..
+        } = &self.limits;
+        quic::Guest::greet(incoming, address, &credentials, roles, *congestion).await
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::error::TransportError;
 use crate::name::PeerName;
-use crate::{Accepted, Acceptor, Connector};
+use crate::{Accepted, Acceptor, Connector, Transport};
 
 /// Streams that were opened and not yet accepted.
 const QUEUE_LEN: usize = 8;
@@ -39,6 +39,10 @@ pub struct MemoryConnector {
 impl Connector for MemoryConnector {
     type Stream = DuplexStream;
 
+    async fn connect(&self) -> Result<DuplexStream, TransportError> {
+        self.open().await
+    }
+
     async fn open(&self) -> Result<DuplexStream, TransportError> {
         let (ours, stream) = duplex(self.buffer_size_bytes);
         let peer_address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -46,6 +50,7 @@ impl Connector for MemoryConnector {
             stream,
             peer_name: self.peer_name,
             peer_address,
+            transport: Transport::Tls,
         };
         let sent = self.queue.send(accepted).await;
         sent.map_err(|_| TransportError::Closed {

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tracing::warn;
+
+use crate::quic::Congestion;
 
 /// How long a connection may be silent before the kernel asks whether the peer is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -38,6 +41,15 @@ pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
             .with_retries(KEEPALIVE_PROBES),
     )?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// Sets the congestion control of what this end sends. The kernel may not have it, or not give it to
+/// everybody; then its own stays, which is slower at worst.
+pub(crate) fn set_congestion(stream: &TcpStream, congestion: Congestion) {
+    let name = congestion.as_str();
+    if let Err(error) = SockRef::from(stream).set_tcp_congestion(name.as_bytes()) {
+        warn!(congestion = name, %error, "the kernel keeps its own congestion control");
+    }
 }
 
 /// Opens a port. `[::]` takes IPv4 as well, whatever the system's default is.
@@ -78,5 +90,16 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control");
+        for congestion in Congestion::ALL {
+            let before = socket.tcp_congestion().unwrap();
+            set_congestion(&stream, congestion);
+            let name = congestion.as_str();
+            let is_allowed = known.as_ref().is_ok_and(|known| known.contains(name));
+            let now = socket.tcp_congestion().unwrap();
+            let now = now.split(|byte| *byte == 0).next().unwrap_or_default();
+            // One that is not allowed may be given to root all the same.
+            assert!(now == name.as_bytes() || (!is_allowed && before.starts_with(now)));
+        }
     }
 }

@@ -8,34 +8,81 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::Transport;
 use crate::name::PeerName;
+use crate::quic::QuicStream;
 use crate::tls::{self, Established, TlsStream};
 
-/// An authenticated and encrypted stream of bytes over TCP.
+/// An authenticated and encrypted stream of bytes: a TLS connection over TCP, or a stream of a QUIC
+/// connection.
 ///
-/// Written bytes may wait in a buffer until a flush. Shutting down sends what is left, then
-/// `close_notify` (RFC 8446, section 6.1), then ends the TCP direction; the other direction stays
-/// open. A peer that goes away without `close_notify` shows as an error of kind
-/// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof), never as an orderly end.
+/// Written bytes may wait in a buffer until a flush. Shutting down sends what is left, then ends this
+/// direction: over TCP by `close_notify` (RFC 8446, section 6.1) and the end of TCP's own, over QUIC by the end
+/// of the stream, whose arrival is waited for. The other direction stays open. A peer that goes away
+/// without that shows as an error of kind [`UnexpectedEof`](io::ErrorKind::UnexpectedEof), never as an orderly
+/// end. What it wrote just before may be lost.
 ///
 /// Errors are read with [`TransportError::from_io`](crate::TransportError::from_io).
 #[derive(Debug)]
 pub struct SecureStream {
-    // On the heap, as the state of a TLS connection is big and this is moved about.
-    inner: Box<TlsStream<TcpStream>>,
+    inner: Inner,
     peer_name: PeerName,
     peer_address: SocketAddr,
 }
 
+#[derive(Debug)]
+enum Inner {
+    // On the heap, as the state of a TLS connection is big and this is moved about.
+    Tls(Box<TlsStream<TcpStream>>),
+    Quic(QuicStream),
+}
+
+/// Calls a method of whatever stream it is, pinned.
+macro_rules! of_inner {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match &mut $self.inner {
+            Inner::Tls($stream) => {
+                let $stream = Pin::new(&mut **$stream);
+                $call
+            }
+            Inner::Quic($stream) => {
+                let $stream = Pin::new($stream);
+                $call
+            }
+        }
+    };
+}
+
 impl SecureStream {
-    pub(crate) fn new(
+    pub(crate) fn over_tcp(
         (stream, peer_name): Established<TcpStream>,
         peer_address: SocketAddr,
     ) -> Self {
         Self {
-            inner: Box::new(stream),
+            inner: Inner::Tls(Box::new(stream)),
             peer_name,
             peer_address,
+        }
+    }
+
+    pub(crate) const fn over_quic(
+        stream: QuicStream,
+        peer_name: PeerName,
+        peer_address: SocketAddr,
+    ) -> Self {
+        Self {
+            inner: Inner::Quic(stream),
+            peer_name,
+            peer_address,
+        }
+    }
+
+    /// What it runs over.
+    #[must_use]
+    pub const fn transport(&self) -> Transport {
+        match self.inner {
+            Inner::Tls(_) => Transport::Tls,
+            Inner::Quic(_) => Transport::Quic,
         }
     }
 
@@ -62,7 +109,7 @@ impl AsyncRead for SecureStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut *self.inner).poll_read(cx, buf);
+        let polled = of_inner!(self, stream => stream.poll_read(cx, buf));
         self.explain(polled)
     }
 }
@@ -73,7 +120,7 @@ impl AsyncWrite for SecureStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut *self.inner).poll_write(cx, buf);
+        let polled = of_inner!(self, stream => stream.poll_write(cx, buf));
         self.explain(polled)
     }
 
@@ -82,21 +129,24 @@ impl AsyncWrite for SecureStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut *self.inner).poll_write_vectored(cx, bufs);
+        let polled = of_inner!(self, stream => stream.poll_write_vectored(cx, bufs));
         self.explain(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        match &self.inner {
+            Inner::Tls(stream) => stream.is_write_vectored(),
+            Inner::Quic(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut *self.inner).poll_flush(cx);
+        let polled = of_inner!(self, stream => stream.poll_flush(cx));
         self.explain(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut *self.inner).poll_shutdown(cx);
+        let polled = of_inner!(self, stream => stream.poll_shutdown(cx));
         self.explain(polled)
     }
 }

@@ -26,6 +26,7 @@ use crate::name::{PeerName, Role};
 use crate::rejection::{Refusal, Rejection};
 
 pub(crate) use judge::verify_issuer;
+pub(crate) use quic::{QuicHandshake, explain_lost};
 pub(crate) use record::TlsStream;
 
 use handshake::Shaken;
@@ -36,6 +37,7 @@ use record::{RecordError, Socket};
 mod handshake;
 mod judge;
 mod key;
+mod quic;
 mod record;
 
 pub use volferry_protocol::frame::ALPN;

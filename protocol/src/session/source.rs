@@ -261,7 +261,7 @@ impl SourceSession {
             self.course.say(Message::Finish(Finish {
                 digest,
                 sent: self.sent,
-                source,
+                source: Box::new(source),
                 tree: None,
             }));
         } else {

@@ -14,7 +14,7 @@ use crate::geometry::{ChunkIndex, ChunkRange, Geometry};
 use crate::journal::{Checkpoint, GENERATION_LEN_MAX};
 use crate::message::{FEATURES, Finish, Hello, Message, TokenText, Want, Watermark, Welcome};
 use crate::range_set::ChunkSet;
-use crate::receipt::{AgentStats, Receipt, Verified};
+use crate::receipt::{AgentStats, Receipt, Verified, limit_of_stats};
 
 /// What the target agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -639,7 +639,8 @@ impl TargetSession {
                 0.0
             },
             finished_unix_seconds: unix_seconds,
-            source: finish.source,
+            limit: limit_of_stats(&finish.source, &target),
+            source: *finish.source,
             target,
             tree: None,
         };

@@ -8,27 +8,36 @@ use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use volferry_transport::mint::CloneCa;
 use volferry_transport::{
     CredentialsDir, Dialer, IdentityError, ListenLimits, Listener, Refusal, Rejection, Role,
-    TransportError,
+    SecureStream, Transport, TransportError,
 };
 
-use crate::support::{Clone, HOUR, Target, dialer, patiently, refusal, write};
+use crate::support::{Clone, HOUR, Target, choice, over_both, patiently, refusal, write};
 
-#[tokio::test]
-async fn the_target_knows_the_source_from_the_observer() {
-    let clone = Clone::new();
+over_both! {
+    the_target_knows_the_source_from_the_observer,
+    ipv6_works_and_a_name_is_resolved,
+    an_address_that_is_none_is_told_so,
+    an_end_loses_nothing_and_a_cut_is_no_end,
+    replaced_credentials_are_used_for_the_next_connection,
+    a_target_that_lost_its_credentials_says_so,
+    a_refusal_reaches_a_peer_that_is_sending,
+}
+
+async fn the_target_knows_the_source_from_the_observer(over: Transport) {
+    let clone = Clone::over(over);
     let mut target = Target::new(clone.good(Role::Target)).await;
     target.lets_in(&clone, Role::Observer).await;
     target.lets_in(&clone, Role::Source).await;
     target.listener.close().await;
 }
 
-#[tokio::test]
-async fn ipv6_works_and_a_name_is_resolved() {
-    let clone = Clone::new();
+async fn ipv6_works_and_a_name_is_resolved(over: Transport) {
+    let clone = Clone::over(over);
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let bound = Listener::bind(
         any,
@@ -46,18 +55,18 @@ async fn ipv6_works_and_a_name_is_resolved() {
         format!("[::1]:{port}"),
         format!("127.0.0.1:{port}"),
     ] {
-        let dialer = Dialer::new(&target, clone.good(Role::Source));
-        let (dialed, accepted) = tokio::join!(dialer.dial(), patiently(listener.accept()));
+        let dialer = Dialer::new(&target, clone.good(Role::Source)).with_transport(choice(over));
+        let (dialed, accepted) = tokio::join!(greeted(&dialer), patiently(listener.accept()));
         assert_eq!(dialed.unwrap().peer_name().role, Role::Target, "{target}");
         let accepted_from = accepted.unwrap().peer_address;
         assert!(accepted_from.ip().is_loopback(), "{accepted_from}");
     }
 }
 
-#[tokio::test]
-async fn an_address_that_is_none_is_told_so() {
-    let clone = Clone::new();
+async fn an_address_that_is_none_is_told_so(over: Transport) {
+    let clone = Clone::over(over);
     let error = Dialer::new("no port", clone.good(Role::Source))
+        .with_transport(choice(over))
         .dial()
         .await
         .unwrap_err();
@@ -66,24 +75,28 @@ async fn an_address_that_is_none_is_told_so() {
 
 /// Nothing that was written before an orderly end is lost, however long the reader takes; and an
 /// end that is not orderly never looks like one.
-#[tokio::test]
-async fn an_end_loses_nothing_and_a_cut_is_no_end() {
+async fn an_end_loses_nothing_and_a_cut_is_no_end(over: Transport) {
     let sent: Vec<u8> = (0..=250).cycle().take(8 << 20).collect();
-    let clone = Clone::new();
+    let clone = Clone::over(over);
     let mut target = Target::new(clone.good(Role::Target)).await;
     for orderly in [true, false] {
-        let dialer = dialer(target.address(), clone.good(Role::Source));
+        let is_accepted = Notify::new();
+        let dialer = clone.dialer(target.address(), clone.good(Role::Source));
         let write = async {
             let mut stream = dialer.dial().await.unwrap();
             stream.write_all(&sent).await.unwrap();
             stream.flush().await.unwrap();
             if orderly {
                 stream.shutdown().await.unwrap();
+            } else {
+                // Over QUIC a target never hears of a stream that was cut before.
+                is_accepted.notified().await;
             }
             // Dropped with the socket's buffers full.
         };
         let read = async {
             let mut stream = target.listener.accept().await.unwrap().stream;
+            is_accepted.notify_one();
             sleep(Duration::from_millis(100)).await;
             let mut bytes = Vec::new();
             let ended = stream.read_to_end(&mut bytes).await;
@@ -93,7 +106,10 @@ async fn an_end_loses_nothing_and_a_cut_is_no_end() {
             )
         };
         let ((), (bytes, ended)) = patiently(async { tokio::join!(write, read) }).await;
-        assert!(bytes == sent, "{} bytes came, or others", bytes.len());
+        // What a cut leaves of what was under way is the kernel's business, over TCP; QUIC drops it.
+        let is_all =
+            bytes == sent || (!orderly && over == Transport::Quic && sent.starts_with(&bytes));
+        assert!(is_all, "{} bytes came, or others", bytes.len());
         match ended {
             Ok(_) => assert!(orderly),
             Err(error) => assert!(!orderly && matches!(error, TransportError::Closed { .. })),
@@ -128,9 +144,8 @@ async fn dropping_the_listener_closes_its_port() {
 }
 
 /// As Kubernetes does it: the files are symlinks into `..data`, which is itself moved.
-#[tokio::test]
-async fn replaced_credentials_are_used_for_the_next_connection() {
-    let clone = Clone::new();
+async fn replaced_credentials_are_used_for_the_next_connection(over: Transport) {
+    let clone = Clone::over(over);
     let mount = |role| {
         let dir = clone.fresh_dir();
         fs::create_dir(&dir).unwrap();
@@ -150,8 +165,8 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
     put(&target_dir, Role::Target, &clone.ca, "..1");
     put(&source_dir, Role::Source, &clone.ca, "..1");
     let mut target = Target::new(target_credentials).await;
-    let dialer = dialer(target.address(), source_credentials.clone());
-    let (dialed, accepted) = tokio::join!(dialer.dial(), patiently(target.listener.accept()));
+    let dialer = clone.dialer(target.address(), source_credentials.clone());
+    let (dialed, accepted) = tokio::join!(greeted(&dialer), patiently(target.listener.accept()));
     let (mut dialed, mut accepted) = (dialed.unwrap(), accepted.unwrap().stream);
 
     let next_ca = CloneCa::new(clone.id, SystemTime::now(), HOUR).unwrap();
@@ -162,7 +177,8 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
         matches!(&error, TransportError::Rejected { rejection: found, .. } if *found == rejection)
     );
     put(&source_dir, Role::Source, &next_ca, "..2");
-    let (again, accepted_again) = tokio::join!(dialer.dial(), patiently(target.listener.accept()));
+    let (again, accepted_again) =
+        tokio::join!(greeted(&dialer), patiently(target.listener.accept()));
     again.unwrap();
     accepted_again.unwrap();
 
@@ -171,7 +187,7 @@ async fn replaced_credentials_are_used_for_the_next_connection() {
     dialed.shutdown().await.unwrap();
     let mut text = String::new();
     patiently(accepted.read_to_string(&mut text)).await.unwrap();
-    assert_eq!(text, "still");
+    assert_eq!(text, "?still");
 }
 
 /// A certificate whose key comes a moment later is waited for; one whose key never comes is an
@@ -197,14 +213,13 @@ async fn credentials_that_do_not_fit_yet_are_looked_at_again() {
 }
 
 /// When the target's own credentials break, peers are turned away and the target's log says why.
-#[tokio::test]
-async fn a_target_that_lost_its_credentials_says_so() {
-    let clone = Clone::new();
+async fn a_target_that_lost_its_credentials_says_so(over: Transport) {
+    let clone = Clone::over(over);
     let leaf = clone.ca.issue(&clone.request(Role::Target)).unwrap();
     let dir = write(&clone.fresh_dir(), &leaf, &clone.ca.certificate_pem());
     let mut target = Target::new(CredentialsDir::new(&dir, Role::Target)).await;
     fs::remove_file(dir.join("tls.key")).unwrap();
-    let dialer = dialer(target.address(), clone.good(Role::Source));
+    let dialer = clone.dialer(target.address(), clone.good(Role::Source));
     let error = dialer.dial().await.unwrap_err();
     assert!(!error.is_identity(), "the source is not to blame: {error}");
     let error = target.refused().await;
@@ -220,14 +235,16 @@ async fn a_target_that_lost_its_credentials_says_so() {
 }
 
 /// A refused peer that is still sending gets to its alert, and is not cut off before by a TCP reset.
-#[tokio::test]
-async fn a_refusal_reaches_a_peer_that_is_sending() {
-    let clone = Clone::new();
+async fn a_refusal_reaches_a_peer_that_is_sending(over: Transport) {
+    let clone = Clone::over(over);
     let mut target = Target::new(clone.good(Role::Target)).await;
-    let dialer = dialer(target.address(), clone.good(Role::Target));
+    let dialer = clone.dialer(target.address(), clone.good(Role::Target));
     let mut stream = dialer.dial().await.unwrap();
     for _ in 0..20 {
-        stream.write_all(&[7; 4096]).await.unwrap();
+        // A stream of QUIC is told with the next write already.
+        if stream.write_all(&[7; 4096]).await.is_err() {
+            break;
+        }
         stream.flush().await.unwrap();
         sleep(Duration::from_millis(10)).await;
     }
@@ -235,4 +252,12 @@ async fn a_refusal_reaches_a_peer_that_is_sending() {
     assert_eq!(refusal(error), Refusal::AccessDenied);
     target.refused().await;
     target.lets_in(&clone, Role::Source).await;
+}
+
+/// Dials, and says the first byte, without which a target doesn't hear of a stream over QUIC.
+async fn greeted(dialer: &Dialer) -> Result<SecureStream, TransportError> {
+    let mut stream = dialer.dial().await?;
+    stream.write_all(b"?").await.unwrap();
+    stream.flush().await.unwrap();
+    Ok(stream)
 }

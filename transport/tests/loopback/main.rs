@@ -8,6 +8,7 @@
 )]
 
 mod connections;
+mod quic;
 mod refusals_by_source;
 mod refusals_by_target;
 mod support;

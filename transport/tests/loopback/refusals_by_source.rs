@@ -11,15 +11,25 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 use volferry_transport::mint::{CloneCa, Usage};
 use volferry_transport::{
-    ALPN, CredentialsDir, DialLimits, PeerName, Refusal, Rejection, Role, TransportError,
+    ALPN, CredentialsDir, DialLimits, PeerName, Refusal, Rejection, Role, Transport, TransportError,
 };
 
-use crate::support::{Clone, HOUR, Target, dialer, foreign_server, refusal, rejection};
+use crate::support::{Clone, HOUR, Target, dialer, foreign_server, over_both, refusal, rejection};
+
+over_both! {
+    a_certificate_from_another_authority,
+    a_certificate_of_another_clone,
+    a_source_or_an_observer_that_listens,
+    an_expired_certificate,
+    a_certificate_that_is_not_valid_yet,
+    a_certificate_for_another_use_or_none,
+}
 
 /// A good source dials a target that shows these credentials; what each end then knows.
 async fn both_ends(clone: &Clone, shown: CredentialsDir) -> (Rejection, Refusal) {
     let mut target = Target::new(shown).await;
-    let error = dialer(target.address(), clone.good(Role::Source))
+    let error = clone
+        .dialer(target.address(), clone.good(Role::Source))
         .dial()
         .await
         .unwrap_err();
@@ -27,9 +37,8 @@ async fn both_ends(clone: &Clone, shown: CredentialsDir) -> (Rejection, Refusal)
     (rejection(error), refusal(target.refused().await))
 }
 
-#[tokio::test]
-async fn a_certificate_from_another_authority() {
-    let clone = Clone::new();
+async fn a_certificate_from_another_authority(over: Transport) {
+    let clone = Clone::over(over);
     for clone_id in [clone.id, Uuid::new_v4()] {
         let stranger = CloneCa::new(clone_id, SystemTime::now(), HOUR).unwrap();
         let ends = both_ends(&clone, clone.strange(Role::Target, &stranger)).await;
@@ -37,9 +46,8 @@ async fn a_certificate_from_another_authority() {
     }
 }
 
-#[tokio::test]
-async fn a_certificate_of_another_clone() {
-    let clone = Clone::new();
+async fn a_certificate_of_another_clone(over: Transport) {
+    let clone = Clone::over(over);
     let presented = PeerName {
         clone_id: Uuid::new_v4(),
         role: Role::Target,
@@ -62,9 +70,8 @@ async fn a_certificate_of_another_clone() {
     assert_eq!(refusal, Refusal::AccessDenied);
 }
 
-#[tokio::test]
-async fn a_source_or_an_observer_that_listens() {
-    let clone = Clone::new();
+async fn a_source_or_an_observer_that_listens(over: Transport) {
+    let clone = Clone::over(over);
     for role in [Role::Source, Role::Observer] {
         let (rejection, refusal) = both_ends(&clone, clone.good(role)).await;
         let Rejection::WrongRole(names) = rejection else {
@@ -81,9 +88,8 @@ async fn a_source_or_an_observer_that_listens() {
     }
 }
 
-#[tokio::test]
-async fn an_expired_certificate() {
-    let clone = Clone::new();
+async fn an_expired_certificate(over: Transport) {
+    let clone = Clone::over(over);
     let shown = clone.bent(Role::Target, |request| {
         request.not_after = SystemTime::now() - Duration::from_secs(60);
     });
@@ -92,9 +98,8 @@ async fn an_expired_certificate() {
     assert_eq!(refusal, Refusal::CertificateExpired);
 }
 
-#[tokio::test]
-async fn a_certificate_that_is_not_valid_yet() {
-    let clone = Clone::new();
+async fn a_certificate_that_is_not_valid_yet(over: Transport) {
+    let clone = Clone::over(over);
     let shown = clone.bent(Role::Target, |request| {
         request.not_before = SystemTime::now() + Duration::from_secs(600);
     });
@@ -106,10 +111,9 @@ async fn a_certificate_that_is_not_valid_yet() {
     assert_eq!(refusal, Refusal::CertificateExpired);
 }
 
-#[tokio::test]
-async fn a_certificate_for_another_use_or_none() {
+async fn a_certificate_for_another_use_or_none(over: Transport) {
     for usages in [vec![Usage::ClientAuth], vec![]] {
-        let clone = Clone::new();
+        let clone = Clone::over(over);
         let shown = clone.bent(Role::Target, |request| request.usages = usages);
         let ends = both_ends(&clone, shown).await;
         assert_eq!(

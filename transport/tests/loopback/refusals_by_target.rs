@@ -14,28 +14,50 @@ use uuid::Uuid;
 use volferry_transport::mint::{CloneCa, Leaf, Usage};
 use volferry_transport::rejection::UnusableName;
 use volferry_transport::{
-    ALPN, CredentialsDir, ListenLimits, PeerName, Refusal, Rejection, Role, TransportError,
+    ALPN, CredentialsDir, ListenLimits, PeerName, Refusal, Rejection, Role, Transport,
+    TransportError,
 };
 
 use crate::support::{
-    Clone, HOUR, Target, dialer, foreign_client, foreign_dial, patiently, refused_by, rejection,
+    Clone, HOUR, Target, dialer, foreign_client, foreign_dial, over_both, patiently, refused_by,
+    rejection,
 };
+
+over_both! {
+    a_client_without_a_certificate,
+    a_certificate_from_another_authority_of_the_same_clone,
+    a_certificate_from_the_authority_of_another_clone,
+    a_stranger_who_gives_a_wrong_name_is_a_stranger,
+    a_certificate_that_another_end_signed,
+    a_certificate_of_another_clone,
+    a_target_that_dials,
+    an_observer_where_only_the_source_may_come_in,
+    an_expired_certificate,
+    a_certificate_that_is_not_valid_yet,
+    a_certificate_for_another_use_or_none,
+    a_certificate_without_one_proper_name,
+    a_client_that_speaks_another_protocol,
+}
 
 /// Dials a fresh target with these credentials; what each end then knows.
 async fn both_ends(clone: &Clone, shown: CredentialsDir) -> (Rejection, Refusal) {
     let mut target = Target::new(clone.good(Role::Target)).await;
-    let refusal = refused_by(target.address(), shown).await;
+    let refusal = refused_by(clone.dialer(target.address(), shown)).await;
     let error = target.refused().await;
     assert!(error.is_identity(), "{error}");
     target.lets_in(clone, Role::Source).await;
     (rejection(error), refusal)
 }
 
-#[tokio::test]
-async fn a_client_without_a_certificate() {
-    let clone = Clone::new();
+async fn a_client_without_a_certificate(over: Transport) {
+    let clone = Clone::over(over);
     let mut target = Target::new(clone.good(Role::Target)).await;
-    let alert = foreign_dial(target.address(), foreign_client(&[&TLS13], None, &[ALPN])).await;
+    let alert = foreign_dial(
+        over,
+        target.address(),
+        foreign_client(&[&TLS13], None, &[ALPN]),
+    )
+    .await;
     assert_eq!(
         alert,
         Error::AlertReceived(AlertDescription::CertificateRequired)
@@ -44,49 +66,45 @@ async fn a_client_without_a_certificate() {
     target.lets_in(&clone, Role::Source).await;
 }
 
-#[tokio::test]
-async fn a_certificate_from_another_authority_of_the_same_clone() {
-    let clone = Clone::new();
+async fn a_certificate_from_another_authority_of_the_same_clone(over: Transport) {
+    let clone = Clone::over(over);
     let stranger = CloneCa::new(clone.id, SystemTime::now(), HOUR).unwrap();
     let ends = both_ends(&clone, clone.strange(Role::Source, &stranger)).await;
     assert_eq!(ends, (Rejection::UnknownAuthority, Refusal::UnknownCa));
 }
 
-#[tokio::test]
-async fn a_certificate_from_the_authority_of_another_clone() {
-    let clone = Clone::new();
+async fn a_certificate_from_the_authority_of_another_clone(over: Transport) {
+    let clone = Clone::over(over);
     let stranger = CloneCa::new(Uuid::new_v4(), SystemTime::now(), HOUR).unwrap();
     let ends = both_ends(&clone, clone.strange(Role::Source, &stranger)).await;
     assert_eq!(ends, (Rejection::UnknownAuthority, Refusal::UnknownCa));
 }
 
 /// What a certificate says is worth telling only when the authority vouches for it.
-#[tokio::test]
-async fn a_stranger_who_gives_a_wrong_name_is_a_stranger() {
-    let clone = Clone::new();
+async fn a_stranger_who_gives_a_wrong_name_is_a_stranger(over: Transport) {
+    let clone = Clone::over(over);
     let stranger = CloneCa::new(clone.id, SystemTime::now(), HOUR).unwrap();
     let mut request = clone.request(Role::Source);
     request.uris = vec!["https://example.com/".to_owned()];
     let leaf = stranger.issue(&request).unwrap();
     let mut target = Target::new(clone.good(Role::Target)).await;
     let config = foreign_client(&[&TLS13], Some(&leaf), &[ALPN]);
-    let alert = foreign_dial(target.address(), config).await;
+    let alert = foreign_dial(over, target.address(), config).await;
     assert_eq!(alert, Error::AlertReceived(AlertDescription::UnknownCA));
     assert_eq!(target.rejection().await, Rejection::UnknownAuthority);
     target.lets_in(&clone, Role::Source).await;
 }
 
 /// An end of the clone makes itself an authority and vouches for a second source.
-#[tokio::test]
-async fn a_certificate_that_another_end_signed() {
-    let clone = Clone::new();
+async fn a_certificate_that_another_end_signed(over: Transport) {
+    let clone = Clone::over(over);
     let middle = clone.ca.issue(&clone.request(Role::Observer)).unwrap();
     let mut leaf = sign_with(&middle, &clone.request(Role::Source).uris[0]);
     // The chain is shown whole, so that it would be found by whoever looks for one.
     leaf.certificate_pem += &middle.certificate_pem;
     let mut target = Target::new(clone.good(Role::Target)).await;
     let config = foreign_client(&[&TLS13], Some(&leaf), &[ALPN]);
-    let alert = foreign_dial(target.address(), config).await;
+    let alert = foreign_dial(over, target.address(), config).await;
     assert_eq!(alert, Error::AlertReceived(AlertDescription::UnknownCA));
     assert_eq!(target.rejection().await, Rejection::UnknownAuthority);
     target.lets_in(&clone, Role::Source).await;
@@ -113,9 +131,8 @@ fn sign_with(issuer: &Leaf, uri: &str) -> Leaf {
 
 /// The target knows both names. A dialing end takes its clone from its own certificate, so it finds
 /// that the target is of another clone before the target sees anything; the peer here is not ours.
-#[tokio::test]
-async fn a_certificate_of_another_clone() {
-    let clone = Clone::new();
+async fn a_certificate_of_another_clone(over: Transport) {
+    let clone = Clone::over(over);
     let presented = PeerName {
         clone_id: Uuid::new_v4(),
         role: Role::Source,
@@ -125,7 +142,7 @@ async fn a_certificate_of_another_clone() {
     let leaf = clone.ca.issue(&request).unwrap();
     let mut target = Target::new(clone.good(Role::Target)).await;
     let config = foreign_client(&[&TLS13], Some(&leaf), &[ALPN]);
-    let alert = foreign_dial(target.address(), config).await;
+    let alert = foreign_dial(over, target.address(), config).await;
     assert_eq!(alert, Error::AlertReceived(AlertDescription::AccessDenied));
     let Rejection::WrongClone(names) = target.rejection().await else {
         panic!("wrong rejection")
@@ -135,9 +152,8 @@ async fn a_certificate_of_another_clone() {
     target.lets_in(&clone, Role::Source).await;
 }
 
-#[tokio::test]
-async fn a_target_that_dials() {
-    let clone = Clone::new();
+async fn a_target_that_dials(over: Transport) {
+    let clone = Clone::over(over);
     let (rejection, refusal) = both_ends(&clone, clone.good(Role::Target)).await;
     let Rejection::WrongRole(names) = rejection else {
         panic!("{rejection:?}")
@@ -146,15 +162,14 @@ async fn a_target_that_dials() {
     assert_eq!(refusal, Refusal::AccessDenied);
 }
 
-#[tokio::test]
-async fn an_observer_where_only_the_source_may_come_in() {
-    let clone = Clone::new();
+async fn an_observer_where_only_the_source_may_come_in(over: Transport) {
+    let clone = Clone::over(over);
     let limits = ListenLimits {
         roles: vec![Role::Source],
         ..ListenLimits::default()
     };
     let mut target = Target::with_limits(clone.good(Role::Target), limits).await;
-    let refusal = refused_by(target.address(), clone.good(Role::Observer)).await;
+    let refusal = refused_by(clone.dialer(target.address(), clone.good(Role::Observer))).await;
     assert_eq!(refusal, Refusal::AccessDenied);
     let Rejection::WrongRole(names) = target.rejection().await else {
         panic!("wrong rejection")
@@ -170,9 +185,8 @@ async fn an_observer_where_only_the_source_may_come_in() {
     target.lets_in(&clone, Role::Source).await;
 }
 
-#[tokio::test]
-async fn an_expired_certificate() {
-    let clone = Clone::new();
+async fn an_expired_certificate(over: Transport) {
+    let clone = Clone::over(over);
     let shown = clone.bent(Role::Source, |request| {
         request.not_after = SystemTime::now() - Duration::from_secs(60);
     });
@@ -184,9 +198,8 @@ async fn an_expired_certificate() {
     assert_eq!(refusal, Refusal::CertificateExpired);
 }
 
-#[tokio::test]
-async fn a_certificate_that_is_not_valid_yet() {
-    let clone = Clone::new();
+async fn a_certificate_that_is_not_valid_yet(over: Transport) {
+    let clone = Clone::over(over);
     let shown = clone.bent(Role::Source, |request| {
         request.not_before = SystemTime::now() + Duration::from_secs(600);
     });
@@ -198,10 +211,9 @@ async fn a_certificate_that_is_not_valid_yet() {
     assert_eq!(refusal, Refusal::CertificateExpired);
 }
 
-#[tokio::test]
-async fn a_certificate_for_another_use_or_none() {
+async fn a_certificate_for_another_use_or_none(over: Transport) {
     for usages in [vec![Usage::ServerAuth], vec![]] {
-        let clone = Clone::new();
+        let clone = Clone::over(over);
         let shown = clone.bent(Role::Source, |request| request.usages = usages);
         let ends = both_ends(&clone, shown).await;
         assert_eq!(
@@ -212,9 +224,8 @@ async fn a_certificate_for_another_use_or_none() {
 }
 
 /// Our own ends refuse to start with such a certificate, so the peer here is not ours.
-#[tokio::test]
-async fn a_certificate_without_one_proper_name() {
-    let clone = Clone::new();
+async fn a_certificate_without_one_proper_name(over: Transport) {
+    let clone = Clone::over(over);
     let own = clone.request(Role::Source).uris;
     let foreign = "https://example.com/".to_owned();
     for (uris, found) in [
@@ -227,7 +238,7 @@ async fn a_certificate_without_one_proper_name() {
         request.uris = uris;
         let leaf = clone.ca.issue(&request).unwrap();
         let config = foreign_client(&[&TLS13], Some(&leaf), &[ALPN]);
-        let alert = foreign_dial(target.address(), config).await;
+        let alert = foreign_dial(over, target.address(), config).await;
         assert_eq!(alert, Error::AlertReceived(AlertDescription::AccessDenied));
         assert_eq!(target.rejection().await, Rejection::NoName(found));
         target.lets_in(&clone, Role::Source).await;
@@ -240,7 +251,7 @@ async fn a_client_that_only_speaks_tls_1_2() {
     let leaf = clone.ca.issue(&clone.request(Role::Source)).unwrap();
     let mut target = Target::new(clone.good(Role::Target)).await;
     let config = foreign_client(&[&TLS12], Some(&leaf), &[ALPN]);
-    let alert = foreign_dial(target.address(), config).await;
+    let alert = foreign_dial(clone.over, target.address(), config).await;
     assert_eq!(
         alert,
         Error::AlertReceived(AlertDescription::ProtocolVersion)
@@ -249,13 +260,12 @@ async fn a_client_that_only_speaks_tls_1_2() {
     target.lets_in(&clone, Role::Source).await;
 }
 
-#[tokio::test]
-async fn a_client_that_speaks_another_protocol() {
-    let clone = Clone::new();
+async fn a_client_that_speaks_another_protocol(over: Transport) {
+    let clone = Clone::over(over);
     let leaf = clone.ca.issue(&clone.request(Role::Source)).unwrap();
     let mut target = Target::new(clone.good(Role::Target)).await;
     let config = foreign_client(&[&TLS13], Some(&leaf), &[b"volferry/0", b"h2"]);
-    let alert = foreign_dial(target.address(), config).await;
+    let alert = foreign_dial(over, target.address(), config).await;
     assert_eq!(
         alert,
         Error::AlertReceived(AlertDescription::NoApplicationProtocol)

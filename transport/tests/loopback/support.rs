@@ -19,8 +19,28 @@ use uuid::Uuid;
 use volferry_transport::mint::{CloneCa, Leaf, LeafRequest};
 use volferry_transport::{
     CredentialsDir, DialLimits, Dialer, ListenLimits, Listener, PeerName, Refusal, Rejection, Role,
-    SecureStream, TransportError,
+    SecureStream, Transport, TransportChoice, TransportError,
 };
+
+/// Makes tests of stories: each is told over TLS, and over QUIC.
+macro_rules! over_both {
+    ($($story:ident,)+) => {
+        mod over_tls {
+            $(#[tokio::test]
+            async fn $story() {
+                super::$story(volferry_transport::Transport::Tls).await;
+            })+
+        }
+
+        mod over_quic {
+            $(#[tokio::test]
+            async fn $story() {
+                super::$story(volferry_transport::Transport::Quic).await;
+            })+
+        }
+    };
+}
+pub(crate) use over_both;
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
@@ -29,6 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A clone: its authority, still able to sign, and a place for credentials.
 pub(crate) struct Clone {
+    /// What its ends talk over.
+    pub(crate) over: Transport,
     pub(crate) id: Uuid,
     pub(crate) ca: CloneCa,
     dir: TempDir,
@@ -36,9 +58,14 @@ pub(crate) struct Clone {
 
 impl Clone {
     pub(crate) fn new() -> Self {
+        Self::over(Transport::Tls)
+    }
+
+    pub(crate) fn over(over: Transport) -> Self {
         let id = Uuid::new_v4();
         let ca = CloneCa::new(id, SystemTime::now(), HOUR).unwrap();
         Self {
+            over,
             id,
             ca,
             dir: tempfile::tempdir().unwrap(),
@@ -51,6 +78,10 @@ impl Clone {
             role,
         };
         LeafRequest::new(name, SystemTime::now(), HOUR).unwrap()
+    }
+
+    pub(crate) fn dialer(&self, address: SocketAddr, credentials: CredentialsDir) -> Dialer {
+        dialer(address, credentials).with_transport(choice(self.over))
     }
 
     /// What an end shows when all is well.
@@ -141,7 +172,7 @@ impl Target {
 
     /// A peer with good credentials gets in and is known by its name; nobody else was refused.
     pub(crate) async fn lets_in(&mut self, clone: &Clone, role: Role) {
-        let dialer = dialer(self.address(), clone.good(role));
+        let dialer = clone.dialer(self.address(), clone.good(role));
         let dialing = async {
             let mut stream = dialer.dial().await?;
             stream.write_all(b"?").await.unwrap();
@@ -166,6 +197,7 @@ impl Target {
             }
         );
         assert_eq!(accepted.stream.peer_name(), accepted.peer_name);
+        assert_eq!(accepted.transport, clone.over);
         assert!(
             self.refused.try_recv().is_err(),
             "somebody was refused meanwhile"
@@ -180,10 +212,17 @@ pub(crate) fn dialer(address: SocketAddr, credentials: CredentialsDir) -> Dialer
     })
 }
 
+pub(crate) const fn choice(over: Transport) -> TransportChoice {
+    match over {
+        Transport::Tls => TransportChoice::Tls,
+        Transport::Quic => TransportChoice::Quic,
+    }
+}
+
 /// Dials, says something, and waits for an answer; expects that the target refuses.
-pub(crate) async fn refused_by(address: SocketAddr, credentials: CredentialsDir) -> Refusal {
+pub(crate) async fn refused_by(dialer: Dialer) -> Refusal {
     let error = async {
-        let mut stream = dialer(address, credentials).dial().await?;
+        let mut stream = dialer.dial().await?;
         say_something(&mut stream).await;
         let read = patiently(stream.read_u8()).await;
         read.map_err(|error| TransportError::from_io("reading", error))
@@ -238,7 +277,14 @@ pub(crate) fn foreign_client(
 }
 
 /// Connects as a client that is not ours; what its handshake or its first read fails with.
-pub(crate) async fn foreign_dial(address: SocketAddr, config: ClientConfig) -> rustls::Error {
+pub(crate) async fn foreign_dial(
+    over: Transport,
+    address: SocketAddr,
+    config: ClientConfig,
+) -> rustls::Error {
+    if over == Transport::Quic {
+        return foreign_dial_quic(address, config).await;
+    }
     let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let error = async {
@@ -251,6 +297,25 @@ pub(crate) async fn foreign_dial(address: SocketAddr, config: ClientConfig) -> r
     error
         .downcast::<rustls::Error>()
         .unwrap_or_else(|error| panic!("not of TLS: {error:?}"))
+}
+
+async fn foreign_dial_quic(address: SocketAddr, config: ClientConfig) -> rustls::Error {
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let connecting = endpoint.connect_with(config, address, "127.0.0.1").unwrap();
+    let ended = async {
+        match connecting.await {
+            Ok(connection) => connection.closed().await,
+            Err(error) => error,
+        }
+    };
+    let quinn::ConnectionError::ConnectionClosed(close) = patiently(ended).await else {
+        panic!("not of TLS");
+    };
+    let code = u64::from(close.error_code);
+    assert_eq!(code & !0xff, 0x100, "not of TLS: {close:?}");
+    rustls::Error::AlertReceived(code.to_le_bytes()[0].into())
 }
 
 /// A TLS server that is not ours: it asks for no certificate.

@@ -31,7 +31,7 @@ pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
                 zero_bytes: number(input),
                 wire_bytes: number(input),
             },
-            source: AgentStats::default(),
+            source: Box::default(),
             tree: None,
         }),
         6 => Message::Receipt(Box::new(receipt(input, truth))),
@@ -107,6 +107,7 @@ fn receipt(input: &mut Input<'_>, truth: Digest) -> Receipt {
         finished_unix_seconds: 0,
         source: AgentStats::default(),
         target: AgentStats::default(),
+        limit: None,
         tree: None,
     }
 }

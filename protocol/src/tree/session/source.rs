@@ -171,7 +171,7 @@ impl TreeSourceSession {
         self.course.say(Message::Finish(Finish {
             digest: summary.digest,
             sent,
-            source,
+            source: Box::new(source),
             tree: Some(TreeFinish {
                 counts: summary.counts,
                 fidelity: summary.fidelity,

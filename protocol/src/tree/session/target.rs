@@ -11,7 +11,7 @@ use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::{ChunkIndex, ChunkSize};
 use crate::message::{Finish, Hello, Message, TREE_FEATURES, TokenText, Watermark, Welcome};
-use crate::receipt::{AgentStats, Receipt, TreeReceipt, Verified};
+use crate::receipt::{AgentStats, Receipt, TreeReceipt, Verified, limit_of_stats};
 use crate::session::Stage;
 use crate::session::course::{Course, check_hello};
 use crate::tree::offer::{Answer, Pieces};
@@ -338,7 +338,8 @@ impl TreeTargetSession {
                 0.0
             },
             finished_unix_seconds: unix_seconds,
-            source: finish.source,
+            limit: limit_of_stats(&finish.source, &target),
+            source: *finish.source,
             target,
             tree: Some(TreeReceipt {
                 counts: summary.counts,

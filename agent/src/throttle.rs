@@ -1,0 +1,142 @@
+//! The bandwidth limit: how many bytes the data connections of an agent may send, all together.
+//!
+//! It hands out pieces that take [`PIECE_TIME`] each at the rate, so what is sent is smooth over any
+//! tenth of a second, and a rate that is changed holds for the next piece.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// How long a piece takes at the rate: a fraction of the tenth of a second over which the rate holds, and long
+/// enough that a timer of a millisecond is exact.
+const PIECE_TIME: Duration = Duration::from_millis(20);
+
+/// What was not sent in time may be sent later within so much time, and is lost else: a timer that comes late doesn't cost
+/// bandwidth, and a source that paused makes no burst.
+const CREDIT_TIME: Duration = Duration::from_millis(20);
+
+/// The limit of one agent.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    /// Bytes for each second; 0 for no limit.
+    bytes_per_second: AtomicU64,
+    /// When the next piece may go; `None` before the first.
+    free_at: Mutex<Option<Instant>>,
+}
+
+impl Throttle {
+    /// Bytes that may be sent each second; 0 for no limit.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second.load(Ordering::Relaxed)
+    }
+
+    /// From now on so many bytes may be sent each second; 0 for no limit.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.bytes_per_second
+            .store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Takes leave to send a piece of `wanted` bytes at once: all of it without a limit, else as much as is
+    /// due, and at least 1 byte. Nothing if it has to be waited for first: then [`Throttle::wait`].
+    #[must_use]
+    pub fn try_take(&self, wanted: usize) -> Option<usize> {
+        let rate = self.bytes_per_second();
+        if rate == 0 {
+            return Some(wanted);
+        }
+        let now = Instant::now();
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let earliest = now.checked_sub(CREDIT_TIME).unwrap_or(now);
+        let start = free_at.map_or(earliest, |at| at.max(earliest));
+        if start > now {
+            return None;
+        }
+        let due = (u128::from(rate) * PIECE_TIME.as_nanos() / NANOS_PER_SECOND).max(1);
+        let piece = usize::try_from(due).unwrap_or(usize::MAX).min(wanted);
+        let nanos = piece as u128 * NANOS_PER_SECOND / u128::from(rate);
+        *free_at = Some(start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        Some(piece)
+    }
+
+    /// Waits until it is worth to ask again. Others that wait may have taken what was due by then.
+    pub async fn wait(&self) {
+        let free_at = *self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let time = free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        // A rate that is raised meanwhile is not waited out at the old one.
+        sleep(time.min(LOOK_INTERVAL)).await;
+    }
+}
+
+/// How soon a changed rate is seen by who waits.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+const NANOS_PER_SECOND: u128 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is sent by two at once, all the time: bytes in each tenth of a second.
+    async fn tenths(throttle: &Throttle, count: usize) -> Vec<usize> {
+        let begun = Instant::now();
+        let mut tenths = vec![0; count];
+        loop {
+            let Some(piece) = throttle.try_take(1 << 20) else {
+                throttle.wait().await;
+                continue;
+            };
+            let at = usize::try_from(begun.elapsed().as_millis() / 100).unwrap();
+            match tenths.get_mut(at) {
+                Some(tenth) => *tenth += piece,
+                None => return tenths,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_rate_holds_in_each_tenth_of_a_second() {
+        let throttle = Throttle::default();
+        throttle.set(10_000_000);
+        let sent = tenths(&throttle, 10).await;
+        let total: usize = sent.iter().sum();
+        assert!((8_000_000..=10_500_000).contains(&total), "{sent:?}");
+        // A machine that is busy may leave a tenth out; none may be exceeded by more than a piece
+        // and the credit.
+        assert!(sent.iter().all(|&tenth| tenth <= 1_400_000), "{sent:?}");
+    }
+
+    #[tokio::test]
+    async fn without_a_limit_all_may_go_and_a_new_limit_holds_at_once() {
+        let throttle = Throttle::default();
+        assert_eq!(throttle.try_take(usize::MAX), Some(usize::MAX));
+        throttle.set(1);
+        assert_eq!(throttle.try_take(100), Some(1), "a byte a second");
+        assert_eq!(throttle.try_take(100), None);
+        throttle.set(0);
+        assert_eq!(throttle.try_take(100), Some(100));
+    }
+
+    /// Waiting for the next byte at a byte a second ends soon when the rate is raised.
+    #[tokio::test]
+    async fn who_waits_hears_of_another_rate() {
+        let throttle = Throttle::default();
+        throttle.set(1);
+        while throttle.try_take(1).is_some() {}
+        let begun = Instant::now();
+        let raise = async {
+            sleep(Duration::from_millis(10)).await;
+            throttle.set(0);
+        };
+        let ask = async {
+            while throttle.try_take(1).is_none() {
+                throttle.wait().await;
+            }
+        };
+        tokio::join!(raise, ask);
+        assert!(begun.elapsed() < Duration::from_millis(900));
+    }
+}

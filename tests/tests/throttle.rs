@@ -1,0 +1,101 @@
+//! The bandwidth limit, changed while a clone runs, and who goes first.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::time::{Duration, Instant};
+
+use volferry_tests::agents::{Agent, Agents};
+use volferry_tests::http::{get, metric, progress, put_bandwidth_limit};
+use volferry_tests::programs::volferry;
+use volferry_tests::{MIB, temporary_directory, volume};
+
+const SIZE: u64 = 8 * MIB;
+
+/// A clone of a volume without zeros, whose source may send 1 MiB a second.
+fn start(agents: &Agents, source_arguments: &[&str]) -> (Agent, Agent) {
+    let (source_volume, target_volume) = (agents.path("source"), agents.path("target"));
+    volume::create_dense(&source_volume, SIZE, 7);
+    let target = agents.start_target(&target_volume, &[]);
+    let limited = [&["--bandwidth-limit", "1MiB"], source_arguments].concat();
+    let source = agents.start_source(target.address(), &source_volume, &limited);
+    (source, target)
+}
+
+#[test]
+fn a_clone_is_no_faster_than_its_limit_and_says_so() {
+    let directory = temporary_directory();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (source, target) = (path("source"), path("target"));
+    volume::create_dense(source.as_ref(), SIZE, 7);
+    let begun = Instant::now();
+    let limit = ["--bandwidth-limit", "4MiB", "--json"];
+    let copied = volferry([&["copy", &source, &target][..], &limit[..]].concat()).succeeded();
+    assert!(begun.elapsed() > Duration::from_millis(1900));
+    let receipt = copied.json();
+    assert_eq!(receipt["limit"]["limit"], "throttle", "{receipt}");
+    let share = receipt["limit"]["share"].as_f64().unwrap();
+    assert!(share > 0.5 && share <= 1.0, "{receipt}");
+    let waits = &receipt["source"]["waits"];
+    assert!(
+        waits["throttle_wait_seconds"].as_f64().unwrap() > 1.0,
+        "{receipt}"
+    );
+    assert!(
+        waits["volume_cpu_seconds"].as_f64().unwrap() > 0.0,
+        "{receipt}"
+    );
+    volume::assert_same(source.as_ref(), target.as_ref(), SIZE);
+}
+
+#[test]
+fn the_limit_is_changed_while_the_clone_runs() {
+    let agents = Agents::default();
+    let (mut source, target) = start(&agents, &["--admin-control"]);
+    let admin = source.admin();
+    assert_eq!(
+        get(admin, "/bandwidth-limit"),
+        (200, "1048576\n".to_owned())
+    );
+    assert_eq!(progress(admin)["bandwidth_limit"], MIB);
+    let limit = metric(admin, "volferry_bandwidth_limit_bytes_per_second");
+    assert!((limit - MIB as f64).abs() < 1.0);
+    let (status, _) = put_bandwidth_limit(admin, "as fast as you can");
+    assert_eq!(status, 400);
+    // At the old rate it would take 8 s.
+    let begun = Instant::now();
+    assert_eq!(
+        put_bandwidth_limit(admin, "1GiB\n"),
+        (200, "1073741824\n".to_owned())
+    );
+    let _proven = source.end().succeeded();
+    let _proven = target.end().succeeded();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    volume::assert_same(&agents.path("source"), &agents.path("target"), SIZE);
+}
+
+#[test]
+fn nobody_changes_the_limit_of_an_agent_that_was_not_told_to_allow_it() {
+    let agents = Agents::default();
+    let (mut source, target) = start(&agents, &[]);
+    let admin = source.admin();
+    let (status, text) = put_bandwidth_limit(admin, "0");
+    assert_eq!(status, 403, "{text}");
+    assert!(text.contains("--admin-control"), "{text}");
+    assert_eq!(progress(admin)["bandwidth_limit"], MIB);
+    drop((source, target));
+}
+
+#[test]
+fn an_agent_is_as_modest_as_it_is_told_to_be() {
+    let agents = Agents::default();
+    let modest = ["--nice", "7", "--io-priority", "idle"];
+    let (mut source, target) = start(&agents, &modest);
+    source.wait_for("connected to the target");
+    for thread in std::fs::read_dir(format!("/proc/{}/task", source.pid())).unwrap() {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        // Behind the name in parentheses; the niceness is field 19 (proc_pid_stat(5)).
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        assert_eq!(fields.split(' ').nth(16), Some("7"), "{stat}");
+    }
+    drop((source, target));
+}
