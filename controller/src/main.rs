@@ -1,0 +1,2 @@
+//! The controller as a program.
+fn main() {}
