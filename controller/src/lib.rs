@@ -1,10 +1,12 @@
 //! The Kubernetes controller of volferry.
-//!
-//! ```text
-//! VolumeClone ──► observe ──► World ──► decide (pure) ──► Decision ──► act
-//!                    ▲                                                  │
-//!                    └──────────────── Cluster: every API call ◄────────┘
-//! ```
 #![forbid(unsafe_code)]
 
+mod agent_pod;
 pub mod api;
+pub mod claims;
+pub mod credentials;
+pub mod decide;
+pub mod names;
+pub mod objects;
+pub mod reason;
+pub mod world;
