@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::names::{EXPIRY_ANNOTATION, End, name};
+use crate::objects::{IDENTITY_KEYS, OBSERVER_CERTIFICATE, OBSERVER_KEY};
 use crate::world::{Kind, World};
 
 /// How long credentials are good: short, since they lie in Secrets, and long enough that renewing
@@ -30,4 +32,69 @@ pub fn should_renew(world: &World) -> bool {
             left < RENEW_BEFORE
         })
     })
+}
+
+/// By what the controller asks a target for its progress.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ObserverCredentials {
+    /// The observer's certificate, PEM.
+    pub certificate: Vec<u8>,
+    /// Its key, PEM.
+    pub key: Vec<u8>,
+    /// Whom to trust, PEM.
+    pub authorities: Vec<u8>,
+}
+
+impl std::fmt::Debug for ObserverCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObserverCredentials")
+            .finish_non_exhaustive()
+    }
+}
+
+impl ObserverCredentials {
+    /// Those in the target's Secret, if it has any.
+    #[must_use]
+    pub fn of(secret: &Secret) -> Option<Self> {
+        let data = secret.data.as_ref()?;
+        let [_, _, authority] = IDENTITY_KEYS;
+        let bytes = |key: &str| data.get(key).map(|bytes| bytes.0.clone());
+        Some(Self {
+            certificate: bytes(OBSERVER_CERTIFICATE)?,
+            key: bytes(OBSERVER_KEY)?,
+            authorities: bytes(authority)?,
+        })
+    }
+}
+
+/// Of the authorities that are trusted now, newest first, those that stay so beside a new one: pods
+/// show credentials of theirs until they have read the new ones.
+#[must_use]
+pub fn trusted_authorities(present: &str) -> String {
+    const TRUSTED_MAX: usize = 2;
+    const END: &str = "-----END CERTIFICATE-----";
+    let certificates = present
+        .split_inclusive(END)
+        .filter(|part| part.contains(END));
+    let kept = certificates.take(TRUSTED_MAX).map(str::trim);
+    kept.map(|certificate| format!("{certificate}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_authorities_stay_trusted() {
+        let certificate = |name: &str| {
+            format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
+        };
+        let [a, b, c] = ["a", "b", "c"].map(certificate);
+        assert_eq!(trusted_authorities(""), "");
+        assert_eq!(trusted_authorities(&a), a);
+        assert_eq!(
+            trusted_authorities(&format!("{a}{b}{c}")),
+            format!("{a}{b}")
+        );
+    }
 }

@@ -9,7 +9,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use crate::error::TransportError;
-use crate::identity::CredentialsDir;
+use crate::identity::{Credentials, CredentialsDir};
 use crate::name::Role;
 use crate::stream::SecureStream;
 use crate::{Connector, socket, tls};
@@ -39,8 +39,17 @@ impl Default for DialLimits {
 #[derive(Clone, Debug)]
 pub struct Dialer {
     target: String,
-    credentials: CredentialsDir,
+    credentials: Place,
     limits: DialLimits,
+}
+
+/// Where a dialer has its credentials from.
+#[derive(Clone, Debug)]
+enum Place {
+    /// Read anew for each connection.
+    Directory(CredentialsDir),
+    /// At hand.
+    Memory(Credentials),
 }
 
 impl Dialer {
@@ -49,7 +58,17 @@ impl Dialer {
     pub fn new(target: impl Into<String>, credentials: CredentialsDir) -> Self {
         Self {
             target: target.into(),
-            credentials,
+            credentials: Place::Directory(credentials),
+            limits: DialLimits::default(),
+        }
+    }
+
+    /// A dialer to `target`, written `HOST:PORT`, with credentials that are at hand and stay as they
+    /// are.
+    pub fn with_credentials(target: impl Into<String>, credentials: Credentials) -> Self {
+        Self {
+            target: target.into(),
+            credentials: Place::Memory(credentials),
             limits: DialLimits::default(),
         }
     }
@@ -67,7 +86,10 @@ impl Dialer {
     /// # Errors
     /// When any step fails or takes too long. If no address answers, the last one's error is told.
     pub async fn dial(&self) -> Result<SecureStream, TransportError> {
-        let credentials = self.credentials.load().await?;
+        let credentials = match &self.credentials {
+            Place::Directory(directory) => directory.load().await?,
+            Place::Memory(credentials) => credentials.clone(),
+        };
         let (stream, address) = self.connect().await?;
         let handshake = tls::dial(stream, address, &credentials, Role::Target);
         let established = within(

@@ -23,6 +23,8 @@ use crate::objects::{self, EndPlan, Object, PodPlan, View};
 use crate::reason::Reason;
 use crate::world::{Kind, Surroundings};
 
+/// What goes on until both agents run. Always the same words: each change is a write.
+const STARTING: &str = "the agents' pods start";
 /// How often a target agent is asked for its progress.
 pub(super) const POLL_EVERY: Duration = Duration::from_secs(5);
 /// The pause before a pod is replaced after its first failure; it doubles with each.
@@ -64,7 +66,7 @@ impl Planner<'_> {
                 address: Some(address),
                 is_ready: true,
             }) => address,
-            Some(_) => return Ok(preparing("the target agent starts")),
+            Some(_) => return Ok(preparing(STARTING)),
         };
         if credentials::should_renew(self.world) {
             self.steps.push(Step::Mint);
@@ -269,7 +271,7 @@ impl Planner<'_> {
         };
         let pod = objects::pod(clone, &world.settings, &plan);
         self.apply(Object::Pod(Box::new(pod)));
-        Ok(preparing("the target agent starts"))
+        Ok(preparing(STARTING))
     }
 
     /// Makes the source's pod, once the target listens at `address`.
@@ -298,7 +300,7 @@ impl Planner<'_> {
         };
         let pod = objects::pod(clone, &world.settings, &plan);
         self.apply(Object::Pod(Box::new(pod)));
-        Ok(preparing("the source agent starts"))
+        Ok(preparing(STARTING))
     }
 
     pub(super) fn apply(&mut self, object: Object) {
@@ -557,7 +559,7 @@ fn hold_soon(reason: Reason, message: &str) -> Stop {
 fn waiting(end: End, reason: Reason, message: &str) -> Result<Going, Stop> {
     let message = format!("the {} agent's pod: {message}", end.label());
     match reason {
-        Reason::PodPending => Ok(preparing(&message)),
+        Reason::PodPending => Ok(preparing(STARTING)),
         reason => Err(Stop::Hold {
             reason,
             message,
