@@ -7,6 +7,7 @@
     unreachable_pub,
     reason = "the macro for rules repeats each type within a block"
 )]
+#![allow(clippy::duplicated_attributes, reason = "columns of the same type")]
 
 use std::collections::BTreeMap;
 

@@ -30,7 +30,8 @@ use crate::claims::VolumeMode;
 use crate::credentials::{ObserverCredentials, VALIDITY, trusted_authorities};
 use crate::decide::{Doomed, Note, Step};
 use crate::names::{
-    CLONE_LABEL, End, FINALIZER, MANAGER, PRIVILEGED_ANNOTATION, RECEIPT_ANNOTATION, name, selector,
+    CLONE_LABEL, END_LABEL, End, FINALIZER, MANAGER, PRIVILEGED_ANNOTATION, RECEIPT_ANNOTATION,
+    name, selector,
 };
 use crate::objects::{self, IDENTITY_KEYS, Object, SNAPSHOT_GROUP, snapshot_resource};
 use crate::world::{Belonging, Grant, Kind, Snapshot, SnapshotClass, Surroundings};
@@ -203,7 +204,7 @@ impl Cluster {
             for kind in Kind::ALL {
                 let of_kind = match kind {
                     Kind::Pod => continue,
-                    Kind::Secret => self.list_metadata::<Secret>(namespace, clone).await?,
+                    Kind::Secret => self.secrets(namespace, clone).await?,
                     Kind::NetworkPolicy => {
                         self.list_metadata::<NetworkPolicy>(namespace, clone)
                             .await?
@@ -250,6 +251,24 @@ impl Cluster {
         Ok(list.items.into_iter().map(metadata).collect())
     }
 
+    /// The Secrets of a clone, by their names: to list Secrets would take the right to read them all.
+    async fn secrets(
+        &self,
+        namespace: &str,
+        clone: &VolumeClone,
+    ) -> Result<Vec<kube::core::ObjectMeta>> {
+        let api: Api<Secret> = self.namespaced(namespace);
+        let mut found = Vec::new();
+        for end in End::ALL {
+            let name = name(clone, end);
+            if end.namespace(clone) == namespace {
+                let what = || format!("looking for Secret {namespace}/{name}");
+                found.extend(call(what, api.get_metadata_opt(&name)).await?);
+            }
+        }
+        Ok(found.into_iter().map(|secret| secret.metadata).collect())
+    }
+
     async fn list_snapshots(
         &self,
         namespace: &str,
@@ -274,7 +293,14 @@ impl Cluster {
         let mut around = Surroundings::default();
         if let Some(source) = &clone.spec.source.persistent_volume_claim {
             around.source_claim = self.claim(source_namespace, &source.name).await?;
-            around.source_users = self.users(source_namespace, &source.name).await?;
+            // Other clones may read it as this one does.
+            let mut users = self.users(clone, source_namespace, &source.name).await?;
+            users.retain(|pod| {
+                pod.labels()
+                    .get(END_LABEL)
+                    .is_none_or(|end| end != End::Source.label())
+            });
+            around.source_users = users;
             around.taken_snapshot = self
                 .snapshot(source_namespace, &name(clone, End::Source))
                 .await?;
@@ -292,7 +318,7 @@ impl Cluster {
         if let Some(volume) = spec.and_then(|spec| spec.volume_name.as_deref()) {
             around.source_volume = self.find_cluster_wide::<PersistentVolume>(volume).await?;
         }
-        around.target_users = self.users(home, clone.target_claim()).await?;
+        around.target_users = self.users(clone, home, clone.target_claim()).await?;
         around.target_warnings = self.warnings(home, clone.target_claim()).await?;
         let classes: Api<StorageClass> = Api::all(self.client.clone());
         let what = || "listing storage classes".to_owned();
@@ -316,11 +342,11 @@ impl Cluster {
         Ok(around)
     }
 
-    /// Pods that mount a claim, have not ended, and are no agents.
-    async fn users(&self, namespace: &str, claim: &str) -> Result<Vec<Pod>> {
+    /// Pods that mount a claim, have not ended, and are no agents of this clone.
+    async fn users(&self, clone: &VolumeClone, namespace: &str, claim: &str) -> Result<Vec<Pod>> {
         let pods: Api<Pod> = self.namespaced(namespace);
         let params = ListParams::default()
-            .labels(&format!("!{CLONE_LABEL}"))
+            .labels(&format!("{CLONE_LABEL}!={}", clone.uid()))
             .fields("status.phase!=Succeeded,status.phase!=Failed");
         let what = || format!("listing pods in {namespace}");
         let uses = |pod: &Pod| {
@@ -569,14 +595,12 @@ impl Cluster {
                 let namespace = claim.namespace().unwrap_or_default();
                 let claims: Api<PersistentVolumeClaim> = self.namespaced(&namespace);
                 let what = || format!("making {}", object.describe());
-                let created = call(what, claims.create(&post_params(), claim)).await;
-                unless(created.map(drop), 409)
+                unless_there(call(what, claims.create(&post_params(), claim)).await)
             }
             Object::Snapshot(snapshot) => {
                 let snapshots = self.snapshots(&snapshot.namespace().unwrap_or_default());
                 let what = || format!("making {}", object.describe());
-                let created = call(what, snapshots.create(&post_params(), snapshot)).await;
-                unless(created.map(drop), 409)
+                unless_there(call(what, snapshots.create(&post_params(), snapshot)).await)
             }
         }
     }
@@ -662,6 +686,17 @@ fn unless(result: Result<()>, code: u16) -> Result<()> {
     match result {
         Err(error) if error.is(code) => Ok(()),
         other => other,
+    }
+}
+
+/// Success also where the object is there already: whose it is shows with the next look.
+fn unless_there<T>(created: Result<T>) -> Result<()> {
+    match created {
+        Err(ClusterError::Api {
+            source: kube::Error::Api(status),
+            ..
+        }) if status.reason == "AlreadyExists" => Ok(()),
+        other => other.map(drop),
     }
 }
 

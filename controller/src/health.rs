@@ -24,6 +24,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the address can't be had.
+#[expect(clippy::infinite_loop, reason = "it is said by the type")]
 pub async fn serve(address: SocketAddr) -> std::io::Result<Infallible> {
     let listener = TcpListener::bind(address).await?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));

@@ -139,7 +139,7 @@ impl Candidate {
                 acquire_time: before
                     .acquire_time
                     .filter(|_| is_ours)
-                    .or(Some(now.clone())),
+                    .or_else(|| Some(now.clone())),
                 renew_time: Some(now),
                 lease_transitions: Some(
                     before.lease_transitions.unwrap_or(0) + i32::from(!is_ours),

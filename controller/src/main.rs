@@ -79,6 +79,7 @@ async fn main() -> ExitCode {
 
 /// Waits for its turn, leads, and ends when told to, or when another leads.
 async fn run(arguments: Arguments) -> Result<(), String> {
+    volferry_transport::set_process_default();
     let client = Client::try_default()
         .await
         .map_err(|error| format!("no API server is known: {error}"))?;

@@ -273,7 +273,7 @@ fn arguments(clone: &VolumeClone, plan: &PodPlan) -> Vec<String> {
         format!("--stall-timeout={}s", spec.stall_timeout_seconds),
     ];
     if !spec.accept.is_empty() {
-        let classes = spec.accept.iter().filter_map(|class| word(class));
+        let classes = spec.accept.iter().filter_map(word);
         arguments.push(format!(
             "--accept={}",
             classes.collect::<Vec<_>>().join(",")

@@ -72,3 +72,17 @@ impl fmt::Display for Reason {
         f.write_str(self.label())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_each_reason() {
+        let manual = include_str!("../../docs/kubernetes.md");
+        for reason in Reason::ALL {
+            let row = format!("| `{reason}` | {} |", reason.sentence());
+            assert!(manual.contains(&row), "{row}");
+        }
+    }
+}

@@ -130,7 +130,7 @@ impl<O: Observe> Context<O> {
         let clone = world.clone.clone();
         let mut decision = decide(&world);
         if decision.needs_surroundings {
-            let world = self.look_around(world).await?;
+            let world = Box::pin(self.look_around(world)).await?;
             decision = decide(&world);
         }
         self.act(&clone, &decision).await

@@ -1,5 +1,7 @@
 //! The definitions in deploy/crd are what the types say, and hold what users rely on.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::PathBuf;
 
 use kube::CustomResourceExt;
@@ -232,4 +234,48 @@ fn what_is_under_way_stays_as_it_is() {
         json!({"resume": "None"}),
         "what the clone goes on from",
     );
+}
+
+/// Every example is what the API server would take.
+#[test]
+fn the_examples_are_right() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let schema = schema();
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+        for object in objects
+            .iter()
+            .filter(|object| object["kind"] == "VolumeClone")
+        {
+            count += 1;
+            assert_eq!(object["apiVersion"], "volferry.io/v1alpha1");
+            serde_json::from_value::<VolumeClone>(object.clone()).unwrap();
+            let spec = &object["spec"];
+            let mut unknown = Vec::new();
+            find_unknown("spec", spec, &schema["properties"]["spec"], &mut unknown);
+            assert_eq!(unknown, Vec::<String>::new(), "{}", path.display());
+            assert_eq!(
+                refusals(object, None),
+                Vec::<String>::new(),
+                "{}",
+                path.display()
+            );
+        }
+    }
+    assert!(count >= 4, "{count}");
+}
+
+/// Fields that the schema doesn't know: the API server would drop them in silence.
+fn find_unknown(at: &str, value: &Value, schema: &Value, unknown: &mut Vec<String>) {
+    for (key, value) in value.as_object().into_iter().flatten() {
+        let at = format!("{at}.{key}");
+        let known = schema["properties"].get(key);
+        match known.or_else(|| schema.get("additionalProperties")) {
+            Some(schema) => find_unknown(&at, value, schema, unknown),
+            None => unknown.push(at),
+        }
+    }
 }

@@ -42,7 +42,7 @@ pub use mint::mint;
 pub use name::{PeerName, Role};
 pub use rejection::{Class, Refusal, Rejection};
 pub use stream::SecureStream;
-pub use tls::{ALPN, TlsFailure};
+pub use tls::{ALPN, TlsFailure, set_process_default};
 
 /// The dialing end: opens streams to one target.
 pub trait Connector: Send + Sync {

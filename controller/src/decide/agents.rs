@@ -47,6 +47,16 @@ impl Planner<'_> {
         if let Some((receipt, json)) = proof {
             return Ok(self.prove(receipt, json));
         }
+        // Without it nothing is proven, whatever an exit code says.
+        let is_over = |seen: &Option<Seen>| match seen {
+            Some(seen) => seen.state == State::Succeeded,
+            None => true,
+        };
+        if let (true, true, Some(seen)) = (is_over(&target), is_over(&source), target.as_ref()) {
+            let words = seen.last_end.as_ref().map_or("nothing", Ended::words);
+            let message = format!("the target agent ended without a receipt; it left: {words}");
+            return Err(Stop::fail(Reason::AgentFailed, message));
+        }
         for (end, seen) in [(End::Target, &target), (End::Source, &source)] {
             self.attempts(end).node = seen.as_ref().and_then(|seen| seen.node.clone());
             if let Some(seen) = seen {
@@ -99,11 +109,8 @@ impl Planner<'_> {
             .report
             .as_ref()
             .map(|report| report.stage.as_str());
-        let stage = stage.or(self
-            .status
-            .progress
-            .as_ref()
-            .map(|told| told.stage.as_str()));
+        let told = self.status.progress.as_ref();
+        let stage = stage.or_else(|| told.map(|told| told.stage.as_str()));
         let (phase, reason, message) = match stage {
             Some("verify" | "done") => (
                 Phase::Verifying,

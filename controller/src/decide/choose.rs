@@ -67,10 +67,12 @@ fn snapshot(clone: &VolumeClone, around: &Surroundings) -> Found {
                 .as_ref()
                 .and_then(|it| it.class.as_deref());
             let mut known = around.snapshot_classes.iter();
-            known.find(|known| Some(&*known.name) == class).ok_or((
-                "NoSnapshotClass",
-                "the snapshot names no class that is known here".to_owned(),
-            ))?
+            known
+                .find(|known| Some(&*known.name) == class)
+                .ok_or_else(|| {
+                    let message = "the snapshot names no class that is known here";
+                    ("NoSnapshotClass", message.to_owned())
+                })?
         }
         None => snapshot_class(around, source_driver(around)?)?,
     };
@@ -88,10 +90,10 @@ fn source_driver(around: &Surroundings) -> Result<&str, (&'static str, String)> 
         .as_ref()
         .and_then(|volume| volume.spec.as_ref());
     let csi = spec.and_then(|spec| spec.csi.as_ref());
-    csi.map(|csi| csi.driver.as_str()).ok_or((
-        "NoCsiDriver",
-        "no CSI driver is behind the source".to_owned(),
-    ))
+    csi.map(|csi| csi.driver.as_str()).ok_or_else(|| {
+        let message = "no CSI driver is behind the source";
+        ("NoCsiDriver", message.to_owned())
+    })
 }
 
 /// The class for snapshots of a driver: the default one, else the first by name.

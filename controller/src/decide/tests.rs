@@ -938,6 +938,24 @@ fn a_failure_that_nothing_mends_ends_the_clone() {
 }
 
 #[test]
+fn without_a_receipt_nothing_is_proven() {
+    let mut succeeded =
+        container(&json!({"state": {"terminated": {"exitCode": 0, "message": "{\"cut"}}}));
+    succeeded["status"]["phase"] = json!("Succeeded");
+    let mut world = under_way(&json!({}));
+    world.pods = vec![
+        pod(&world, End::Target, &succeeded),
+        pod(&world, End::Source, &succeeded),
+    ];
+    check_stop(
+        world,
+        Phase::Failed,
+        Reason::AgentFailed,
+        "without a receipt",
+    );
+}
+
+#[test]
 fn pods_that_die_are_replaced_and_go_on_from_the_checkpoint() {
     let mut world = under_way(&json!({}));
     let died = json!({"status": {"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}});

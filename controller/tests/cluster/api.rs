@@ -27,9 +27,12 @@ pub(crate) enum Fault {
     Refused(u16),
     /// It is done, and the answer is lost.
     AnswerLost,
-    /// It hangs for ever, and nothing is done.
+    /// It hangs until the client's own time limit, and nothing is done.
     Hangs,
 }
+
+/// What kube's client waits for at most, unless told otherwise.
+const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// A call as it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,7 +243,10 @@ impl FakeApi {
                 };
                 return refusal(code, reason, "a planned fault");
             }
-            Some(Fault::Hangs) => std::future::pending().await,
+            Some(Fault::Hangs) => {
+                tokio::time::sleep(READ_TIMEOUT).await;
+                return refusal(504, "Timeout", "a planned fault: there was no answer");
+            }
             _ => {}
         }
         let metadata_only = head.headers.get("accept").is_some_and(|accept| {
@@ -568,9 +574,8 @@ fn place(plural: &str, namespace: &str, name: &str) -> Place {
 /// `/api/v1/…` or `/apis/GROUP/VERSION/…`, then a namespace, a kind, a name, a subresource.
 fn parse(path: &str) -> Option<(Place, String)> {
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let rest = match parts[..] {
-        ["api", _, ref rest @ ..] | ["apis", _, _, ref rest @ ..] => rest,
-        _ => return None,
+    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = &parts[..] else {
+        return None;
     };
     let (namespace, rest) = match rest {
         ["namespaces", namespace, plural, rest @ ..] => (*namespace, [&[*plural], rest].concat()),

@@ -17,7 +17,7 @@ use volferry_transport::{Credentials, Role};
 use super::api::FakeApi;
 
 /// How often nodes look.
-const TICK: Duration = Duration::from_millis(200);
+const TICK: Duration = Duration::from_millis(250);
 
 /// A clone's volumes as the agents see them, by the clone's uid.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,7 @@ impl Nodes {
         }
     }
 
+    #[expect(clippy::infinite_loop, reason = "a cluster never ends")]
     pub(crate) async fn run(self) {
         loop {
             self.tick();
