@@ -4,7 +4,14 @@
 
 use std::path::PathBuf;
 
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::CustomResourceExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use volferry_controller::api::{GROUP, VolumeClone};
 
@@ -12,7 +19,7 @@ use volferry_controller::api::{GROUP, VolumeClone};
 const UPDATE: &str = "VOLFERRY_UPDATE_CRD";
 
 /// Compares `object` with the file of this name in deploy/crd, or writes it.
-fn check_file(name: &str, object: &impl serde::Serialize) {
+fn check_file(name: &str, object: &impl Serialize) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../deploy/crd")
         .join(name);
@@ -234,6 +241,49 @@ fn what_is_under_way_stays_as_it_is() {
         json!({"resume": "None"}),
         "what the clone goes on from",
     );
+}
+
+/// Reads `object` as `T` and writes it again: what the type doesn't know is lost.
+fn known<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).unwrap();
+    serde_json::to_value(typed).unwrap()
+}
+
+/// Every manifest has only fields that Kubernetes knows.
+#[test]
+fn the_manifests_are_right() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let mut count = 0;
+    for folder in ["base", "examples"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            // Kubernetes reads YAML 1.1, which has octal numbers.
+            let text = text.replace(": 0440", ": 288");
+            let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+            for object in &objects {
+                let kind = object["kind"].as_str().unwrap();
+                let read = match kind {
+                    "ClusterRole" => known::<ClusterRole>(object),
+                    "ClusterRoleBinding" => known::<ClusterRoleBinding>(object),
+                    "Deployment" => known::<Deployment>(object),
+                    "Namespace" => known::<Namespace>(object),
+                    "NetworkPolicy" => known::<NetworkPolicy>(object),
+                    "Pod" => known::<Pod>(object),
+                    "PodDisruptionBudget" => known::<PodDisruptionBudget>(object),
+                    "Role" => known::<Role>(object),
+                    "RoleBinding" => known::<RoleBinding>(object),
+                    "Service" => known::<Service>(object),
+                    "ServiceAccount" => known::<ServiceAccount>(object),
+                    "Kustomization" | "ReferenceGrant" | "VolumeClone" => continue,
+                    _ => panic!("{}: nobody checks {kind}", path.display()),
+                };
+                assert_eq!(read, *object, "{}", path.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 12, "{count}");
 }
 
 /// Every example is what the API server would take.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::names::{self, End};
+use crate::objects::{self, EndPlan, PodPlan, View};
 use crate::world::{Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
 
 const UID: &str = "7a1f0c2e-0000-4000-8000-000000000001";
@@ -831,6 +832,134 @@ fn volume_modes_convert_and_tails_are_zeroed() {
         &[],
         &["--overwrite"],
     );
+}
+
+/// Whether the sources of an agent declare this flag.
+fn is_flag(flag: &str, sources: &[&str]) -> bool {
+    let field = flag.trim_start_matches("--").replace('-', "_");
+    let declared = [format!("    {field}: "), format!("    pub {field}: ")];
+    let mut lines = sources.iter().flat_map(|source| source.lines());
+    lines.any(|line| declared.iter().any(|field| line.starts_with(&**field)))
+}
+
+#[test]
+fn agents_are_given_flags_that_they_have() {
+    let agent = include_str!("../../../agent/src/options.rs");
+    let source = [agent, include_str!("../../../source-agent/src/main.rs")];
+    let options = include_str!("../../../target-agent/src/options.rs");
+    let target = [
+        agent,
+        options,
+        include_str!("../../../target-agent/src/main.rs"),
+    ];
+    let spec = json!({"accept": ["ownership", "times"], "transport": {"streams": 3}, "verify": "Readback",
+        "resume": "Digest", "inUsePolicy": "Allow"});
+    let world = world(&spec);
+    let ends = [
+        (
+            EndPlan::Source {
+                target: "fd00::1".parse().unwrap(),
+                generation: Some("uid".to_owned()),
+            },
+            &source[..],
+        ),
+        (
+            EndPlan::Target {
+                has_checkpoint: true,
+                may_overwrite: true,
+                zero_tail: true,
+            },
+            &target[..],
+        ),
+    ];
+    for (end, sources) in ends {
+        for view in [View::Device, View::Directory, View::Image] {
+            let plan = PodPlan {
+                claim: "claim".to_owned(),
+                view,
+                node: None,
+                is_privileged: false,
+                end: end.clone(),
+            };
+            let pod = objects::pod(&world.clone, &world.settings, &plan);
+            let args = pod.spec.unwrap().containers.remove(0).args.unwrap();
+            assert!(args.len() >= 11, "{args:?}");
+            for arg in &args {
+                let flag = arg.split('=').next().unwrap();
+                assert!(is_flag(flag, sources), "{flag} of {end:?}");
+            }
+            let has = |arg: &str| args.iter().any(|found| found == arg);
+            assert!(has("--accept=ownership,times"), "{args:?}");
+            match end {
+                EndPlan::Source { .. } => assert!(has("--target=[fd00::1]:7700"), "{args:?}"),
+                EndPlan::Target { .. } => assert!(has("--verify=readback"), "{args:?}"),
+            }
+        }
+    }
+    assert!(!is_flag("--no-such", &target));
+}
+
+/// What the restricted Pod Security Standard asks of a pod.
+#[test]
+fn pods_fit_the_restricted_standard() {
+    let mut world = world(&json!({}));
+    let check = |decision: &Decision| {
+        let made = decision.steps.iter().find_map(|step| match step {
+            Step::Apply(Object::Pod(pod)) => Some(serde_json::to_value(pod).unwrap()),
+            _ => None,
+        });
+        let spec = made.unwrap()["spec"].take();
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+        assert!(spec["securityContext"]["runAsUser"].as_i64() > Some(0));
+        assert_eq!(
+            spec["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
+        assert_eq!(spec["automountServiceAccountToken"], false);
+        let security = &spec["containers"][0]["securityContext"];
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+        assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+        for foreign in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert_eq!(spec[foreign], Value::Null);
+        }
+        for volume in spec["volumes"].as_array().unwrap() {
+            let mut kinds = volume.as_object().unwrap().keys();
+            assert!(!kinds.any(|kind| kind == "hostPath"), "{volume}");
+        }
+    };
+    check(&decide_in(&mut world).1);
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    check(&decide_in(&mut world).1);
+}
+
+#[test]
+fn only_an_administrator_lends_privileges_and_only_for_trees() {
+    let files = json!({"spec": {"volumeMode": "Filesystem"}});
+    let check = |mode: &Value, allowed: bool, expected: i64| {
+        let mut world = world(&json!({}));
+        around(&mut world).source_claim = Some(claim("home", "from", mode));
+        world.target_claim = Some(claim("home", "to", mode));
+        around(&mut world)
+            .privileged
+            .insert("home".to_owned(), allowed);
+        let (_, decision) = decide_in(&mut world);
+        let user = decision.steps.iter().find_map(|step| match step {
+            Step::Apply(Object::Pod(pod)) => {
+                pod.spec
+                    .clone()
+                    .unwrap()
+                    .security_context
+                    .unwrap()
+                    .run_as_user
+            }
+            _ => None,
+        });
+        assert_eq!(user, Some(expected));
+    };
+    check(&files, true, 0);
+    check(&files, false, 65532);
+    check(&json!({}), true, 65532);
 }
 
 #[test]

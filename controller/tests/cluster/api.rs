@@ -37,15 +37,17 @@ const READ_TIMEOUT: Duration = Duration::from_secs(295);
 /// A call as it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
-    /// `get`, `list`, `create`, `replace`, `patch` or `delete`; watches are no calls.
-    pub verb: &'static str,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`, as in RBAC.
+    pub(crate) verb: &'static str,
+    /// The API group; empty for the core group.
+    pub(crate) group: String,
     /// The kind in plural, with the subresource.
-    pub what: String,
+    pub(crate) what: String,
 }
 
 impl Call {
     pub(crate) fn is_write(&self) -> bool {
-        !matches!(self.verb, "get" | "list")
+        !matches!(self.verb, "get" | "list" | "watch")
     }
 }
 
@@ -67,6 +69,7 @@ struct State {
     /// Watches that go on from before this version are told that it is gone.
     oldest: u64,
     calls: Vec<Call>,
+    watches: Vec<Call>,
     faults: HashMap<usize, Fault>,
     /// Refuses to make a kind, in these words.
     refusals: HashMap<String, String>,
@@ -127,6 +130,10 @@ impl FakeApi {
 
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
+    }
+
+    pub(crate) fn watches(&self) -> Vec<Call> {
+        self.state().watches.clone()
     }
 
     /// All objects of a kind.
@@ -199,7 +206,7 @@ impl FakeApi {
         let body = body.collect().await.unwrap().to_bytes();
         let path = head.uri.path().to_owned();
         let query = query(head.uri.query().unwrap_or_default());
-        let Some((place, subresource)) = parse(&path) else {
+        let Some((group, place, subresource)) = parse(&path) else {
             return refusal(
                 404,
                 "NotFound",
@@ -212,13 +219,20 @@ impl FakeApi {
                 .get("watch")
                 .is_some_and(|it| it == "true" || it == "1")
         {
+            let what = place.plural.clone();
+            let call = Call {
+                verb: "watch",
+                group,
+                what,
+            };
+            self.state().watches.push(call);
             return self.watch(place, &query);
         }
         let verb = match head.method {
             Method::GET if is_list => "list",
             Method::GET => "get",
             Method::POST => "create",
-            Method::PUT => "replace",
+            Method::PUT => "update",
             Method::PATCH => "patch",
             Method::DELETE => "delete",
             _ => return refusal(405, "MethodNotAllowed", "no such verb"),
@@ -226,6 +240,7 @@ impl FakeApi {
         let separator = if subresource.is_empty() { "" } else { "/" };
         let call = Call {
             verb,
+            group,
             what: format!("{}{separator}{subresource}", place.plural),
         };
         let fault = {
@@ -383,7 +398,7 @@ impl State {
                 };
                 self.create(&place, body)
             }
-            "replace" => {
+            "update" => {
                 self.check_version(place, &body)?;
                 self.change(place, |object| {
                     if subresource == "status" {
@@ -572,10 +587,12 @@ fn place(plural: &str, namespace: &str, name: &str) -> Place {
 }
 
 /// `/api/v1/…` or `/apis/GROUP/VERSION/…`, then a namespace, a kind, a name, a subresource.
-fn parse(path: &str) -> Option<(Place, String)> {
+fn parse(path: &str) -> Option<(String, Place, String)> {
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = &parts[..] else {
-        return None;
+    let (group, rest) = match &parts[..] {
+        ["api", _, rest @ ..] => ("", rest),
+        ["apis", group, _, rest @ ..] => (*group, rest),
+        _ => return None,
     };
     let (namespace, rest) = match rest {
         ["namespaces", namespace, plural, rest @ ..] => (*namespace, [&[*plural], rest].concat()),
@@ -588,7 +605,8 @@ fn parse(path: &str) -> Option<(Place, String)> {
     }
     let name = rest.get(1).copied().unwrap_or_default();
     let subresource = rest.get(2).copied().unwrap_or_default();
-    Some((place(plural, namespace, name), subresource.to_owned()))
+    let place = place(plural, namespace, name);
+    Some((group.to_owned(), place, subresource.to_owned()))
 }
 
 fn query(text: &str) -> HashMap<String, String> {

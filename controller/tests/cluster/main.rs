@@ -8,6 +8,7 @@
 mod api;
 mod nodes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -438,6 +439,82 @@ async fn what_a_quota_refuses_is_told_and_tried_again() {
     scene.api.refuse("pods", None);
     scene.until_phase("clone", "Ready").await;
     scene.until_clean().await;
+}
+
+/// The rules of deploy/base/rbac.yaml for the controller, as group, kind and verb.
+fn rights() -> BTreeSet<(String, String, String)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/rbac.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let list = |rule: &Value, key: &str| {
+        let items = rule[key].as_array().unwrap().clone();
+        items
+            .into_iter()
+            .map(|item| item.as_str().unwrap().to_owned())
+    };
+    let ours = objects.iter().filter(|object| {
+        object["metadata"]["name"] == "volferry-controller" && object["rules"].is_array()
+    });
+    let mut rights = BTreeSet::new();
+    for rule in ours.flat_map(|object| object["rules"].as_array().unwrap()) {
+        for group in list(rule, "apiGroups") {
+            for kind in list(rule, "resources") {
+                for verb in list(rule, "verbs") {
+                    rights.insert((group.clone(), kind.clone(), verb));
+                }
+            }
+        }
+    }
+    rights
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_controller_has_the_rights_that_it_uses_and_few_others() {
+    // A clone with much of what can happen to one, to its end.
+    let scene = Scene::new(SHORT);
+    scene.claim("away", "from");
+    scene.consent();
+    let mut spec = away();
+    merge(&mut spec, &json!({"ttlSecondsAfterFinished": 1}));
+    scene.clone("clone", &spec);
+    let durable = |scene: &Scene| scene.status("clone")["progress"]["durableBytes"].as_i64();
+    scene
+        .until("half", |scene| durable(scene) > Some(1 << 28))
+        .await;
+    let name = format!("volferry-{}-target", uid(&scene));
+    let failed = json!({"status": {"phase": "Failed"}});
+    scene.api.change("pods", "home", &name, &failed);
+    let is_gone = |scene: &Scene| scene.api.all("volumeclones").is_empty();
+    scene.until("its end", is_gone).await;
+    // Another that is deleted unproven: its target claim goes.
+    scene.api.delete("persistentvolumeclaims", "home", "to");
+    scene.clone("clone", &away());
+    scene.until_phase("clone", "Cloning").await;
+    scene.api.delete("volumeclones", "home", "clone");
+    scene.until("its end", is_gone).await;
+
+    let mut used = BTreeSet::new();
+    for call in [scene.api.calls(), scene.api.watches()].concat() {
+        used.insert((call.group.clone(), call.what.clone(), call.verb.to_owned()));
+        // To apply what isn't there takes the right to create it.
+        let applied = ["pods", "secrets", "networkpolicies", "configmaps"];
+        if call.verb == "patch" && applied.contains(&&*call.what) {
+            used.insert((call.group, call.what, "create".to_owned()));
+        }
+    }
+    let rights = rights();
+    let missing: Vec<_> = used.difference(&rights).collect();
+    assert!(missing.is_empty(), "rights that are missing: {missing:?}");
+    // What this cluster doesn't know, or nothing here leads to.
+    let elsewhere = |(group, kind, verb): &&(String, String, String)| {
+        let kind = &**kind;
+        group.starts_with("snapshot.")
+            || ["leases", "volumeclones/finalizers", "persistentvolumes"].contains(&kind)
+            || (kind == "events" && verb == "patch")
+    };
+    let idle = rights.difference(&used).filter(|right| !elsewhere(right));
+    let idle: Vec<_> = idle.collect();
+    assert!(idle.is_empty(), "rights that nothing uses: {idle:?}");
 }
 
 #[tokio::test(start_paused = true)]
