@@ -307,10 +307,9 @@ impl Cluster {
         }
         if let Some(source) = &clone.spec.source.volume_snapshot {
             around.source_snapshot = self.snapshot(source_namespace, &source.name).await?;
-            around.restored_claim = self
-                .claim(source_namespace, &name(clone, End::Source))
-                .await?;
         }
+        let restored = name(clone, End::Source);
+        around.restored_claim = self.claim(source_namespace, &restored).await?;
         let spec = around
             .source_claim
             .as_ref()

@@ -72,7 +72,14 @@ fn main() -> ExitCode {
 /// Has the test that compares deploy/crd with the types write it instead: the types are known there.
 fn crd() -> Chore {
     let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--locked", "-p", "volferry-controller", "--test", "crd"]);
+    cargo.args([
+        "test",
+        "--locked",
+        "-p",
+        "volferry-controller",
+        "--test",
+        "crd",
+    ]);
     cargo.env("VOLFERRY_UPDATE_CRD", "1");
     run(cargo)
 }

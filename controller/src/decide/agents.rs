@@ -292,6 +292,8 @@ impl Planner<'_> {
         self.check_source_use(around)?;
         let target = self.target_claim(&source)?;
         let (view, _) = objects::views(mode(&source), mode(&target));
+        let taken = around.taken_snapshot.as_ref();
+        let snapshot = around.source_snapshot.as_ref().or(taken);
         let plan = PodPlan {
             claim: source.name_any(),
             view,
@@ -299,10 +301,7 @@ impl Planner<'_> {
             is_privileged: is_privileged(around, clone.source_namespace(), view),
             end: EndPlan::Source {
                 target: address,
-                generation: around
-                    .source_snapshot
-                    .as_ref()
-                    .map(|snapshot| snapshot.uid.clone()),
+                generation: snapshot.map(|snapshot| snapshot.uid.clone()),
             },
         };
         let pod = objects::pod(clone, &world.settings, &plan);
@@ -316,10 +315,17 @@ impl Planner<'_> {
 
     /// The claim that the source agent reads.
     fn source_claim(&mut self, around: &Surroundings) -> Result<PersistentVolumeClaim, Stop> {
-        match &around.source_claim {
-            Some(claim) => Ok(claim.clone()),
-            None => self.restored_source(around),
+        let Some(claim) = &around.source_claim else {
+            let snapshot = around.source_snapshot.clone().unwrap_or_default();
+            return self.restored_source(around, &snapshot);
+        };
+        // Once a snapshot was taken it stays the source, whoever uses the claim then.
+        let is_taken = around.taken_snapshot.is_some() || !around.source_users.is_empty();
+        if self.world.clone.spec.in_use_policy == InUsePolicy::Snapshot && is_taken {
+            let snapshot = self.taken_snapshot(around)?;
+            return self.restored_source(around, &snapshot);
         }
+        Ok(claim.clone())
     }
 
     /// The claim that is written, as it is or as it is about to be made.
@@ -440,10 +446,8 @@ impl Planner<'_> {
                 Reason::SourceInUse,
                 format!("{message}; end them, or choose another inUsePolicy"),
             )),
-            InUsePolicy::Snapshot => Err(Stop::hold(
-                Reason::SourceInUse,
-                format!("{message}; to clone a snapshot that is taken now is not supported yet"),
-            )),
+            // The agents read the snapshot.
+            InUsePolicy::Snapshot => Ok(()),
         }
     }
 
@@ -453,7 +457,11 @@ impl Planner<'_> {
             let spec = pod.spec.as_ref()?;
             spec.node_name.clone()
         });
-        claims::is_for_one_node(claim)
+        let is_it = around
+            .source_claim
+            .as_ref()
+            .is_some_and(|source| source.name_any() == claim.name_any());
+        (is_it && claims::is_for_one_node(claim))
             .then_some(nodes)
             .and_then(|mut nodes| nodes.next())
     }

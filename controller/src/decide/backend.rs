@@ -5,10 +5,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, TypedLocalObjectReference};
 use kube::ResourceExt;
 
-use super::choose::{snapshot_class, storage_class};
+use super::choose::{snapshot_class, source_driver, storage_class};
 use super::{Going, LOOK_SOON, Planner, Stop};
 use crate::api::{Phase, Strategy, StrategyChoice};
-use crate::claims;
+use crate::claims::{self, VolumeMode};
 use crate::names::{End, name};
 use crate::objects::{self, Object, SNAPSHOT_GROUP};
 use crate::reason::Reason;
@@ -56,7 +56,7 @@ impl Planner<'_> {
     }
 
     /// The snapshot that was taken of the source claim for this clone.
-    fn taken_snapshot(&mut self, around: &Surroundings) -> Result<Snapshot, Stop> {
+    pub(super) fn taken_snapshot(&mut self, around: &Surroundings) -> Result<Snapshot, Stop> {
         // The target is made from it: once that is there, nothing new is taken.
         self.check_source(around)?;
         let shown = name(&self.world.clone, End::Source);
@@ -75,13 +75,9 @@ impl Planner<'_> {
                 })
             }
             None => {
-                let spec = around
-                    .source_volume
-                    .as_ref()
-                    .and_then(|volume| volume.spec.as_ref());
-                let csi = spec.and_then(|spec| spec.csi.as_ref());
-                let driver = csi.map_or("", |csi| csi.driver.as_str());
-                let class = snapshot_class(around, driver)
+                let driver = source_driver(around);
+                let class = driver
+                    .and_then(|driver| snapshot_class(around, driver))
                     .map_err(|(_, message)| Stop::fail(Reason::StrategyImpossible, message))?;
                 let claim = around.source_claim.as_ref().map(ResourceExt::name_any);
                 let snapshot =
@@ -180,11 +176,11 @@ impl Planner<'_> {
     pub(super) fn restored_source(
         &mut self,
         around: &Surroundings,
+        snapshot: &Snapshot,
     ) -> Result<PersistentVolumeClaim, Stop> {
         if let Some(claim) = &around.restored_claim {
             return Ok(claim.clone());
         }
-        let snapshot = around.source_snapshot.clone().unwrap_or_default();
         let mut classes = around.snapshot_classes.iter();
         let class = classes.find(|class| Some(&class.name) == snapshot.class.as_ref());
         let driver = class.map_or("", |class| class.driver.as_str());
@@ -203,9 +199,17 @@ impl Planner<'_> {
             let message = format!("snapshot {} does not tell its size yet", snapshot.name);
             return Err(Stop::hold(Reason::SnapshotNotReady, message));
         }
+        let source = around
+            .source_claim
+            .as_ref()
+            .and_then(|claim| claim.spec.as_ref());
+        let like = Snapshot {
+            volume_mode: snapshot.volume_mode.or_else(|| source.map(VolumeMode::of)),
+            ..snapshot.clone()
+        };
         let claim = objects::restored_claim(
             &self.world.clone,
-            &of_snapshot(&snapshot),
+            &of_snapshot(&like),
             &class.name_any(),
             &snapshot.name,
         );

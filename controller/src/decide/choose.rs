@@ -84,7 +84,7 @@ fn snapshot(clone: &VolumeClone, around: &Surroundings) -> Found {
 }
 
 /// The driver behind the source claim.
-fn source_driver(around: &Surroundings) -> Result<&str, (&'static str, String)> {
+pub(super) fn source_driver(around: &Surroundings) -> Result<&str, (&'static str, String)> {
     let spec = around
         .source_volume
         .as_ref()

@@ -740,6 +740,52 @@ fn a_snapshot_is_taken_and_restored() {
 }
 
 #[test]
+fn a_source_in_use_is_cloned_by_a_snapshot_where_that_is_wanted() {
+    let mut world = world(&json!({"inUsePolicy": "Snapshot"}));
+    let user = json!({"metadata": {"name": "database"}, "spec": {"nodeName": "node-7"}});
+    let user = pod(&world, End::Source, &user);
+    around(&mut world).source_users = vec![user];
+    check_stop(
+        world.clone(),
+        Phase::Failed,
+        Reason::StrategyImpossible,
+        "no CSI driver",
+    );
+    with_backend(&mut world, &json!({}));
+    assert_eq!(
+        decide_in(&mut world).0,
+        ["apply snapshot home/volferry-UID-source"]
+    );
+    assert_eq!(condition(&world, "Progressing").1, "TakingSnapshot");
+    around(&mut world).taken_snapshot = Some(Snapshot {
+        name: "taken".to_owned(),
+        uid: "taken-uid".to_owned(),
+        is_ready: true,
+        restore_bytes: Some(1 << 30),
+        class: Some("shots".to_owned()),
+        ..Snapshot::default()
+    });
+    around(&mut world).source_users.clear();
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(
+        steps[0], "apply claim home/volferry-UID-source",
+        "it stays with the snapshot"
+    );
+    assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    let restored = claim("home", &names::name(&world.clone, End::Source), &json!({}));
+    around(&mut world).restored_claim = Some(restored);
+    let (_, decision) = decide_in(&mut world);
+    let source = format!("{:?}", decision.steps);
+    assert!(source.contains("--source-generation=taken-uid"), "{source}");
+    assert!(
+        source.contains(&format!("claim_name: \"volferry-{UID}-source\"")),
+        "{source}"
+    );
+    assert!(!source.contains("node-7"), "{source}");
+}
+
+#[test]
 fn agents_read_a_snapshot_from_a_claim_of_its_own() {
     let mut world = world(&json!({"source": {"volumeSnapshot": {"name": "shot"}}}));
     with_backend(&mut world, &json!({}));

@@ -509,7 +509,7 @@ async fn the_controller_has_the_rights_that_it_uses_and_few_others() {
     let elsewhere = |(group, kind, verb): &&(String, String, String)| {
         let kind = &**kind;
         group.starts_with("snapshot.")
-            || ["leases", "volumeclones/finalizers", "persistentvolumes"].contains(&kind)
+            || ["leases", "persistentvolumes"].contains(&kind)
             || (kind == "events" && verb == "patch")
     };
     let idle = rights.difference(&used).filter(|right| !elsewhere(right));
