@@ -1,4 +1,5 @@
-//! The admin port: `/healthz`, `/readyz`, `/metrics`, `/progress` and `/bandwidth-limit`, plain HTTP.
+//! The admin port: `/healthz`, `/readyz`, `/metrics`, `/progress` and `/bandwidth-limit`, plain HTTP. The target
+//! tells the same to observers of its clone, over their connections.
 //!
 //! It carries no content of the volume. It tells and changes nothing, but for the bandwidth limit where the
 //! agent was told to allow that.
@@ -16,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -31,7 +33,7 @@ const CONNECTIONS_MAX: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a connection may live: a scraper comes back, and a forgotten one makes room.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the admin port tells.
 #[derive(Clone, Debug)]
@@ -75,7 +77,7 @@ impl Admin {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     let admin = self.clone();
-                    connections.spawn(async move { admin.serve_connection(stream).await });
+                    connections.spawn(async move { admin.serve_stream(stream).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the admin port can't accept a connection");
@@ -86,7 +88,11 @@ impl Admin {
         }
     }
 
-    async fn serve_connection(self, stream: tokio::net::TcpStream) {
+    /// Answers what is asked on `stream`, until the peer leaves or [`CONNECTION_TIMEOUT`] is over.
+    pub async fn serve_stream<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let service = service_fn(|request: Request<Incoming>| {
             let admin = self.clone();
             async move { Ok::<_, Infallible>(admin.respond(request).await) }

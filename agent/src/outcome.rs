@@ -28,8 +28,8 @@ struct FailureBody<'a> {
     text: &'a str,
 }
 
-/// The outcome as one line of JSON: the receipt itself, or an object with a `failure`. It fits a
-/// pod's termination message, which Kubernetes cuts at 4096 bytes.
+/// The outcome as one line of JSON: the receipt itself, or an object with a `failure`. A failure fits
+/// a pod's termination message, which Kubernetes cuts at 4096 bytes.
 #[must_use]
 pub fn to_json(outcome: &Outcome) -> String {
     /// Leaves room for the other fields and for escapes.
@@ -52,6 +52,28 @@ pub fn to_json(outcome: &Outcome) -> String {
     json.unwrap_or_default() + "\n"
 }
 
+/// Where Kubernetes looks for a termination message.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// What Kubernetes keeps of it, in bytes.
+const TERMINATION_LEN_MAX: usize = 4096;
+
+/// The outcome for a pod's termination message. A receipt that would be cut there could not be read:
+/// the paths of what a tree lost go first, and their counts stay.
+fn to_short_json(outcome: &Outcome) -> String {
+    let json = to_json(outcome);
+    match outcome {
+        Ok(receipt) if json.len() > TERMINATION_LEN_MAX => {
+            let mut receipt = receipt.clone();
+            if let Some(tree) = &mut receipt.tree {
+                tree.fidelity = tree.fidelity.counts_only();
+            }
+            to_json(&Ok(receipt))
+        }
+        _ => json,
+    }
+}
+
 /// Writes the outcome to `path` and makes it durable. The file is written in place: a pod's
 /// termination log is a mount that can't be replaced.
 ///
@@ -63,7 +85,12 @@ pub fn write(outcome: &Outcome, path: &Path) -> std::io::Result<()> {
         .create(true)
         .truncate(true)
         .open(path)?;
-    file.write_all(to_json(outcome).as_bytes())?;
+    let json = if path == Path::new(TERMINATION_LOG) {
+        to_short_json(outcome)
+    } else {
+        to_json(outcome)
+    };
+    file.write_all(json.as_bytes())?;
     match file.sync_all() {
         // A pipe or a terminal can't be synced and need not be.
         Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
@@ -104,6 +131,9 @@ pub fn cancelled() -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use volferry_protocol::receipt::TreeReceipt;
+    use volferry_protocol::tree::fidelity::FidelityClass;
+
     use super::*;
 
     #[test]
@@ -114,6 +144,28 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(value["failure"]["class"], "target");
         assert_eq!(value["failure"]["exit_code"], 4);
+    }
+
+    #[test]
+    fn the_receipt_of_a_tree_that_lost_much_fits_too() {
+        let mut receipt: Receipt =
+            serde_json::from_str(include_str!("../../protocol/tests/golden/receipt-v1.json"))
+                .unwrap();
+        let mut tree = TreeReceipt::default();
+        for number in 0..100 {
+            for class in FidelityClass::ALL {
+                let path = format!("a/rather/long/path/{number}");
+                tree.fidelity.note(*class, path.as_bytes());
+            }
+        }
+        let counts = tree.fidelity.counts_only();
+        receipt.tree = Some(tree);
+        let outcome = Ok(receipt);
+        assert!(to_json(&outcome).len() > TERMINATION_LEN_MAX);
+        let short = to_short_json(&outcome);
+        assert!(short.len() <= TERMINATION_LEN_MAX, "{} bytes", short.len());
+        let read: Receipt = serde_json::from_str(&short).unwrap();
+        assert_eq!(read.tree.unwrap().fidelity, counts);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Sorts connections by their preamble, and reads what a source says first, before they reach the
-//! session's owner.
+//! Sorts connections by who the peer is and by their preamble, and reads what a source says first,
+//! before they reach the session's owner. An observer never gets there: it is told the progress.
 //!
 //! A peer here has proven who it is, and still costs only bounded memory and time until it says
 //! what it wants.
@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use volferry_agent::admin::Admin;
 use volferry_agent::control::{Control, read_exact, read_message};
 use volferry_agent::failure;
 use volferry_agent::metrics::Metrics;
@@ -17,7 +18,7 @@ use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{Preamble, SessionToken};
 use volferry_protocol::message::{Hello, Message};
-use volferry_transport::{Accepted, Acceptor, TransportError};
+use volferry_transport::{Accepted, Acceptor, Role, TransportError};
 
 /// How long a peer may take to say what its connection is for, and on a control connection what
 /// it wants cloned.
@@ -25,6 +26,10 @@ const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections at once that have not said it; more wait in the listener.
 const UNDECIDED_MAX: usize = 64;
+
+/// Observers at once: a controller that asks now and then, and a person. One more is turned away, so
+/// that they can't keep the source out.
+const OBSERVERS_MAX: usize = 8;
 
 /// Sorted connections that wait for the owner.
 const QUEUE_LEN: usize = 16;
@@ -59,14 +64,14 @@ impl<S> Greeter<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    pub(crate) fn start<A>(acceptor: A, metrics: Metrics) -> Self
+    pub(crate) fn start<A>(acceptor: A, metrics: Metrics, admin: Admin) -> Self
     where
         A: Acceptor<Stream = S> + 'static,
     {
         let (sender, sorted) = mpsc::channel(QUEUE_LEN);
         Self {
             sorted,
-            task: tokio::spawn(sort(acceptor, metrics, sender)),
+            task: tokio::spawn(sort(acceptor, metrics, admin, sender)),
         }
     }
 
@@ -93,15 +98,27 @@ where
 async fn sort<A: Acceptor>(
     mut acceptor: A,
     metrics: Metrics,
+    admin: Admin,
     sorted: mpsc::Sender<Result<Greeted<A::Stream>, Failure>>,
 ) {
     let mut undecided = JoinSet::new();
+    let mut observers = JoinSet::new();
     loop {
         let next = tokio::select! {
             accepted = acceptor.accept(), if undecided.len() < UNDECIDED_MAX => accepted,
             Some(_ended) = undecided.join_next() => continue,
+            Some(_ended) = observers.join_next() => continue,
         };
         match next {
+            Ok(accepted) if accepted.peer_name.role == Role::Observer => {
+                if observers.len() < OBSERVERS_MAX {
+                    observers.spawn(admin.clone().serve_stream(accepted.stream));
+                } else {
+                    let peer_address = accepted.peer_address;
+                    tracing::warn!(%peer_address, "an observer was turned away: there are enough");
+                    metrics.count_rejection("too_many_connections");
+                }
+            }
             Ok(accepted) => {
                 let (sorted, metrics) = (sorted.clone(), metrics.clone());
                 undecided.spawn(async move {

@@ -193,8 +193,9 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     Ok(held)
 }
 
-/// Opens the port for the source agent of the clone that the credentials are for, for TLS and QUIC unless
-/// `transport` says otherwise. Who is turned away is logged and counted.
+/// Opens the port for the source agent of the clone that the credentials are for, and for its
+/// observers, for TLS and QUIC unless `transport` says otherwise. Who is turned away is logged and
+/// counted.
 ///
 /// # Errors
 /// When the credentials can't be used, or the port can't be had.
@@ -211,7 +212,7 @@ pub async fn listen(
         metrics.count_rejection(error.label());
     };
     let limits = ListenLimits {
-        roles: vec![Role::Source],
+        roles: vec![Role::Source, Role::Observer],
         transport: transport.transport.unwrap_or(TransportChoice::Auto),
         congestion: transport.congestion.unwrap_or_default(),
         ..ListenLimits::default()
@@ -234,7 +235,7 @@ pub async fn serve<A>(
 where
     A: Acceptor + 'static,
 {
-    let mut greeter = Greeter::start(acceptor, context.metrics.clone());
+    let mut greeter = Greeter::start(acceptor, context.metrics.clone(), context.admin.clone());
     context.admin.set_ready(true);
     let outcome = match target.0 {
         Claimed::Volume(held) => serve_volume(config, &context, *held, None, &mut greeter).await,

@@ -28,6 +28,36 @@ use volferry_transport::{CredentialsDir, Dialer, ListenLimits, Listener, Role, S
 
 use crate::PATIENCE;
 
+/// An observer's connection.
+#[derive(Debug)]
+pub struct Observer {
+    peer: Peer,
+    stream: SecureStream,
+}
+
+impl Observer {
+    /// Sends a request line's method and page; the head and the body of the answer.
+    #[must_use]
+    pub fn ask(self, what: &str) -> (String, String) {
+        let request = format!("{what} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+        let answer = self.tell(request.as_bytes());
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    /// Sends bytes; all that is answered.
+    #[must_use]
+    pub fn tell(mut self, bytes: &[u8]) -> String {
+        let told = async {
+            self.stream.write_all(bytes).await?;
+            let mut answer = String::new();
+            self.stream.read_to_string(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        };
+        self.peer.wait(told).unwrap()
+    }
+}
+
 /// A source or a target that a test plays itself.
 #[derive(Debug)]
 pub struct Peer {
@@ -52,6 +82,19 @@ impl Peer {
         let dialer = Dialer::new(address.to_string(), credentials);
         let stream = self.wait(async { dialer.dial().await.unwrap() });
         self.wire(stream, End::Target)
+    }
+
+    /// Dials a target as an observer of its clone.
+    #[must_use]
+    pub fn observe(&self, address: SocketAddr, credentials: PathBuf) -> Observer {
+        let credentials = CredentialsDir::new(credentials, Role::Observer);
+        let dialer = Dialer::new(address.to_string(), credentials);
+        let stream = self.wait(async { dialer.dial().await.unwrap() });
+        let runtime = Arc::clone(&self.runtime);
+        Observer {
+            peer: Self { runtime },
+            stream,
+        }
     }
 
     /// Listens with the credentials of a target.

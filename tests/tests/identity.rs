@@ -1,5 +1,5 @@
-//! Nobody takes part in a clone but its source and its target. Whoever else comes is told why, is
-//! counted, and disturbs nobody.
+//! Nobody takes part in a clone but its source and its target, and its observers may ask how far it is.
+//! Whoever else comes is told why, is counted, and disturbs nobody.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,6 +8,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::thread;
 
+use serde_json::Value;
+use volferry_protocol::frame::Preamble;
 use volferry_tests::PATIENCE;
 use volferry_tests::agents::{Agents, HeldClone};
 use volferry_tests::http::{eventually, metric};
@@ -71,11 +73,42 @@ fn a_source_of_another_clone() {
     });
 }
 
+/// An observer may ask how far the clone is while it goes on, and can't be the source.
 #[test]
-fn an_observer_that_plays_the_source() {
-    turned_away_with("wrong_role", "AccessDenied", |identity| {
-        Some(identity.good(Role::Observer))
-    });
+fn an_observer_is_told_the_progress_and_nothing_else() {
+    let held = HeldClone::start();
+    let shown = held.agents.identity.good(Role::Observer);
+    let address = held.target.address();
+    let observer = || Peer::default().observe(address, shown.clone());
+    let (head, body) = observer().ask("GET /progress");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let progress: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(progress["end"], "target");
+    assert_eq!(progress["stage"], "transfer");
+    // What a source would say first is no HTTP.
+    assert!(
+        observer()
+            .tell(&Preamble::Control.encode())
+            .starts_with("HTTP/1.1 400")
+    );
+    held.goes_on_to_a_good_end();
+}
+
+/// Observers that stay are few, and keep nobody out.
+#[test]
+fn observers_that_stay_keep_nobody_out() {
+    let mut held = HeldClone::start();
+    let shown = held.agents.identity.good(Role::Observer);
+    let address = held.target.address();
+    let peer = Peer::default();
+    let staying: Vec<_> = (0..12)
+        .map(|_| peer.observe(address, shown.clone()))
+        .collect();
+    let admin = held.target.admin();
+    let counted = "volferry_rejections_total{reason=\"too_many_connections\"}";
+    eventually(counted, || metric(admin, counted) == 4.0);
+    held.goes_on_to_a_good_end();
+    drop(staying);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use crate::error::TransportError;
-use crate::identity::CredentialsDir;
+use crate::identity::{Credentials, CredentialsDir};
 use crate::name::Role;
 use crate::quic::{Congestion, Link};
 use crate::rejection::Class;
@@ -44,7 +44,7 @@ impl Default for DialLimits {
 #[derive(Clone, Debug)]
 pub struct Dialer {
     target: String,
-    credentials: CredentialsDir,
+    credentials: Place,
     limits: DialLimits,
     told: TransportChoice,
     congestion: Option<Congestion>,
@@ -59,13 +59,35 @@ struct Session {
     link: Weak<Link>,
 }
 
+/// Where a dialer has its credentials from.
+#[derive(Clone, Debug)]
+enum Place {
+    /// Read anew for each connection.
+    Directory(CredentialsDir),
+    /// At hand.
+    Memory(Credentials),
+}
+
 impl Dialer {
     /// A dialer to `target`, written `HOST:PORT`, over TLS. Nothing is looked up or read before the
     /// first dial.
     pub fn new(target: impl Into<String>, credentials: CredentialsDir) -> Self {
         Self {
             target: target.into(),
-            credentials,
+            credentials: Place::Directory(credentials),
+            limits: DialLimits::default(),
+            told: TransportChoice::Tls,
+            congestion: None,
+            session: Arc::default(),
+        }
+    }
+
+    /// A dialer to `target`, written `HOST:PORT`, with credentials that are at hand and stay as they
+    /// are.
+    pub fn with_credentials(target: impl Into<String>, credentials: Credentials) -> Self {
+        Self {
+            target: target.into(),
+            credentials: Place::Memory(credentials),
             limits: DialLimits::default(),
             told: TransportChoice::Tls,
             congestion: None,
@@ -156,8 +178,15 @@ impl Dialer {
         Ok(stream)
     }
 
+    async fn load_credentials(&self) -> Result<Credentials, TransportError> {
+        match &self.credentials {
+            Place::Directory(directory) => Ok(directory.load().await?),
+            Place::Memory(credentials) => Ok(credentials.clone()),
+        }
+    }
+
     async fn dial_tls(&self) -> Result<SecureStream, TransportError> {
-        let credentials = self.credentials.load().await?;
+        let credentials = self.load_credentials().await?;
         let (stream, address) = self.connect().await?;
         let handshake = tls::dial(stream, address, &credentials, Role::Target);
         let established = within(
@@ -170,7 +199,7 @@ impl Dialer {
     }
 
     async fn dial_quic(&self) -> Result<Link, TransportError> {
-        let credentials = self.credentials.load().await?;
+        let credentials = self.load_credentials().await?;
         let mut last_error = self.unresolved(io::ErrorKind::NotFound.into());
         for address in self.resolve().await? {
             let dial = Link::dial(address, &credentials, self.congestion.unwrap_or_default());

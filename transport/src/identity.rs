@@ -103,14 +103,31 @@ impl Credentials {
     /// # Errors
     /// When a file is missing or is not what it should be, or the three don't belong together.
     pub fn load(dir: &Path) -> Result<Self, IdentityError> {
-        let certificate_path = dir.join(CERTIFICATE_FILE);
-        let key_path = dir.join(KEY_FILE);
-        let ca_path = dir.join(CA_FILE);
+        let certificate = read(&dir.join(CERTIFICATE_FILE))?;
+        let key = read(&dir.join(KEY_FILE))?;
+        let authorities = read(&dir.join(CA_FILE))?;
+        Self::from_pem(dir, &certificate, &key, &authorities)
+    }
 
-        let chain = read_certificates(&certificate_path)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?)
+    /// Credentials that are in memory already, for instance out of a Secret. Errors name them as files
+    /// of `place`.
+    ///
+    /// # Errors
+    /// When one is not what it should be, or the three don't belong together.
+    pub fn from_pem(
+        place: &Path,
+        certificate: &[u8],
+        key: &[u8],
+        authorities: &[u8],
+    ) -> Result<Self, IdentityError> {
+        let certificate_path = place.join(CERTIFICATE_FILE);
+        let key_path = place.join(KEY_FILE);
+        let ca_path = place.join(CA_FILE);
+
+        let chain = parse_certificates(&certificate_path, certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| unreadable(&key_path, "private key", error))?;
-        let authorities = read_certificates(&ca_path)?
+        let authorities = parse_certificates(&ca_path, authorities)?
             .iter()
             .map(|certificate| Ok(webpki::anchor_from_trusted_cert(certificate)?.to_owned()))
             .collect::<Result<Arc<[_]>, _>>()
@@ -289,8 +306,11 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     Ok(content)
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let found = CertificateDer::pem_slice_iter(&read(path)?)
+fn parse_certificates(
+    path: &Path,
+    content: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let found = CertificateDer::pem_slice_iter(content)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unreadable(path, "certificate", error))?;
     if found.is_empty() {

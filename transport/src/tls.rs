@@ -42,6 +42,13 @@ mod record;
 
 pub use volferry_protocol::frame::ALPN;
 
+/// Gives rustls a cryptographic library for the whole process. Nothing here needs it; Kubernetes' client,
+/// which the controller has beside it, asks for one and would not know which of two to take.
+pub fn set_process_default() {
+    // Whoever was faster has set the same.
+    let _already = aws_lc_rs::default_provider().install_default();
+}
+
 /// A TLS stream and who is at its other end.
 pub(crate) type Established<S> = (TlsStream<S>, PeerName);
 

@@ -24,6 +24,7 @@ usage: cargo xtask CHORE
   tidy                         what no compiler checks: arrows, documents, names
   fuzz TARGET [--seconds N]    one fuzz target, for a minute unless told otherwise
   fuzz all [--seconds N]       each fuzz target in turn, after a check that coverage is fed back
+  crd                          writes the definitions in deploy/crd from controller/src/api.rs
   soak --rounds N [--seed S]   clones through random faults; the seed of each round is printed
 ";
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
             Ok(seconds) => fuzz::run(target, Duration::from_secs(seconds)),
             Err(_) => Err(format!("{seconds:?} is no number of seconds")),
         },
+        ["crd"] => crd(),
         ["soak", "--rounds", rounds] => soak(rounds, None),
         ["soak", "--rounds", rounds, "--seed", seed] => soak(rounds, Some(seed)),
         _ => Err(USAGE.to_owned()),
@@ -65,6 +67,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has the test that compares deploy/crd with the types write it instead: the types are known there.
+fn crd() -> Chore {
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "test",
+        "--locked",
+        "-p",
+        "volferry-controller",
+        "--test",
+        "crd",
+    ]);
+    cargo.env("VOLFERRY_UPDATE_CRD", "1");
+    run(cargo)
 }
 
 /// Runs the soak test of tests/tests/soak.rs for so many rounds: random volumes, options and faults,

@@ -9,6 +9,8 @@ use super::{Findings, Tree};
 
 const OPERATIONS: &str = "docs/operations.md";
 const PROTOCOL: &str = "docs/protocol.md";
+const KUBERNETES: &str = "docs/kubernetes.md";
+const CONTROLLER: &str = "controller/src/main.rs";
 
 const AGENT_FLAGS: [&str; 4] = [
     "agent/src/options.rs",
@@ -26,6 +28,10 @@ pub(super) fn check(tree: &Tree) -> Findings {
     match tree.text(PROTOCOL) {
         Some(text) => check_protocol(tree, text, &mut findings),
         None => findings.push(format!("{PROTOCOL} is missing")),
+    }
+    match tree.text(KUBERNETES) {
+        Some(text) => check_controller(tree, text, &mut findings),
+        None => findings.push(format!("{KUBERNETES} is missing")),
     }
     findings
 }
@@ -112,6 +118,23 @@ fn check_protocol(tree: &Tree, text: &str, findings: &mut Findings) {
         .filter_map(|rest| rest.split('"').nth(1));
     let unknown = examples.filter(|name| !messages.contains(*name));
     findings.extend(unknown.map(|name| format!("{PROTOCOL}: there is no message `{name}`")));
+}
+
+/// The controller's flags: each has a row, and each row of their table is one.
+fn check_controller(tree: &Tree, text: &str, findings: &mut Findings) {
+    let known: BTreeSet<_> = flags(tree.text(CONTROLLER).unwrap_or_default())
+        .into_iter()
+        .collect();
+    let rows = rows_below(text, "the controller");
+    let shown = rows.iter().filter_map(|row| row.first());
+    let shown: BTreeSet<_> = shown
+        .map(|cell| bare(cell).to_owned())
+        .filter(|name| name.starts_with("--") && !name.starts_with("---"))
+        .collect();
+    let missing = known.difference(&shown);
+    findings.extend(missing.map(|name| format!("{KUBERNETES}: the flag `{name}` is missing")));
+    let unknown = shown.difference(&known);
+    findings.extend(unknown.map(|name| format!("{KUBERNETES}: there is no flag `{name}`")));
 }
 
 /// What stands in backticks, outside code blocks.
@@ -372,7 +395,22 @@ failure_codes! {
     }
 
     #[test]
+    fn the_controllers_flags_are_in_its_table() {
+        let source = "    #[arg(long)]\n    image: String,\n    #[arg(long)]\n    log: String,\n";
+        let tree = Tree::of(&[(CONTROLLER, source)]);
+        let found = |rows: &str| {
+            let mut findings = Findings::new();
+            let manual = format!("## The controller\n| flag | |\n|---|---|\n{rows}");
+            check_controller(&tree, &manual, &mut findings);
+            findings.len()
+        };
+        assert_eq!(found("| `--image` | |\n| `--log` | |\n"), 0);
+        assert_eq!(found("| `--image` | |\n"), 1);
+        assert_eq!(found("| `--image` | |\n| `--log` | |\n| `--more` | |\n"), 1);
+    }
+
+    #[test]
     fn a_missing_manual_is_found() {
-        assert_eq!(check(&Tree::default()).len(), 2);
+        assert_eq!(check(&Tree::default()).len(), 3);
     }
 }

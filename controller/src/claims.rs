@@ -1,0 +1,168 @@
+//! What a claim and its volume say: mode, size, access, node.
+
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+/// The mode of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeMode {
+    /// A raw device.
+    Block,
+    /// A mounted filesystem.
+    Filesystem,
+}
+
+impl VolumeMode {
+    /// The mode that a claim asks for.
+    #[must_use]
+    pub fn of(spec: &PersistentVolumeClaimSpec) -> Self {
+        match spec.volume_mode.as_deref() {
+            Some("Block") => Self::Block,
+            // Kubernetes' default.
+            _ => Self::Filesystem,
+        }
+    }
+
+    /// As Kubernetes writes it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Block => "Block",
+            Self::Filesystem => "Filesystem",
+        }
+    }
+}
+
+/// Whether the claim has its volume.
+#[must_use]
+pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    phase(claim) == "Bound"
+}
+
+/// The claim's phase; empty while it has none.
+#[must_use]
+pub fn phase(claim: &PersistentVolumeClaim) -> &str {
+    let status = claim.status.as_ref();
+    status
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or_default()
+}
+
+/// Whether the claim can be used in this mode.
+#[must_use]
+pub fn has_access(claim: &PersistentVolumeClaim, mode: &str) -> bool {
+    let modes = claim.spec.iter().flat_map(|spec| &spec.access_modes);
+    modes.flatten().any(|found| found == mode)
+}
+
+/// Whether pods of only one node can use the claim at a time.
+#[must_use]
+pub fn is_for_one_node(claim: &PersistentVolumeClaim) -> bool {
+    !has_access(claim, "ReadWriteMany") && !has_access(claim, "ReadOnlyMany")
+}
+
+/// Bytes of the claim's volume, or while it has none, bytes that it asks for.
+#[must_use]
+pub fn size_bytes(claim: &PersistentVolumeClaim) -> Option<u64> {
+    let status = claim.status.as_ref();
+    let capacity = status.and_then(|status| status.capacity.as_ref()?.get("storage"));
+    capacity
+        .and_then(bytes)
+        .or_else(|| claim.spec.as_ref().and_then(requested_bytes))
+}
+
+/// Bytes that a claim asks for.
+#[must_use]
+pub fn requested_bytes(spec: &PersistentVolumeClaimSpec) -> Option<u64> {
+    let requests = spec.resources.as_ref()?.requests.as_ref()?;
+    requests.get("storage").and_then(bytes)
+}
+
+/// A request for so many bytes.
+#[must_use]
+pub fn request(bytes: u64) -> VolumeResourceRequirements {
+    let quantity = Quantity(bytes.to_string());
+    VolumeResourceRequirements {
+        requests: Some([("storage".to_owned(), quantity)].into()),
+        limits: None,
+    }
+}
+
+/// The bytes of a quantity, rounded up; absent where it is none or too large.
+#[must_use]
+pub fn bytes(quantity: &Quantity) -> Option<u64> {
+    let text = quantity.0.trim();
+    let is_number = |char: char| char.is_ascii_digit() || char == '.';
+    let end = text.find(|char| !is_number(char)).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let (numerator, denominator): (u128, u128) = match unit {
+        "" => (1, 1),
+        "m" => (1, 1000),
+        "k" => (1000, 1),
+        "M" => (1000u128.pow(2), 1),
+        "G" => (1000u128.pow(3), 1),
+        "T" => (1000u128.pow(4), 1),
+        "P" => (1000u128.pow(5), 1),
+        "E" => (1000u128.pow(6), 1),
+        "Ki" => (1 << 10, 1),
+        "Mi" => (1 << 20, 1),
+        "Gi" => (1 << 30, 1),
+        "Ti" => (1 << 40, 1),
+        "Pi" => (1 << 50, 1),
+        "Ei" => (1 << 60, 1),
+        exponent => {
+            let power = exponent.strip_prefix(['e', 'E'])?.parse::<u32>().ok()?;
+            (10u128.checked_pow(power)?, 1)
+        }
+    };
+    let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
+    // More digits than that are below a byte whatever the unit.
+    let part = part.get(..part.len().min(18))?;
+    let scale = 10u128.pow(u32::try_from(part.len()).ok()?);
+    let parse = |digits: &str| match digits {
+        "" => Some(0),
+        digits => digits.parse::<u128>().ok(),
+    };
+    if whole.is_empty() && part.is_empty() {
+        return None;
+    }
+    let scaled = parse(whole)?
+        .checked_mul(scale)?
+        .checked_add(parse(part)?)?;
+    let bytes = scaled
+        .checked_mul(numerator)?
+        .div_ceil(scale.checked_mul(denominator)?);
+    u64::try_from(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        let check = |text: &str, expected: Option<u64>| {
+            assert_eq!(bytes(&Quantity(text.to_owned())), expected, "{text}");
+        };
+        check("0", Some(0));
+        check("4096", Some(4096));
+        check("10Gi", Some(10 << 30));
+        check("1.5Gi", Some(3 << 29));
+        check("2G", Some(2_000_000_000));
+        check("128974848000m", Some(128_974_848));
+        check("1500m", Some(2));
+        check("1e3", Some(1000));
+        check("12E6", Some(12_000_000));
+        check("1E", Some(1_000_000_000_000_000_000));
+        check(".5Ki", Some(512));
+        check("8Ei", Some(8 << 60));
+        check("16Ei", None);
+        check("99999999999999999999999999999999999999999", None);
+        check("-1", None);
+        check("", None);
+        check("Gi", None);
+        check("10 Gi", None);
+    }
+}

@@ -1,0 +1,100 @@
+//! Credentials of a clone: made when its first pod is, renewed before they end.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
+
+use crate::names::{EXPIRY_ANNOTATION, End, name};
+use crate::objects::{IDENTITY_KEYS, OBSERVER_CERTIFICATE, OBSERVER_KEY};
+use crate::world::{Kind, World};
+
+/// How long credentials are good: short, since they lie in Secrets, and long enough that renewing
+/// them is rare.
+pub const VALIDITY: Duration = Duration::from_secs(12 * 3600);
+
+/// How long before their end they are renewed. Pods see new ones after a minute or two, and a
+/// controller may be away for hours.
+const RENEW_BEFORE: Duration = Duration::from_secs(4 * 3600);
+
+/// Whether the credentials end soon. Missing ones are not renewed but made.
+#[must_use]
+pub fn should_renew(world: &World) -> bool {
+    End::ALL.into_iter().any(|end| {
+        let name = name(&world.clone, end);
+        let mut secrets = world.belongings_of(Kind::Secret);
+        let secret = secrets
+            .find(|secret| secret.name == name && secret.namespace == end.namespace(&world.clone));
+        let expiry = secret.and_then(|secret| secret.annotations.get(EXPIRY_ANNOTATION));
+        let expiry = expiry.and_then(|seconds| Timestamp::from_second(seconds.parse().ok()?).ok());
+        expiry.is_some_and(|expiry| {
+            let left = Duration::try_from(expiry.duration_since(world.now)).unwrap_or_default();
+            left < RENEW_BEFORE
+        })
+    })
+}
+
+/// By what the controller asks a target for its progress.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ObserverCredentials {
+    /// The observer's certificate, PEM.
+    pub certificate: Vec<u8>,
+    /// Its key, PEM.
+    pub key: Vec<u8>,
+    /// Whom to trust, PEM.
+    pub authorities: Vec<u8>,
+}
+
+impl std::fmt::Debug for ObserverCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObserverCredentials")
+            .finish_non_exhaustive()
+    }
+}
+
+impl ObserverCredentials {
+    /// Those in the target's Secret, if it has any.
+    #[must_use]
+    pub fn of(secret: &Secret) -> Option<Self> {
+        let data = secret.data.as_ref()?;
+        let [_, _, authority] = IDENTITY_KEYS;
+        let bytes = |key: &str| data.get(key).map(|bytes| bytes.0.clone());
+        Some(Self {
+            certificate: bytes(OBSERVER_CERTIFICATE)?,
+            key: bytes(OBSERVER_KEY)?,
+            authorities: bytes(authority)?,
+        })
+    }
+}
+
+/// Of the authorities that are trusted now, newest first, those that stay so beside a new one: pods
+/// show credentials of theirs until they have read the new ones.
+#[must_use]
+pub fn trusted_authorities(present: &str) -> String {
+    const TRUSTED_MAX: usize = 2;
+    const END: &str = "-----END CERTIFICATE-----";
+    let certificates = present
+        .split_inclusive(END)
+        .filter(|part| part.contains(END));
+    let kept = certificates.take(TRUSTED_MAX).map(str::trim);
+    kept.map(|certificate| format!("{certificate}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_authorities_stay_trusted() {
+        let certificate = |name: &str| {
+            format!("-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n")
+        };
+        let [a, b, c] = ["a", "b", "c"].map(certificate);
+        assert_eq!(trusted_authorities(""), "");
+        assert_eq!(trusted_authorities(&a), a);
+        assert_eq!(
+            trusted_authorities(&format!("{a}{b}{c}")),
+            format!("{a}{b}")
+        );
+    }
+}

@@ -1,0 +1,584 @@
+//! The clone by two agents: credentials, policies and the target's pod, then the source's, progress,
+//! and the receipt.
+//!
+//! The source pod dials the target pod's address, so it comes second, and goes when the target moves.
+//! Only the target's pod holds what is durable: its journal outlives its container, the checkpoint in
+//! the status outlives the pod.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use volferry_protocol::receipt::{Receipt, Verified};
+
+use super::{Doomed, Going, LOOK_AGAIN, LOOK_SOON, Planner, Step, Stop};
+use crate::agent_pod::{Ended, Seen, State};
+use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus, Strategy};
+use crate::claims::{self, VolumeMode};
+use crate::credentials;
+use crate::names::{End, SELECTED_NODE_ANNOTATION, TARGET_ANNOTATION, name};
+use crate::objects::{self, EndPlan, Object, PodPlan, View};
+use crate::reason::Reason;
+use crate::world::{Kind, Surroundings};
+
+/// What goes on until both agents run. Always the same words: each change is a write.
+const STARTING: &str = "the agents' pods start";
+/// How often a target agent is asked for its progress.
+pub(super) const POLL_EVERY: Duration = Duration::from_secs(5);
+/// The pause before a pod is replaced after its first failure; it doubles with each.
+const BACKOFF_MIN: Duration = Duration::from_secs(5);
+/// The longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+
+impl Planner<'_> {
+    pub(super) fn host_assisted(&mut self) -> Result<Going, Stop> {
+        let target = self.world.pod(End::Target).map(Seen::of);
+        let source = self.world.pod(End::Source).map(Seen::of);
+        // Either end has it only when all is durable and both digests agree.
+        let ends = [&target, &source].into_iter().flatten();
+        let proof = ends
+            .filter_map(|seen| seen.last_end.as_ref())
+            .find_map(|end| match end {
+                Ended::Proven(receipt, json) => Some((receipt.as_ref(), json)),
+                _ => None,
+            });
+        if let Some((receipt, json)) = proof {
+            return Ok(self.prove(receipt, json));
+        }
+        // Without it nothing is proven, whatever an exit code says.
+        let is_over = |seen: &Option<Seen>| match seen {
+            Some(seen) => seen.state == State::Succeeded,
+            None => true,
+        };
+        if let (true, true, Some(seen)) = (is_over(&target), is_over(&source), target.as_ref()) {
+            let words = seen.last_end.as_ref().map_or("nothing", Ended::words);
+            let message = format!("the target agent ended without a receipt; it left: {words}");
+            return Err(Stop::fail(Reason::AgentFailed, message));
+        }
+        for (end, seen) in [(End::Target, &target), (End::Source, &source)] {
+            self.attempts(end).node = seen.as_ref().and_then(|seen| seen.node.clone());
+            if let Some(seen) = seen {
+                self.judge(end, seen)?;
+            }
+        }
+        let address = match target.map(|seen| seen.state) {
+            None => {
+                self.check_backoff(End::Target)?;
+                return self.make_target();
+            }
+            Some(State::Leaving) => return Err(leaving(End::Target)),
+            Some(State::Waiting { reason, message }) => {
+                return waiting(End::Target, reason, &message);
+            }
+            Some(State::Running {
+                address: Some(address),
+                is_ready: true,
+            }) => address,
+            Some(_) => return Ok(preparing(STARTING)),
+        };
+        if credentials::should_renew(self.world) {
+            self.steps.push(Step::Mint);
+        }
+        let dialed = self.world.pod(End::Source).map(|pod| dials(pod, address));
+        match (source.map(|seen| seen.state), dialed) {
+            (None, _) => {
+                self.check_backoff(End::Source)?;
+                self.make_source(address)
+            }
+            (Some(State::Leaving), _) => Err(leaving(End::Source)),
+            (Some(_), Some(false)) => {
+                let pod = self.world.pod(End::Source);
+                self.steps.extend(pod.map(|pod| Step::Delete(pod.into())));
+                let message = "the target's pod was replaced, and the source's follows";
+                Err(hold_soon(Reason::AgentReplaced, message))
+            }
+            (Some(State::Waiting { reason, message }), _) => waiting(End::Source, reason, &message),
+            (Some(_), _) => {
+                self.keep_progress(false);
+                Ok(self.travelling())
+            }
+        }
+    }
+
+    /// What both agents do while they run.
+    fn travelling(&self) -> Going {
+        let stage = self
+            .world
+            .report
+            .as_ref()
+            .map(|report| report.stage.as_str());
+        let told = self.status.progress.as_ref();
+        let stage = stage.or_else(|| told.map(|told| told.stage.as_str()));
+        let (phase, reason, message) = match stage {
+            Some("verify" | "done") => (
+                Phase::Verifying,
+                Reason::Verifying,
+                "all was sent; the target is flushed, or read back",
+            ),
+            Some("transfer") => (Phase::Cloning, Reason::Transferring, "bytes travel"),
+            _ => (Phase::Cloning, Reason::Transferring, "the agents meet"),
+        };
+        Going {
+            phase,
+            reason,
+            message: message.to_owned(),
+            again: POLL_EVERY,
+        }
+    }
+
+    fn attempts(&mut self, end: End) -> &mut AgentAttempts {
+        match end {
+            End::Source => &mut self.status.attempts.source,
+            End::Target => &mut self.status.attempts.target,
+        }
+    }
+
+    /// Failures of both agents, those of their present pods too.
+    fn failures(&self) -> i32 {
+        End::ALL.into_iter().fold(0, |sum, end| {
+            let attempts = match end {
+                End::Source => &self.status.attempts.source,
+                End::Target => &self.status.attempts.target,
+            };
+            let present = self.world.pod(end).map(Seen::of);
+            let present = present.filter(|seen| attempts.replaced_uid.as_ref() != Some(&seen.uid));
+            let restarts = present.map_or(0, |seen| {
+                seen.restarts
+                    .saturating_add(i32::from(matches!(seen.state, State::Failed { .. })))
+            });
+            sum.saturating_add(attempts.failures)
+                .saturating_add(restarts)
+        })
+    }
+
+    /// Looks whether the agent at `end` has failed: for good, too often, or so that its pod has to be
+    /// replaced.
+    fn judge(&mut self, end: End, seen: &Seen) -> Result<(), Stop> {
+        if let Some(Ended::Failed {
+            code,
+            is_retryable: false,
+            text,
+        }) = &seen.last_end
+        {
+            let message = format!("the {} agent: {text} ({code})", end.label());
+            return Err(Stop::fail(Reason::AgentFailed, message));
+        }
+        let limit = self.world.clone.spec.backoff_limit;
+        let words = match (&seen.state, &seen.last_end) {
+            (State::Failed { message, .. }, _) => message.clone(),
+            (_, Some(end)) => end.words().to_owned(),
+            _ => String::new(),
+        };
+        if self.failures() > limit {
+            let message = format!(
+                "the agents failed {} times, backoffLimit is {limit}; the last time, the {} agent: \
+                 {words}",
+                self.failures(),
+                end.label()
+            );
+            return Err(Stop::fail(Reason::BackoffLimitExceeded, message));
+        }
+        let State::Failed { at, .. } = &seen.state else {
+            return Ok(());
+        };
+        let now = self.world.now;
+        let attempts = self.attempts(end);
+        if attempts.replaced_uid.as_ref() != Some(&seen.uid) {
+            attempts.failures = attempts
+                .failures
+                .saturating_add(seen.restarts)
+                .saturating_add(1);
+            attempts.replaced_uid = Some(seen.uid.clone());
+            attempts.failed_at = Some(Time(at.unwrap_or(now)));
+            attempts.last_failure = Some(words.clone());
+        }
+        let message = format!("the {} agent's pod failed: {words}", end.label());
+        self.note(true, Reason::AgentReplaced, message.clone());
+        self.steps
+            .extend(self.world.pod(end).map(|pod| Step::Delete(pod.into())));
+        Err(hold_soon(Reason::AgentReplaced, &message))
+    }
+
+    /// Waits before a pod that failed gets a successor.
+    fn check_backoff(&mut self, end: End) -> Result<(), Stop> {
+        let now = self.world.now;
+        let attempts = self.attempts(end);
+        let Some(failed_at) = &attempts.failed_at else {
+            return Ok(());
+        };
+        let doublings = u32::try_from(attempts.failures.saturating_sub(1)).unwrap_or(0);
+        let factor = 2u32.saturating_pow(doublings.min(16));
+        let pause = BACKOFF_MIN.saturating_mul(factor).min(BACKOFF_MAX);
+        let passed = Duration::try_from(now.duration_since(failed_at.0)).unwrap_or_default();
+        if passed >= pause {
+            return Ok(());
+        }
+        let words = attempts.last_failure.as_deref().unwrap_or("it failed");
+        Err(Stop::Hold {
+            reason: Reason::AgentReplaced,
+            message: format!(
+                "the {} agent is started again; it ended so: {words}",
+                end.label()
+            ),
+            again: pause.saturating_sub(passed).max(Duration::from_secs(1)),
+        })
+    }
+
+    /// Makes all that the target agent needs, then its pod.
+    fn make_target(&mut self) -> Result<Going, Stop> {
+        let world = self.world;
+        let clone = &world.clone;
+        let around = self.around()?;
+        self.check_consent(around)?;
+        self.check_source(around)?;
+        let source = self.source_claim(around)?;
+        if self.world.pod(End::Source).is_none() {
+            self.check_source_use(around)?;
+        }
+        let target = self.target_claim(&source)?;
+        self.check_target_use(around)?;
+        if let Err(waits_for) = &world.admission {
+            return Err(Stop::hold(Reason::Queued, waits_for));
+        }
+        let missing = |kind| {
+            End::ALL
+                .into_iter()
+                .filter(move |end| !world.has(kind, end.namespace(clone), &name(clone, *end)))
+        };
+        if missing(Kind::Secret).next().is_some() {
+            self.steps.push(Step::Mint);
+        }
+        for end in missing(Kind::NetworkPolicy) {
+            let policy = objects::policy(clone, &world.settings, end);
+            self.apply(Object::NetworkPolicy(Box::new(policy)));
+        }
+        let checkpoint = self.status.checkpoint.clone();
+        if let Some(checkpoint) = &checkpoint {
+            let map = objects::checkpoint(clone, checkpoint);
+            self.apply(Object::ConfigMap(Box::new(map)));
+        }
+        let (_, view) = objects::views(mode(&source), mode(&target));
+        let sizes = (claims::size_bytes(&source), claims::size_bytes(&target));
+        let is_larger = matches!(sizes, (Some(source), Some(target)) if target > source);
+        let is_new = clone.spec.target.claim_template.is_some();
+        let plan = PodPlan {
+            claim: clone.target_claim().to_owned(),
+            view,
+            node: selected_node(&target),
+            is_privileged: is_privileged(around, clone.target_namespace(), view),
+            end: EndPlan::Target {
+                has_checkpoint: checkpoint.is_some(),
+                // What an earlier attempt of this clone left there is its own.
+                may_overwrite: view == View::Directory
+                    && (is_new || clone.spec.target.overwrite || self.status.progress.is_some()),
+                zero_tail: view == View::Device && is_larger,
+            },
+        };
+        let pod = objects::pod(clone, &world.settings, &plan);
+        self.apply(Object::Pod(Box::new(pod)));
+        Ok(preparing(STARTING))
+    }
+
+    /// Makes the source's pod, once the target listens at `address`.
+    fn make_source(&mut self, address: IpAddr) -> Result<Going, Stop> {
+        let world = self.world;
+        let clone = &world.clone;
+        let around = self.around()?;
+        self.check_consent(around)?;
+        self.check_source(around)?;
+        let source = self.source_claim(around)?;
+        self.check_source_use(around)?;
+        let target = self.target_claim(&source)?;
+        let (view, _) = objects::views(mode(&source), mode(&target));
+        let taken = around.taken_snapshot.as_ref();
+        let snapshot = around.source_snapshot.as_ref().or(taken);
+        let plan = PodPlan {
+            claim: source.name_any(),
+            view,
+            node: self.source_node(around, &source),
+            is_privileged: is_privileged(around, clone.source_namespace(), view),
+            end: EndPlan::Source {
+                target: address,
+                generation: snapshot.map(|snapshot| snapshot.uid.clone()),
+            },
+        };
+        let pod = objects::pod(clone, &world.settings, &plan);
+        self.apply(Object::Pod(Box::new(pod)));
+        Ok(preparing(STARTING))
+    }
+
+    pub(super) fn apply(&mut self, object: Object) {
+        self.steps.push(Step::Apply(object));
+    }
+
+    /// The claim that the source agent reads.
+    fn source_claim(&mut self, around: &Surroundings) -> Result<PersistentVolumeClaim, Stop> {
+        let Some(claim) = &around.source_claim else {
+            let snapshot = around.source_snapshot.clone().unwrap_or_default();
+            return self.restored_source(around, &snapshot);
+        };
+        // Once a snapshot was taken it stays the source, whoever uses the claim then.
+        let is_taken = around.taken_snapshot.is_some() || !around.source_users.is_empty();
+        if self.world.clone.spec.in_use_policy == InUsePolicy::Snapshot && is_taken {
+            let snapshot = self.taken_snapshot(around)?;
+            return self.restored_source(around, &snapshot);
+        }
+        Ok(claim.clone())
+    }
+
+    /// The claim that is written, as it is or as it is about to be made.
+    fn target_claim(
+        &mut self,
+        source: &PersistentVolumeClaim,
+    ) -> Result<PersistentVolumeClaim, Stop> {
+        let claim = match self.existing_target()? {
+            Some(claim) => claim,
+            None => {
+                let made = objects::target_claim(&self.world.clone, source).ok_or_else(|| {
+                    let message = "neither the source nor the template tells a size";
+                    Stop::fail(Reason::TargetTooSmall, message)
+                })?;
+                self.apply(Object::Claim(Box::new(made.clone())));
+                made
+            }
+        };
+        let is_device = objects::views(mode(source), mode(&claim)).1 == View::Device;
+        let of_block = mode(source) == VolumeMode::Block;
+        if let (Some(target_bytes), Some(source_bytes)) =
+            (claims::size_bytes(&claim), claims::size_bytes(source))
+            && is_device
+            && of_block
+            && target_bytes < source_bytes
+        {
+            let message = format!(
+                "the target claim {} has {target_bytes} bytes, the source {source_bytes}",
+                claim.name_any()
+            );
+            return Err(Stop::fail(Reason::TargetTooSmall, message));
+        }
+        Ok(claim)
+    }
+
+    /// The claim that is written, if it is there; that of a template must be ours.
+    pub(super) fn existing_target(&mut self) -> Result<Option<PersistentVolumeClaim>, Stop> {
+        let world = self.world;
+        let clone = &world.clone;
+        let shown = format!("{}/{}", clone.target_namespace(), clone.target_claim());
+        let Some(claim) = &world.target_claim else {
+            return if clone.spec.target.claim_template.is_some() {
+                Ok(None)
+            } else {
+                let message = format!("there is no claim {shown}");
+                Err(Stop::hold(Reason::TargetNotFound, message))
+            };
+        };
+        let is_ours = self
+            .world
+            .has(Kind::Claim, clone.target_namespace(), clone.target_claim());
+        if clone.spec.target.claim_template.is_some() && !is_ours {
+            let message = format!(
+                "claim {shown} exists and was not made for this clone; choose another name, or \
+                 name it as target.persistentVolumeClaim to have it overwritten"
+            );
+            return Err(Stop::fail(Reason::TargetExists, message));
+        }
+        if claim.metadata.deletion_timestamp.is_some() {
+            let message = format!("claim {shown} is about to be deleted");
+            return Err(Stop::hold(Reason::TargetNotFound, message));
+        }
+        let filled_from = claim
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.data_source.as_ref());
+        let filled_from = filled_from.map(|reference| reference.kind.as_str());
+        let expected = match self.status.strategy {
+            Some(Strategy::CsiClone) => Some("PersistentVolumeClaim"),
+            Some(Strategy::Snapshot) => Some("VolumeSnapshot"),
+            _ => None,
+        };
+        if is_ours && !claims::is_bound(claim) && filled_from != expected {
+            self.steps.push(Step::Delete(Doomed {
+                kind: Kind::Claim,
+                namespace: clone.target_namespace().to_owned(),
+                name: claim.name_any(),
+                uid: claim.uid().unwrap_or_default(),
+            }));
+            let message = format!("claim {shown} was made for another way, and is made anew");
+            return Err(hold_soon(Reason::TargetNotFound, &message));
+        }
+        if claims::phase(claim) == "Lost" {
+            let message = format!("claim {shown} has lost its volume");
+            return Err(Stop::fail(Reason::TargetLost, message));
+        }
+        Ok(Some(claim.clone()))
+    }
+
+    fn check_target_use(&self, around: &Surroundings) -> Result<(), Stop> {
+        if around.target_users.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "claim {} is used by {}; end them first",
+            self.world.clone.target_claim(),
+            names_of(&around.target_users)
+        );
+        Err(Stop::hold(Reason::TargetInUse, message))
+    }
+
+    fn check_source_use(&self, around: &Surroundings) -> Result<(), Stop> {
+        let (Some(claim), false) = (&around.source_claim, around.source_users.is_empty()) else {
+            return Ok(());
+        };
+        let policy = self.world.clone.spec.in_use_policy;
+        let users = names_of(&around.source_users);
+        let message = format!("claim {} is used by {users}", claim.name_any());
+        let only_one_pod = claims::has_access(claim, "ReadWriteOncePod");
+        match policy {
+            InUsePolicy::Fail => Err(Stop::fail(Reason::SourceInUse, message)),
+            InUsePolicy::Allow if only_one_pod => Err(Stop::hold(
+                Reason::SourceInUse,
+                format!("{message}, and ReadWriteOncePod lets no second pod use it"),
+            )),
+            InUsePolicy::Allow => Ok(()),
+            InUsePolicy::Wait => Err(Stop::hold(
+                Reason::SourceInUse,
+                format!("{message}; end them, or choose another inUsePolicy"),
+            )),
+            // The agents read the snapshot.
+            InUsePolicy::Snapshot => Ok(()),
+        }
+    }
+
+    /// The node where the source is attached, if it can't be attached to another.
+    fn source_node(&self, around: &Surroundings, claim: &PersistentVolumeClaim) -> Option<String> {
+        let nodes = around.source_users.iter().filter_map(|pod| {
+            let spec = pod.spec.as_ref()?;
+            spec.node_name.clone()
+        });
+        let is_it = around
+            .source_claim
+            .as_ref()
+            .is_some_and(|source| source.name_any() == claim.name_any());
+        (is_it && claims::is_for_one_node(claim))
+            .then_some(nodes)
+            .and_then(|mut nodes| nodes.next())
+    }
+
+    /// The clone is proven: the receipt is kept, the pods may go.
+    fn prove(&mut self, receipt: &Receipt, json: &str) -> Going {
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let verified = match receipt.verified {
+            Verified::None => "none",
+            Verified::Digest => "digest",
+            Verified::Readback => "readback",
+        };
+        self.status.receipt = Some(ReceiptStatus {
+            clone_id: receipt.clone_id.to_string(),
+            digest: receipt.digest.to_string(),
+            verified: verified.to_owned(),
+            logical_bytes: number(receipt.logical_bytes),
+            data_bytes: number(receipt.data_bytes),
+            sent_bytes: number(receipt.sent_bytes),
+            resent_bytes: number(receipt.resent_bytes),
+            sessions: number(receipt.sessions),
+            json: json.to_owned(),
+        });
+        self.status.checkpoint = None;
+        let progress = self.status.progress.get_or_insert_default();
+        progress.stage = "done".to_owned();
+        progress.logical_bytes = number(receipt.logical_bytes);
+        progress.durable_bytes = number(receipt.logical_bytes);
+        progress.percent = "100%".to_owned();
+        progress.eta_seconds = None;
+        progress.updated_at = Some(Time(self.world.now));
+        Going {
+            phase: Phase::Ready,
+            reason: Reason::Proven,
+            message: format!(
+                "{} bytes are durable and proven, digest {}",
+                receipt.logical_bytes, receipt.digest
+            ),
+            again: Duration::ZERO,
+        }
+    }
+}
+
+fn mode(claim: &PersistentVolumeClaim) -> VolumeMode {
+    claim
+        .spec
+        .as_ref()
+        .map_or(VolumeMode::Filesystem, VolumeMode::of)
+}
+
+/// Where the scheduler already wants a claim that has no volume yet.
+fn selected_node(claim: &PersistentVolumeClaim) -> Option<String> {
+    let node = claim.annotations().get(SELECTED_NODE_ANNOTATION);
+    node.filter(|_| !claims::is_bound(claim)).cloned()
+}
+
+/// Whether an agent gets privileges: only for files, and only where an administrator lets it.
+fn is_privileged(around: &Surroundings, namespace: &str, view: View) -> bool {
+    view == View::Directory && around.privileged.get(namespace) == Some(&true)
+}
+
+/// Whether the source pod dials the target at `address`.
+fn dials(pod: &Pod, address: IpAddr) -> bool {
+    let dialed = pod.annotations().get(TARGET_ANNOTATION);
+    dialed.is_some_and(|dialed| *dialed == address.to_string())
+}
+
+fn names_of(pods: &[Pod]) -> String {
+    const SHOWN_MAX: usize = 5;
+    let names: Vec<_> = pods
+        .iter()
+        .take(SHOWN_MAX)
+        .map(|pod| pod.name_any())
+        .collect();
+    let more = pods.len().saturating_sub(SHOWN_MAX);
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("pods {}{more}", names.join(", "))
+}
+
+pub(super) fn preparing(message: &str) -> Going {
+    Going {
+        phase: Phase::Preparing,
+        reason: Reason::Preparing,
+        message: message.to_owned(),
+        again: LOOK_SOON,
+    }
+}
+
+fn leaving(end: End) -> Stop {
+    let message = format!(
+        "the {} agent's last pod is not gone yet; if its node is lost, remove the node or the pod",
+        end.label()
+    );
+    hold_soon(Reason::PodLeaving, &message)
+}
+
+fn hold_soon(reason: Reason, message: &str) -> Stop {
+    Stop::Hold {
+        reason,
+        message: message.to_owned(),
+        again: LOOK_SOON,
+    }
+}
+
+/// A pod that is not started yet is no reason to worry, unless something says why.
+fn waiting(end: End, reason: Reason, message: &str) -> Result<Going, Stop> {
+    let message = format!("the {} agent's pod: {message}", end.label());
+    match reason {
+        Reason::PodPending => Ok(preparing(STARTING)),
+        reason => Err(Stop::Hold {
+            reason,
+            message,
+            again: LOOK_AGAIN,
+        }),
+    }
+}

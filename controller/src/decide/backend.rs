@@ -1,0 +1,224 @@
+//! The ways of the storage backend: its own clone, or a snapshot that it restores.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, TypedLocalObjectReference};
+use kube::ResourceExt;
+
+use super::choose::{snapshot_class, source_driver, storage_class};
+use super::{Going, LOOK_SOON, Planner, Stop};
+use crate::api::{Phase, Strategy, StrategyChoice};
+use crate::claims::{self, VolumeMode};
+use crate::names::{End, name};
+use crate::objects::{self, Object, SNAPSHOT_GROUP};
+use crate::reason::Reason;
+use crate::world::{Snapshot, Surroundings};
+
+/// How long a backend may go on refusing before another way is tried: what it says first may be
+/// about something that mends itself.
+const REFUSALS_TIME_MAX: Duration = Duration::from_secs(120);
+
+impl Planner<'_> {
+    /// The backend clones the source claim.
+    pub(super) fn csi_clone(&mut self) -> Result<Going, Stop> {
+        let source = self
+            .world
+            .clone
+            .spec
+            .source
+            .persistent_volume_claim
+            .as_ref();
+        let reference = TypedLocalObjectReference {
+            api_group: None,
+            kind: "PersistentVolumeClaim".to_owned(),
+            name: source.map(|source| source.name.clone()).unwrap_or_default(),
+        };
+        self.provision(Strategy::CsiClone, &reference, None)
+    }
+
+    /// The backend restores a snapshot: the one that was named, or one that is taken for it.
+    pub(super) fn restore_snapshot(&mut self) -> Result<Going, Stop> {
+        let around = self.around()?;
+        let snapshot = match &self.world.clone.spec.source.volume_snapshot {
+            Some(_) => {
+                self.check_source(around)?;
+                around.source_snapshot.clone()
+            }
+            None => Some(self.taken_snapshot(around)?),
+        };
+        let snapshot = snapshot.unwrap_or_default();
+        let reference = TypedLocalObjectReference {
+            api_group: Some(SNAPSHOT_GROUP.to_owned()),
+            kind: "VolumeSnapshot".to_owned(),
+            name: snapshot.name.clone(),
+        };
+        self.provision(Strategy::Snapshot, &reference, Some(&snapshot))
+    }
+
+    /// The snapshot that was taken of the source claim for this clone.
+    pub(super) fn taken_snapshot(&mut self, around: &Surroundings) -> Result<Snapshot, Stop> {
+        // The target is made from it: once that is there, nothing new is taken.
+        self.check_source(around)?;
+        let shown = name(&self.world.clone, End::Source);
+        match &around.taken_snapshot {
+            Some(snapshot) if snapshot.is_ready => Ok(snapshot.clone()),
+            Some(snapshot) => {
+                let words = snapshot
+                    .error
+                    .as_deref()
+                    .unwrap_or("its driver works on it");
+                let message = format!("snapshot {shown}: {words}");
+                Err(Stop::Hold {
+                    reason: Reason::TakingSnapshot,
+                    message,
+                    again: LOOK_SOON,
+                })
+            }
+            None => {
+                let driver = source_driver(around);
+                let class = driver
+                    .and_then(|driver| snapshot_class(around, driver))
+                    .map_err(|(_, message)| Stop::fail(Reason::StrategyImpossible, message))?;
+                let claim = around.source_claim.as_ref().map(ResourceExt::name_any);
+                let snapshot =
+                    objects::snapshot(&self.world.clone, &claim.unwrap_or_default(), &class.name);
+                self.apply(Object::Snapshot(Box::new(snapshot)));
+                Err(Stop::Hold {
+                    reason: Reason::TakingSnapshot,
+                    message: format!("snapshot {shown} is taken of the source"),
+                    again: LOOK_SOON,
+                })
+            }
+        }
+    }
+
+    /// Has the backend make the target from `reference`.
+    fn provision(
+        &mut self,
+        strategy: Strategy,
+        reference: &TypedLocalObjectReference,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Going, Stop> {
+        let going = |message: &str| Going {
+            phase: Phase::Cloning,
+            reason: Reason::Provisioning,
+            message: message.to_owned(),
+            again: LOOK_SOON,
+        };
+        let Some(claim) = self.existing_target()? else {
+            let around = self.around()?;
+            self.check_source(around)?;
+            let source = match (&around.source_claim, snapshot) {
+                (Some(claim), _) => claim.clone(),
+                (None, Some(snapshot)) => of_snapshot(snapshot),
+                (None, None) => PersistentVolumeClaim::default(),
+            };
+            let made = objects::target_claim(&self.world.clone, &source).ok_or_else(|| {
+                let message = "neither the source nor the template tells a size";
+                Stop::fail(Reason::TargetTooSmall, message)
+            })?;
+            let made = objects::filled_from(made, reference);
+            self.apply(Object::Claim(Box::new(made)));
+            return Ok(going("the backend is asked for the target"));
+        };
+        if claims::is_bound(&claim) {
+            return Ok(Going {
+                phase: Phase::Ready,
+                reason: Reason::ClonedByBackend,
+                message: "the backend made the target from the source; no digest was computed"
+                    .to_owned(),
+                again: Duration::ZERO,
+            });
+        }
+        let around = self.around()?;
+        let Some(refusal) = around.target_warnings.last() else {
+            return Ok(going(
+                "the target claim has no volume yet; one of mode WaitForFirstConsumer gets it with \
+                 its first pod",
+            ));
+        };
+        let age = claim
+            .creation_timestamp()
+            .map(|at| self.world.now.duration_since(at.0));
+        let age = age
+            .and_then(|age| Duration::try_from(age).ok())
+            .unwrap_or_default();
+        let is_final = refusal.contains("not support") || age >= REFUSALS_TIME_MAX;
+        if self.world.clone.spec.strategy == StrategyChoice::Auto && is_final {
+            return Ok(self.give_up(strategy, refusal));
+        }
+        Err(Stop::hold(Reason::ProvisioningFailed, refusal.as_str()))
+    }
+
+    /// Takes the next way, since the backend refuses this one. The claim that it didn't fill goes with
+    /// the next look: it is not that way's.
+    fn give_up(&mut self, strategy: Strategy, refusal: &str) -> Going {
+        for way in &mut self.status.considered {
+            if way.strategy == strategy {
+                way.possible = false;
+                way.reason = Reason::ProvisioningFailed.label().to_owned();
+                way.message = refusal.to_owned();
+            }
+        }
+        let next = self.status.considered.iter().find(|way| way.possible);
+        let next = next.map_or(Strategy::HostAssisted, |way| way.strategy);
+        self.status.strategy = Some(next);
+        let message = format!("{strategy:?} was given up for {next:?}: {refusal}");
+        self.note(true, Reason::StrategyChosen, message.clone());
+        Going {
+            again: Duration::from_secs(1),
+            ..super::agents::preparing(&message)
+        }
+    }
+
+    /// The claim that a snapshot is restored to, for the source agent to read. Its namespace is the
+    /// snapshot's, and it goes with the clone's end.
+    pub(super) fn restored_source(
+        &mut self,
+        around: &Surroundings,
+        snapshot: &Snapshot,
+    ) -> Result<PersistentVolumeClaim, Stop> {
+        if let Some(claim) = &around.restored_claim {
+            return Ok(claim.clone());
+        }
+        let mut classes = around.snapshot_classes.iter();
+        let class = classes.find(|class| Some(&class.name) == snapshot.class.as_ref());
+        let driver = class.map_or("", |class| class.driver.as_str());
+        let default = storage_class(around, None).filter(|class| class.provisioner == driver);
+        let mut of_driver = around.storage_classes.iter();
+        let class = default.or_else(|| of_driver.find(|class| class.provisioner == driver));
+        let Some(class) = class else {
+            let message = format!(
+                "to be read, snapshot {} has to be restored, and no storage class is of its driver \
+                 ({driver})",
+                snapshot.name
+            );
+            return Err(Stop::hold(Reason::SnapshotNotReady, message));
+        };
+        if snapshot.restore_bytes.is_none() {
+            let message = format!("snapshot {} does not tell its size yet", snapshot.name);
+            return Err(Stop::hold(Reason::SnapshotNotReady, message));
+        }
+        let source = around
+            .source_claim
+            .as_ref()
+            .and_then(|claim| claim.spec.as_ref());
+        let like = Snapshot {
+            volume_mode: snapshot.volume_mode.or_else(|| source.map(VolumeMode::of)),
+            ..snapshot.clone()
+        };
+        let claim = objects::restored_claim(
+            &self.world.clone,
+            &of_snapshot(&like),
+            &class.name_any(),
+            &snapshot.name,
+        );
+        self.apply(Object::Claim(Box::new(claim.clone())));
+        Ok(claim)
+    }
+}
+
+/// A claim as large as what the snapshot holds, and of its mode.
+fn of_snapshot(snapshot: &Snapshot) -> PersistentVolumeClaim {
+    objects::claim_of(snapshot.volume_mode, snapshot.restore_bytes)
+}

@@ -1,0 +1,1330 @@
+//! The decision, row by row: a world made by hand, and what is decided of it.
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::names::{self, End};
+use crate::objects::{self, EndPlan, PodPlan, View};
+use crate::world::{Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
+
+const UID: &str = "7a1f0c2e-0000-4000-8000-000000000001";
+
+fn of<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+}
+
+/// RFC 7386 without removal.
+fn merge(into: &mut Value, change: &Value) {
+    match (into, change) {
+        (Value::Object(into), Value::Object(change)) => {
+            for (key, value) in change {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, change) => *into = change.clone(),
+    }
+}
+
+fn claim(namespace: &str, name: &str, change: &Value) -> PersistentVolumeClaim {
+    let mut claim = json!({
+        "metadata": {"name": name, "namespace": namespace, "uid": format!("uid-{name}")},
+        "spec": {"accessModes": ["ReadWriteOnce"], "volumeMode": "Block", "volumeName": "pv",
+            "resources": {"requests": {"storage": "1Gi"}}},
+        "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}},
+    });
+    merge(&mut claim, change);
+    of(claim)
+}
+
+/// A clone in namespace `home` of the claim `from` to the claim `to`, accepted by nobody yet.
+fn world(spec: &Value) -> World {
+    let mut full = json!({
+        "source": {},
+        "target": {},
+        "strategy": "Auto",
+    });
+    merge(&mut full, spec);
+    if full["source"].get("volumeSnapshot").is_none() {
+        full["source"]["persistentVolumeClaim"] = json!({"name": "from"});
+    }
+    if full["target"].get("claimTemplate").is_none() {
+        full["target"]["persistentVolumeClaim"] = json!({"name": "to"});
+    }
+    let clone: VolumeClone = of(json!({
+        "apiVersion": "volferry.io/v1alpha1",
+        "kind": "VolumeClone",
+        "metadata": {"name": "clone", "namespace": "home", "uid": UID, "generation": 1,
+            "finalizers": [FINALIZER]},
+        "spec": full,
+    }));
+    let is_template = clone.spec.target.claim_template.is_some();
+    let namespace = clone.source_namespace().to_owned();
+    World {
+        now: at(0),
+        settings: Settings {
+            image: "volferry:1".to_owned(),
+            image_pull_policy: "IfNotPresent".to_owned(),
+            namespace: "volferry-system".to_owned(),
+        },
+        target_claim: (!is_template).then(|| claim("home", "to", &json!({}))),
+        surroundings: Some(Surroundings {
+            source_claim: Some(claim(&namespace, "from", &json!({}))),
+            ..Surroundings::default()
+        }),
+        pods: Vec::new(),
+        belongings: Vec::new(),
+        report: None,
+        rejection: None,
+        admission: Ok(()),
+        clone,
+    }
+}
+
+fn around(world: &mut World) -> &mut Surroundings {
+    world.surroundings.as_mut().unwrap()
+}
+
+/// Lets the world be as the decision wants its status.
+fn follow(world: &mut World, decision: &Decision) {
+    if let Some(status) = &decision.status {
+        world.clone.status = Some((**status).clone());
+    }
+}
+
+fn condition<'a>(world: &'a World, name: &str) -> (&'a str, &'a str, &'a str) {
+    let status = world.clone.status.as_ref().unwrap();
+    let found = status.conditions.iter().find(|found| found.type_ == name);
+    let found = found.unwrap_or_else(|| panic!("no condition {name}: {status:?}"));
+    (&found.status, &found.reason, &found.message)
+}
+
+/// Decides, follows the status, and returns the steps in short.
+fn decide_in(world: &mut World) -> (Vec<String>, Decision) {
+    let decision = decide(world);
+    follow(world, &decision);
+    let short = |step: &Step| match step {
+        Step::Apply(object) => format!("apply {}", object.describe().replace(UID, "UID")),
+        Step::Delete(doomed) => {
+            let name = doomed.name.replace(UID, "UID");
+            format!("delete {:?} {}/{name}", doomed.kind, doomed.namespace)
+        }
+        Step::Attest { claim, .. } => format!("attest {claim}"),
+        other => format!("{other:?}"),
+    };
+    (decision.steps.iter().map(short).collect(), decision)
+}
+
+/// Decides once and checks what the clone waits for, or fails of.
+fn check_stop(mut world: World, phase: Phase, reason: Reason, words: &str) -> World {
+    let (steps, decision) = decide_in(&mut world);
+    let status = world.clone.status.clone().unwrap_or_default();
+    let (is_progressing, found, message) = condition(&world, "Progressing");
+    assert_eq!(found, reason.label(), "{message}");
+    assert_eq!(is_progressing, "False");
+    assert_eq!(status.phase, phase, "{message}");
+    assert!(message.contains(words), "{message:?} lacks {words:?}");
+    let makes = steps.iter().filter(|step| step.contains("pod "));
+    assert_eq!(makes.count(), 0, "{steps:?}");
+    assert_eq!(decision.again.is_none(), phase == Phase::Failed);
+    world
+}
+
+/// An agent's pod with this status.
+fn pod(world: &World, end: End, change: &Value) -> Pod {
+    let metadata = names::metadata(&world.clone, end);
+    let mut pod = json!({
+        "metadata": metadata,
+        "spec": {"containers": [], "nodeName": format!("node-of-{}", end.label())},
+        "status": {"phase": "Running", "podIP": "10.0.0.7", "containerStatuses": [
+            {"name": end.label(), "ready": true, "restartCount": 0, "image": "", "imageID": "",
+                "state": {"running": {}}}]},
+    });
+    pod["metadata"]["uid"] = json!(format!("uid-{}", end.label()));
+    if end == End::Source {
+        pod["metadata"]["annotations"][names::TARGET_ANNOTATION] = json!("10.0.0.7");
+    }
+    merge(&mut pod, change);
+    of(pod)
+}
+
+/// A container status for [`pod`].
+fn container(status: &Value) -> Value {
+    let mut full =
+        json!({"name": "agent", "ready": false, "restartCount": 0, "image": "", "imageID": ""});
+    merge(&mut full, status);
+    json!({"status": {"containerStatuses": [full]}})
+}
+
+/// The clone is under way: accepted by the agents' way, and all but the pods is there.
+fn under_way(spec: &Value) -> World {
+    let mut world = world(spec);
+    let (_, decision) = decide_in(&mut world);
+    assert!(decision.status.is_some());
+    for end in End::ALL {
+        for kind in [Kind::Secret, Kind::NetworkPolicy] {
+            world.belongings.push(belonging(&world, kind, end));
+        }
+    }
+    world
+}
+
+fn belonging(world: &World, kind: Kind, end: End) -> Belonging {
+    Belonging {
+        kind,
+        namespace: end.namespace(&world.clone).to_owned(),
+        name: names::name(&world.clone, end),
+        uid: format!("uid-{kind:?}-{}", end.label()),
+        annotations: Default::default(),
+        is_deleting: false,
+    }
+}
+
+fn receipt() -> String {
+    let agent = json!({"agent": "a", "cpu_seconds": 1.0, "peak_memory_bytes": 1});
+    json!({
+        "receipt_version": 1, "clone_id": UID, "digest": "11".repeat(32), "chunk_size": 1_048_576,
+        "verified": "digest", "logical_bytes": 1 << 30, "data_bytes": 5, "zero_bytes": 6,
+        "wire_bytes": 7, "resumed_bytes": 0, "sent_bytes": 5, "resent_bytes": 0, "sessions": 1,
+        "seconds": 1.0, "bytes_per_second": 1.0, "finished_unix_seconds": 1,
+        "source": agent, "target": agent,
+    })
+    .to_string()
+}
+
+fn report(stage: &str, durable_bytes: u64) -> TargetReport {
+    TargetReport {
+        stage: stage.to_owned(),
+        logical_bytes: 1 << 30,
+        durable_bytes,
+        bytes_per_second: 80.0 * 1024.0 * 1024.0,
+        limit: "peer".to_owned(),
+        checkpoint: Some(json!({"durable": durable_bytes})),
+        ..TargetReport::default()
+    }
+}
+
+#[test]
+fn nothing_is_made_before_the_object_is_kept() {
+    let mut world = world(&json!({}));
+    world.clone.metadata.finalizers = None;
+    let decision = decide(&world);
+    assert_eq!(decision.steps, [Step::AddFinalizer]);
+    assert_eq!(decision.status, None);
+}
+
+#[test]
+fn a_clone_goes_from_pods_to_proof() {
+    let mut world = world(&json!({}));
+    let (steps, decision) = decide_in(&mut world);
+    let expected = [
+        "Mint",
+        "apply network policy home/volferry-UID-source",
+        "apply network policy home/volferry-UID-target",
+        "apply pod home/volferry-UID-target",
+    ];
+    assert_eq!(steps, expected);
+    assert_eq!(decision.notes[0].reason, Reason::StrategyChosen);
+    assert!(
+        decision.notes[0].message.contains("HostAssisted, chosen"),
+        "{decision:?}"
+    );
+    assert_eq!(condition(&world, "Accepted").0, "True");
+
+    for end in End::ALL {
+        for kind in [Kind::Secret, Kind::NetworkPolicy] {
+            world.belongings.push(belonging(&world, kind, end));
+        }
+    }
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    world.pods[0]
+        .status
+        .as_mut()
+        .unwrap()
+        .container_statuses
+        .as_mut()
+        .unwrap()[0]
+        .ready = false;
+    assert_eq!(
+        decide_in(&mut world).0,
+        Vec::<String>::new(),
+        "it does not listen yet"
+    );
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    assert_eq!(
+        decide_in(&mut world).0,
+        ["apply pod home/volferry-UID-source"]
+    );
+
+    world.pods.push(pod(&world, End::Source, &json!({})));
+    world.surroundings = None;
+    world.report = Some(report("transfer", 1 << 29));
+    assert_eq!(decide_in(&mut world).0, Vec::<String>::new());
+    let status = world.clone.status.clone().unwrap();
+    assert_eq!(status.phase, Phase::Cloning);
+    let progress = status.progress.unwrap();
+    assert_eq!((&*progress.percent, &*progress.rate), ("50%", "80 MiB/s"));
+    assert!(status.checkpoint.is_some());
+
+    let ended = container(&json!({"state": {"terminated": {"exitCode": 0, "message": receipt()}}}));
+    let mut succeeded = json!({"status": {"phase": "Succeeded"}});
+    merge(&mut succeeded, &ended);
+    world.pods[0] = pod(&world, End::Target, &succeeded);
+    let (_, decision) = decide_in(&mut world);
+    assert_eq!(
+        condition(&world, "Ready"),
+        ("True", "Proven", &*decision.notes[0].message)
+    );
+    let status = world.clone.status.clone().unwrap();
+    assert_eq!(status.phase, Phase::Ready);
+    assert_eq!(status.receipt.unwrap().logical_bytes, 1 << 30);
+    assert_eq!(status.checkpoint, None);
+
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps[0], "attest to");
+    assert_eq!(steps.len(), 1 + 2 + 4, "{steps:?}");
+    world.pods.clear();
+    world.belongings.clear();
+    let attested = json!({"metadata": {"annotations": {RECEIPT_ANNOTATION: receipt()}}});
+    world.target_claim = Some(claim("home", "to", &attested));
+    assert_eq!(decide(&world), Decision::default(), "it rests");
+}
+
+#[test]
+fn what_is_not_there_is_waited_for() {
+    let mut no_source = world(&json!({}));
+    around(&mut no_source).source_claim = None;
+    check_stop(
+        no_source,
+        Phase::Pending,
+        Reason::SourceNotFound,
+        "home/from",
+    );
+    let mut unbound = world(&json!({}));
+    let pending = json!({"status": {"phase": "Pending"}});
+    around(&mut unbound).source_claim = Some(claim("home", "from", &pending));
+    check_stop(unbound, Phase::Pending, Reason::SourceNotBound, "Pending");
+    let mut no_target = world(&json!({}));
+    no_target.target_claim = None;
+    check_stop(no_target, Phase::Pending, Reason::TargetNotFound, "home/to");
+    let mut no_snapshot = world(&json!({"source": {"volumeSnapshot": {"name": "shot"}}}));
+    around(&mut no_snapshot).source_claim = None;
+    check_stop(
+        no_snapshot.clone(),
+        Phase::Pending,
+        Reason::SourceNotFound,
+        "shot",
+    );
+    let unready = Snapshot {
+        error: Some("the driver is busy".to_owned()),
+        ..Snapshot::default()
+    };
+    around(&mut no_snapshot).source_snapshot = Some(unready);
+    check_stop(
+        no_snapshot,
+        Phase::Pending,
+        Reason::SnapshotNotReady,
+        "is busy",
+    );
+    let mut many = world(&json!({}));
+    many.admission = Err("16 clones run already".to_owned());
+    check_stop(many, Phase::Pending, Reason::Queued, "16 clones");
+}
+
+#[test]
+fn without_the_surroundings_nothing_is_decided() {
+    let mut world = world(&json!({}));
+    world.surroundings = None;
+    let decision = decide(&world);
+    let expected = Decision {
+        needs_surroundings: true,
+        ..Decision::default()
+    };
+    assert_eq!(decision, expected);
+}
+
+#[test]
+fn a_target_that_is_too_small_or_not_ours_is_left_alone() {
+    let mut small = world(&json!({}));
+    let half = json!({"status": {"capacity": {"storage": "512Mi"}}});
+    small.target_claim = Some(claim("home", "to", &half));
+    check_stop(small, Phase::Failed, Reason::TargetTooSmall, "536870912");
+    let template = json!({"target": {"claimTemplate": {"metadata": {"name": "to"}}}});
+    let mut foreign = world(&template);
+    foreign.target_claim = Some(claim("home", "to", &json!({})));
+    check_stop(
+        foreign,
+        Phase::Failed,
+        Reason::TargetExists,
+        "not made for this clone",
+    );
+    let mut lost = world(&json!({}));
+    lost.target_claim = Some(claim("home", "to", &json!({"status": {"phase": "Lost"}})));
+    check_stop(lost, Phase::Failed, Reason::TargetLost, "home/to");
+    let mut used = world(&json!({}));
+    let user = pod(
+        &used,
+        End::Target,
+        &json!({"metadata": {"name": "database"}}),
+    );
+    around(&mut used).target_users = vec![user];
+    check_stop(used, Phase::Pending, Reason::TargetInUse, "database");
+}
+
+#[test]
+fn a_source_in_use_is_treated_as_asked() {
+    let in_use = |policy: &str, access: &str| {
+        let mut world = world(&json!({"inUsePolicy": policy}));
+        let user = json!({"metadata": {"name": "database"}, "spec": {"nodeName": "node-7"}});
+        let user = pod(&world, End::Source, &user);
+        let modes = json!({"spec": {"accessModes": [access]}});
+        let around = around(&mut world);
+        around.source_users = vec![user];
+        around.source_claim = Some(claim("home", "from", &modes));
+        world
+    };
+    let once = "ReadWriteOnce";
+    check_stop(
+        in_use("Wait", once),
+        Phase::Pending,
+        Reason::SourceInUse,
+        "database",
+    );
+    check_stop(
+        in_use("Fail", once),
+        Phase::Failed,
+        Reason::SourceInUse,
+        "database",
+    );
+    let alone = in_use("Allow", "ReadWriteOncePod");
+    check_stop(
+        alone,
+        Phase::Pending,
+        Reason::SourceInUse,
+        "ReadWriteOncePod",
+    );
+    for (access, node) in [(once, Some("node-7")), ("ReadWriteMany", None)] {
+        let mut world = in_use("Allow", access);
+        decide_in(&mut world);
+        world.pods = vec![pod(&world, End::Target, &json!({}))];
+        let (_, decision) = decide_in(&mut world);
+        let pinned = decision.steps.iter().find_map(|step| match step {
+            Step::Apply(Object::Pod(pod)) => Some(pod.spec.clone().unwrap().affinity),
+            _ => None,
+        });
+        let pinned = serde_json::to_string(&pinned.unwrap()).unwrap();
+        assert_eq!(
+            pinned.contains("metadata.name"),
+            node.is_some(),
+            "{access}: {pinned}"
+        );
+        assert_eq!(
+            pinned.contains("node-7"),
+            node.is_some(),
+            "{access}: {pinned}"
+        );
+    }
+}
+
+#[test]
+fn another_namespace_has_to_consent() {
+    let spec = json!({"source": {"namespace": "away"}});
+    let grant = |group: &str, namespace: &str, kind: &str, name: Option<&str>| -> Grant {
+        of(json!({
+            "from": [{"group": group, "kind": "VolumeClone", "namespace": namespace}],
+            "to": [{"group": "", "kind": kind, "name": name}],
+        }))
+    };
+    let with = |grants: Vec<Grant>| {
+        let mut world = world(&spec);
+        around(&mut world).grants = grants;
+        world
+    };
+    let claims = "PersistentVolumeClaim";
+    for grants in [
+        vec![],
+        vec![grant("volferry.io", "elsewhere", claims, None)],
+        vec![grant("other.io", "home", claims, None)],
+        vec![grant("volferry.io", "home", "Secret", None)],
+        vec![grant("volferry.io", "home", claims, Some("other"))],
+    ] {
+        let world = check_stop(
+            with(grants),
+            Phase::Pending,
+            Reason::NotGranted,
+            "namespace away",
+        );
+        assert_eq!(condition(&world, "Accepted").0, "False");
+        assert_eq!(condition(&world, "Accepted").1, "NotGranted");
+    }
+    for name in [None, Some("from")] {
+        let mut world = with(vec![grant("volferry.io", "home", claims, name)]);
+        let (steps, _) = decide_in(&mut world);
+        assert!(
+            steps.contains(&"apply pod home/volferry-UID-target".to_owned()),
+            "{steps:?}"
+        );
+        assert!(steps.contains(&"apply network policy away/volferry-UID-source".to_owned()));
+
+        // What was consented to can be taken back before a pod is made there.
+        world.pods = vec![pod(&world, End::Target, &json!({}))];
+        around(&mut world).grants.clear();
+        check_stop(world, Phase::Pending, Reason::NotGranted, "namespace away");
+    }
+}
+
+#[test]
+fn a_pod_in_another_namespace_lends_nobody_its_rights() {
+    let spec = json!({
+        "source": {"namespace": "away"},
+        "agents": {"serviceAccountName": "boss", "labels": {"app": "bank", "volferry.io/end": "target"},
+            "annotations": {"a": "b"}, "imagePullSecrets": [{"name": "s"}], "priorityClassName": "top",
+            "nodeSelector": {"disk": "fast"}},
+    });
+    let mut world = world(&spec);
+    around(&mut world).grants = vec![of(json!({
+        "from": [{"group": "volferry.io", "kind": "VolumeClone", "namespace": "home"}],
+        "to": [{"group": "", "kind": "PersistentVolumeClaim"}],
+    }))];
+    let made = |decision: &Decision| {
+        let mut pods = decision.steps.iter().filter_map(|step| match step {
+            Step::Apply(Object::Pod(pod)) => Some(serde_json::to_value(pod).unwrap()),
+            _ => None,
+        });
+        pods.next().unwrap()
+    };
+    let target = made(&decide_in(&mut world).1);
+    assert_eq!(target["spec"]["serviceAccountName"], "boss");
+    assert_eq!(target["metadata"]["labels"]["app"], "bank");
+    assert_eq!(target["metadata"]["labels"]["volferry.io/end"], "target");
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    let source = made(&decide_in(&mut world).1);
+    assert_eq!(source["metadata"]["namespace"], "away");
+    assert_eq!(source["metadata"]["labels"]["volferry.io/end"], "source");
+    assert_eq!(source["spec"]["nodeSelector"]["disk"], "fast");
+    assert_eq!(
+        source["metadata"]["ownerReferences"],
+        Value::Null,
+        "owners can't be elsewhere"
+    );
+    for foreign in [
+        "serviceAccountName",
+        "imagePullSecrets",
+        "priorityClassName",
+    ] {
+        assert_eq!(source["spec"][foreign], Value::Null, "{foreign}");
+    }
+    assert_eq!(source["metadata"]["labels"]["app"], Value::Null);
+    assert_eq!(source["metadata"]["annotations"]["a"], Value::Null);
+}
+
+/// Driver, storage class and snapshot class of one backend.
+fn with_backend(world: &mut World, annotations: &Value) {
+    let around = around(world);
+    let csi = json!({"metadata": {"name": "pv"}, "spec": {"csi": {"driver": "d.io", "volumeHandle": "h"}}});
+    around.source_volume = Some(of(csi));
+    around.storage_classes = vec![
+        of(json!({"metadata": {"name": "own", "annotations": annotations}, "provisioner": "d.io"})),
+        of(json!({"metadata": {"name": "other"}, "provisioner": "e.io"})),
+    ];
+    around.snapshot_classes = vec![SnapshotClass {
+        name: "shots".to_owned(),
+        driver: "d.io".to_owned(),
+        is_default: true,
+    }];
+}
+
+#[test]
+fn auto_takes_the_backend_where_it_can_and_says_why_not() {
+    let template = |class: &str, more: &Value| {
+        let mut spec = json!({"target": {"claimTemplate": {"metadata": {"name": "to"},
+            "spec": {"storageClassName": class}}}});
+        merge(&mut spec, more);
+        spec
+    };
+    let check = |spec: Value, backend: Option<Value>, strategy: Strategy, refusal: &str| {
+        let mut world = world(&spec);
+        if let Some(annotations) = backend {
+            with_backend(&mut world, &annotations);
+        }
+        around(&mut world).grants = vec![of(json!({
+            "from": [{"group": "volferry.io", "kind": "VolumeClone", "namespace": "home"}],
+            "to": [{"group": "", "kind": "PersistentVolumeClaim"}],
+        }))];
+        decide_in(&mut world);
+        let status = world.clone.status.unwrap();
+        assert_eq!(
+            status.strategy,
+            Some(strategy),
+            "{spec}: {:?}",
+            status.considered
+        );
+        let against: Vec<_> = status
+            .considered
+            .iter()
+            .filter(|way| !way.possible)
+            .collect();
+        let is_told = against.iter().any(|way| way.reason == refusal);
+        assert!(
+            refusal.is_empty() && against.is_empty() || is_told,
+            "{spec}: {against:?}"
+        );
+    };
+    let plain = Some(json!({}));
+    let size = |size: &str| json!({"target": {"claimTemplate": {"spec": {"resources": {"requests": {"storage": size}}}}}});
+    check(
+        template("own", &json!({})),
+        plain.clone(),
+        Strategy::CsiClone,
+        "",
+    );
+    check(
+        template("own", &size("2Gi")),
+        plain.clone(),
+        Strategy::CsiClone,
+        "",
+    );
+    check(
+        template("own", &size("1Mi")),
+        plain.clone(),
+        Strategy::HostAssisted,
+        "TooSmall",
+    );
+    check(
+        template("other", &json!({})),
+        plain.clone(),
+        Strategy::HostAssisted,
+        "OtherDriver",
+    );
+    check(
+        template("none", &json!({})),
+        plain.clone(),
+        Strategy::HostAssisted,
+        "NoStorageClass",
+    );
+    check(
+        json!({}),
+        plain.clone(),
+        Strategy::HostAssisted,
+        "TargetExists",
+    );
+    let away = json!({"source": {"namespace": "away"}});
+    check(
+        template("own", &away),
+        plain.clone(),
+        Strategy::HostAssisted,
+        "OtherNamespace",
+    );
+    let files = json!({"target": {"claimTemplate": {"spec": {"volumeMode": "Filesystem"}}}});
+    check(
+        template("own", &files),
+        plain.clone(),
+        Strategy::HostAssisted,
+        "OtherVolumeMode",
+    );
+    check(
+        template("own", &json!({})),
+        None,
+        Strategy::HostAssisted,
+        "NoCsiDriver",
+    );
+    let off = Some(json!({"volferry.io/csi-clone": "false"}));
+    check(
+        template("own", &json!({})),
+        off,
+        Strategy::Snapshot,
+        "SwitchedOff",
+    );
+    let wanted = json!({"strategy": "HostAssisted"});
+    check(template("own", &wanted), plain, Strategy::HostAssisted, "");
+}
+
+#[test]
+fn a_way_that_was_asked_for_is_not_exchanged() {
+    let spec = json!({"strategy": "CsiClone", "target": {"claimTemplate": {"metadata": {"name": "to"},
+        "spec": {"storageClassName": "other"}}}});
+    let mut world = world(&spec);
+    with_backend(&mut world, &json!({}));
+    check_stop(
+        world,
+        Phase::Failed,
+        Reason::StrategyImpossible,
+        "storage class other on e.io",
+    );
+}
+
+#[test]
+fn a_backend_that_refuses_gives_way_to_the_next() {
+    let spec = json!({"target": {"claimTemplate": {"metadata": {"name": "to"},
+        "spec": {"storageClassName": "own"}}}});
+    let mut world = world(&spec);
+    with_backend(&mut world, &json!({}));
+    around(&mut world).snapshot_classes.clear();
+    assert_eq!(decide_in(&mut world).0, ["apply claim home/to"]);
+    let made = json!({"metadata": {"creationTimestamp": at(0).to_string()}, "status": {"phase": "Pending"},
+        "spec": {"dataSource": {"kind": "PersistentVolumeClaim", "name": "from"}}});
+    world.target_claim = Some(claim("home", "to", &made));
+    let mut ours = belonging(&world, Kind::Claim, End::Target);
+    ours.name = "to".to_owned();
+    world.belongings = vec![ours];
+    assert_eq!(decide_in(&mut world).0, Vec::<String>::new());
+    assert_eq!(condition(&world, "Progressing").1, "Provisioning");
+
+    around(&mut world).target_warnings = vec!["no room today".to_owned()];
+    let held = check_stop(
+        world.clone(),
+        Phase::Pending,
+        Reason::ProvisioningFailed,
+        "no room",
+    );
+    assert_eq!(
+        held.clone.status.unwrap().strategy,
+        Some(Strategy::CsiClone)
+    );
+
+    around(&mut world).target_warnings = vec!["clone is not supported".to_owned()];
+    decide_in(&mut world);
+    assert_eq!(
+        world.clone.status.as_ref().unwrap().strategy,
+        Some(Strategy::HostAssisted)
+    );
+    assert_eq!(decide_in(&mut world).0, ["delete Claim home/to"]);
+    world.target_claim = None;
+    world.belongings.clear();
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps[0], "apply claim home/to");
+    assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
+}
+
+#[test]
+fn a_snapshot_is_taken_and_restored() {
+    let spec = json!({"strategy": "Snapshot", "target": {"claimTemplate": {"metadata": {"name": "to"},
+        "spec": {"storageClassName": "own"}}}});
+    let mut world = world(&spec);
+    with_backend(&mut world, &json!({}));
+    assert_eq!(
+        decide_in(&mut world).0,
+        ["apply snapshot home/volferry-UID-source"]
+    );
+    around(&mut world).taken_snapshot = Some(Snapshot {
+        name: "taken".to_owned(),
+        is_ready: true,
+        ..Snapshot::default()
+    });
+    let (steps, decision) = decide_in(&mut world);
+    assert_eq!(steps, ["apply claim home/to"]);
+    let Step::Apply(Object::Claim(made)) = &decision.steps[0] else {
+        unreachable!();
+    };
+    let source = made.spec.as_ref().unwrap().data_source.clone().unwrap();
+    assert_eq!((&*source.kind, &*source.name), ("VolumeSnapshot", "taken"));
+    let bound = json!({"spec": {"dataSource": {"kind": "VolumeSnapshot", "name": "taken",
+        "apiGroup": "snapshot.storage.k8s.io"}}});
+    world.target_claim = Some(claim("home", "to", &bound));
+    let mut ours = belonging(&world, Kind::Claim, End::Target);
+    ours.name = "to".to_owned();
+    world.belongings = vec![ours, belonging(&world, Kind::Snapshot, End::Source)];
+    decide_in(&mut world);
+    assert_eq!(condition(&world, "Ready").1, "ClonedByBackend");
+    let expected = ["delete Snapshot home/volferry-UID-source"];
+    assert_eq!(
+        decide_in(&mut world).0,
+        expected,
+        "the target stays, the snapshot goes"
+    );
+}
+
+#[test]
+fn a_source_in_use_is_cloned_by_a_snapshot_where_that_is_wanted() {
+    let mut world = world(&json!({"inUsePolicy": "Snapshot"}));
+    let user = json!({"metadata": {"name": "database"}, "spec": {"nodeName": "node-7"}});
+    let user = pod(&world, End::Source, &user);
+    around(&mut world).source_users = vec![user];
+    check_stop(
+        world.clone(),
+        Phase::Failed,
+        Reason::StrategyImpossible,
+        "no CSI driver",
+    );
+    with_backend(&mut world, &json!({}));
+    assert_eq!(
+        decide_in(&mut world).0,
+        ["apply snapshot home/volferry-UID-source"]
+    );
+    assert_eq!(condition(&world, "Progressing").1, "TakingSnapshot");
+    around(&mut world).taken_snapshot = Some(Snapshot {
+        name: "taken".to_owned(),
+        uid: "taken-uid".to_owned(),
+        is_ready: true,
+        restore_bytes: Some(1 << 30),
+        class: Some("shots".to_owned()),
+        ..Snapshot::default()
+    });
+    around(&mut world).source_users.clear();
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(
+        steps[0], "apply claim home/volferry-UID-source",
+        "it stays with the snapshot"
+    );
+    assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    let restored = claim("home", &names::name(&world.clone, End::Source), &json!({}));
+    around(&mut world).restored_claim = Some(restored);
+    let (_, decision) = decide_in(&mut world);
+    let source = format!("{:?}", decision.steps);
+    assert!(source.contains("--source-generation=taken-uid"), "{source}");
+    assert!(
+        source.contains(&format!("claim_name: \"volferry-{UID}-source\"")),
+        "{source}"
+    );
+    assert!(!source.contains("node-7"), "{source}");
+}
+
+#[test]
+fn agents_read_a_snapshot_from_a_claim_of_its_own() {
+    let mut world = world(&json!({"source": {"volumeSnapshot": {"name": "shot"}}}));
+    with_backend(&mut world, &json!({}));
+    let around = around(&mut world);
+    around.source_claim = None;
+    around.source_snapshot = Some(Snapshot {
+        name: "shot".to_owned(),
+        uid: "shot-uid".to_owned(),
+        is_ready: true,
+        restore_bytes: Some(1 << 30),
+        volume_mode: Some(crate::claims::VolumeMode::Block),
+        class: Some("shots".to_owned()),
+        error: None,
+    });
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps[0], "apply claim home/volferry-UID-source");
+    assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    let (_, decision) = decide_in(&mut world);
+    let source = serde_json::to_string(&format!("{:?}", decision.steps)).unwrap();
+    assert!(source.contains("--source-generation=shot-uid"), "{source}");
+}
+
+#[test]
+fn volume_modes_convert_and_tails_are_zeroed() {
+    let check =
+        |source: Value, target: Value, expected: [&str; 2], has: &[&str], lacks: &[&str]| {
+            let mut world = world(&json!({}));
+            around(&mut world).source_claim = Some(claim("home", "from", &source));
+            world.target_claim = Some(claim("home", "to", &target));
+            let mut args = Vec::new();
+            for at in 0..2 {
+                let (_, decision) = decide_in(&mut world);
+                let made = decision.steps.iter().find_map(|step| match step {
+                    Step::Apply(Object::Pod(pod)) => {
+                        pod.spec.clone().unwrap().containers[0].args.clone()
+                    }
+                    _ => None,
+                });
+                args.extend(made.unwrap());
+                let end = [End::Target, End::Source][at];
+                world.pods.push(pod(&world, end, &json!({})));
+            }
+            for flag in expected.iter().map(|path| format!("--volume={path}")) {
+                assert!(args.contains(&flag), "{flag}: {args:?}");
+            }
+            for flag in has {
+                assert!(args.iter().any(|arg| arg == flag), "{flag}: {args:?}");
+            }
+            for flag in lacks {
+                assert!(!args.iter().any(|arg| arg == flag), "{flag}: {args:?}");
+            }
+        };
+    let block = json!({});
+    let files = json!({"spec": {"volumeMode": "Filesystem"}});
+    let larger = json!({"status": {"capacity": {"storage": "2Gi"}}});
+    let (source_device, target_device) = ("/dev/volferry-source", "/dev/volferry-target");
+    check(
+        block.clone(),
+        block.clone(),
+        [source_device, target_device],
+        &[],
+        &["--zero-tail", "--overwrite"],
+    );
+    check(
+        block.clone(),
+        larger,
+        [source_device, target_device],
+        &["--zero-tail"],
+        &[],
+    );
+    check(
+        block.clone(),
+        files.clone(),
+        [source_device, "/target"],
+        &[],
+        &["--zero-tail"],
+    );
+    check(
+        files.clone(),
+        block,
+        ["/source/disk.img", target_device],
+        &[],
+        &[],
+    );
+    check(
+        files.clone(),
+        files,
+        ["/source", "/target"],
+        &[],
+        &["--overwrite"],
+    );
+}
+
+/// Whether the sources of an agent declare this flag.
+fn is_flag(flag: &str, sources: &[&str]) -> bool {
+    let field = flag.trim_start_matches("--").replace('-', "_");
+    let declared = [format!("    {field}: "), format!("    pub {field}: ")];
+    let mut lines = sources.iter().flat_map(|source| source.lines());
+    lines.any(|line| declared.iter().any(|field| line.starts_with(&**field)))
+}
+
+#[test]
+fn agents_are_given_flags_that_they_have() {
+    let agent = include_str!("../../../agent/src/options.rs");
+    let source = [agent, include_str!("../../../source-agent/src/main.rs")];
+    let options = include_str!("../../../target-agent/src/options.rs");
+    let target = [
+        agent,
+        options,
+        include_str!("../../../target-agent/src/main.rs"),
+    ];
+    let spec = json!({"accept": ["ownership", "times"], "transport": {"streams": 3}, "verify": "Readback",
+        "resume": "Digest", "inUsePolicy": "Allow"});
+    let world = world(&spec);
+    let ends = [
+        (
+            EndPlan::Source {
+                target: "fd00::1".parse().unwrap(),
+                generation: Some("uid".to_owned()),
+            },
+            &source[..],
+        ),
+        (
+            EndPlan::Target {
+                has_checkpoint: true,
+                may_overwrite: true,
+                zero_tail: true,
+            },
+            &target[..],
+        ),
+    ];
+    for (end, sources) in ends {
+        for view in [View::Device, View::Directory, View::Image] {
+            let plan = PodPlan {
+                claim: "claim".to_owned(),
+                view,
+                node: None,
+                is_privileged: false,
+                end: end.clone(),
+            };
+            let pod = objects::pod(&world.clone, &world.settings, &plan);
+            let args = pod.spec.unwrap().containers.remove(0).args.unwrap();
+            assert!(args.len() >= 11, "{args:?}");
+            for arg in &args {
+                let flag = arg.split('=').next().unwrap();
+                assert!(is_flag(flag, sources), "{flag} of {end:?}");
+            }
+            let has = |arg: &str| args.iter().any(|found| found == arg);
+            assert!(has("--accept=ownership,times"), "{args:?}");
+            match end {
+                EndPlan::Source { .. } => assert!(has("--target=[fd00::1]:7700"), "{args:?}"),
+                EndPlan::Target { .. } => assert!(has("--verify=readback"), "{args:?}"),
+            }
+        }
+    }
+    assert!(!is_flag("--no-such", &target));
+}
+
+/// What the restricted Pod Security Standard asks of a pod.
+#[test]
+fn pods_fit_the_restricted_standard() {
+    let mut world = world(&json!({}));
+    let check = |decision: &Decision| {
+        let made = decision.steps.iter().find_map(|step| match step {
+            Step::Apply(Object::Pod(pod)) => Some(serde_json::to_value(pod).unwrap()),
+            _ => None,
+        });
+        let spec = made.unwrap()["spec"].take();
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+        assert!(spec["securityContext"]["runAsUser"].as_i64() > Some(0));
+        assert_eq!(
+            spec["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
+        assert_eq!(spec["automountServiceAccountToken"], false);
+        let security = &spec["containers"][0]["securityContext"];
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+        assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+        for foreign in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert_eq!(spec[foreign], Value::Null);
+        }
+        for volume in spec["volumes"].as_array().unwrap() {
+            let mut kinds = volume.as_object().unwrap().keys();
+            assert!(!kinds.any(|kind| kind == "hostPath"), "{volume}");
+        }
+    };
+    check(&decide_in(&mut world).1);
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    check(&decide_in(&mut world).1);
+}
+
+#[test]
+fn only_an_administrator_lends_privileges_and_only_for_trees() {
+    let files = json!({"spec": {"volumeMode": "Filesystem"}});
+    let check = |mode: &Value, allowed: bool, expected: i64| {
+        let mut world = world(&json!({}));
+        around(&mut world).source_claim = Some(claim("home", "from", mode));
+        world.target_claim = Some(claim("home", "to", mode));
+        around(&mut world)
+            .privileged
+            .insert("home".to_owned(), allowed);
+        let (_, decision) = decide_in(&mut world);
+        let user = decision.steps.iter().find_map(|step| match step {
+            Step::Apply(Object::Pod(pod)) => {
+                pod.spec
+                    .clone()
+                    .unwrap()
+                    .security_context
+                    .unwrap()
+                    .run_as_user
+            }
+            _ => None,
+        });
+        assert_eq!(user, Some(expected));
+    };
+    check(&files, true, 0);
+    check(&files, false, 65532);
+    check(&json!({}), true, 65532);
+}
+
+#[test]
+fn a_claim_goes_where_the_scheduler_wants_it() {
+    let mut world = world(&json!({}));
+    let pending = json!({"status": {"phase": "Pending"},
+        "metadata": {"annotations": {"volume.kubernetes.io/selected-node": "node-3"}}});
+    world.target_claim = Some(claim("home", "to", &pending));
+    let (_, decision) = decide_in(&mut world);
+    assert!(format!("{:?}", decision.steps).contains("node-3"));
+}
+
+#[test]
+fn what_keeps_a_pod_from_starting_is_told_in_the_apis_words() {
+    let check = |change: Value, reason: Reason, words: &str| {
+        for end in End::ALL {
+            let mut world = under_way(&json!({}));
+            if end == End::Source {
+                world.pods.push(pod(&world, End::Target, &json!({})));
+            }
+            world.pods.push(pod(&world, end, &change));
+            check_stop(world, Phase::Pending, reason, words);
+        }
+    };
+    let mut pending = json!({"status": {"phase": "Pending", "containerStatuses": null, "conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/3 nodes are available: 3 Insufficient cpu."}]}});
+    check(pending.clone(), Reason::Unschedulable, "3 Insufficient cpu");
+    pending["status"]["conditions"] = Value::Null;
+    let waits = |word: &str| {
+        let mut change = container(
+            &json!({"state": {"running": null, "waiting": {"reason": word, "message": "the words"}}}),
+        );
+        change["status"]["phase"] = json!("Pending");
+        change
+    };
+    check(
+        waits("ImagePullBackOff"),
+        Reason::ImagePull,
+        "ImagePullBackOff: the words",
+    );
+    check(waits("ErrImagePull"), Reason::ImagePull, "the words");
+    check(
+        waits("CreateContainerConfigError"),
+        Reason::ContainerFailed,
+        "the words",
+    );
+    let mut world = under_way(&json!({}));
+    world
+        .pods
+        .push(pod(&world, End::Target, &waits("ContainerCreating")));
+    decide_in(&mut world);
+    assert_eq!(world.clone.status.unwrap().phase, Phase::Preparing);
+}
+
+#[test]
+fn what_the_api_refuses_is_told_until_it_does_not() {
+    let check = |message: &str, reason: &str| {
+        let mut world = world(&json!({}));
+        world.rejection = Some(Rejection {
+            what: "pod home/x".to_owned(),
+            message: message.to_owned(),
+        });
+        let (steps, _) = decide_in(&mut world);
+        assert!(!steps.is_empty(), "it is tried again");
+        let (status, found, told) = condition(&world, "Progressing");
+        assert_eq!((status, found), ("False", reason));
+        assert!(told.contains(message), "{told}");
+        world.rejection = None;
+        decide_in(&mut world);
+        assert_eq!(condition(&world, "Progressing").1, "Preparing");
+    };
+    check(
+        "pods \"x\" is forbidden: exceeded quota: pods, used: 9",
+        "QuotaExceeded",
+    );
+    check("violates PodSecurity \"restricted:latest\"", "Rejected");
+}
+
+#[test]
+fn a_failure_that_nothing_mends_ends_the_clone() {
+    let failure = json!({"failure": {"class": "target", "code": "target_in_use", "exit_code": 4,
+        "retryable": false, "text": "the device is mounted"}});
+    let mut world = under_way(&json!({}));
+    let ended = container(&json!({"restartCount": 1, "state": {"running": {}},
+        "lastState": {"terminated": {"exitCode": 4, "message": failure.to_string()}}}));
+    world.pods = vec![pod(&world, End::Target, &ended)];
+    let mut world = check_stop(
+        world,
+        Phase::Failed,
+        Reason::AgentFailed,
+        "the device is mounted",
+    );
+    let status = world.clone.status.clone().unwrap();
+    assert!(status.failure.unwrap().message.contains("target_in_use"));
+    let (steps, _) = decide_in(&mut world);
+    assert!(
+        steps.contains(&"delete Pod home/volferry-UID-target".to_owned()),
+        "{steps:?}"
+    );
+    assert!(
+        !steps.iter().any(|step| step.contains("Claim")),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn without_a_receipt_nothing_is_proven() {
+    let mut succeeded =
+        container(&json!({"state": {"terminated": {"exitCode": 0, "message": "{\"cut"}}}));
+    succeeded["status"]["phase"] = json!("Succeeded");
+    let mut world = under_way(&json!({}));
+    world.pods = vec![
+        pod(&world, End::Target, &succeeded),
+        pod(&world, End::Source, &succeeded),
+    ];
+    check_stop(
+        world,
+        Phase::Failed,
+        Reason::AgentFailed,
+        "without a receipt",
+    );
+}
+
+#[test]
+fn pods_that_die_are_replaced_and_go_on_from_the_checkpoint() {
+    let mut world = under_way(&json!({}));
+    let died = json!({"status": {"phase": "Failed", "reason": "Evicted", "message": "the node was low on memory"}});
+    world.pods = vec![
+        pod(&world, End::Target, &json!({})),
+        pod(&world, End::Source, &json!({})),
+    ];
+    world.report = Some(report("transfer", 1 << 28));
+    decide_in(&mut world);
+    world.report = None;
+    world.pods[0] = pod(&world, End::Target, &died);
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps, ["delete Pod home/volferry-UID-target"]);
+    assert_eq!(condition(&world, "Progressing").1, "AgentReplaced");
+    let attempts = world.clone.status.clone().unwrap().attempts.target;
+    assert_eq!(
+        (attempts.failures, attempts.replaced_uid.as_deref()),
+        (1, Some("uid-target"))
+    );
+    assert!(attempts.last_failure.unwrap().contains("low on memory"));
+    decide_in(&mut world);
+    assert_eq!(
+        world.clone.status.clone().unwrap().attempts.target.failures,
+        1,
+        "counted once"
+    );
+
+    world.pods.remove(0);
+    let (steps, decision) = decide_in(&mut world);
+    assert_eq!(steps, Vec::<String>::new(), "a pause first");
+    assert!(decision.again.unwrap() <= Duration::from_secs(5));
+    world.now = at(6);
+    let (steps, decision) = decide_in(&mut world);
+    let expected = [
+        "apply config map home/volferry-UID-target",
+        "apply pod home/volferry-UID-target",
+    ];
+    assert_eq!(steps, expected);
+    assert!(format!("{:?}", decision.steps).contains("--resume-from=/checkpoint/checkpoint.json"));
+
+    let moved = json!({"metadata": {"uid": "uid-2"}, "status": {"podIP": "10.0.0.8"}});
+    world.pods.push(pod(&world, End::Target, &moved));
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(
+        steps,
+        ["delete Pod home/volferry-UID-source"],
+        "it dials the old address"
+    );
+}
+
+#[test]
+fn agents_that_fail_too_often_end_the_clone() {
+    let mut world = under_way(&json!({"backoffLimit": 2}));
+    let restarted = |count: i32| {
+        container(
+            &json!({"restartCount": count, "ready": true, "state": {"running": {}},
+            "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}),
+        )
+    };
+    world.pods = vec![
+        pod(&world, End::Target, &restarted(2)),
+        pod(&world, End::Source, &json!({})),
+    ];
+    decide_in(&mut world);
+    assert_eq!(world.clone.status.as_ref().unwrap().phase, Phase::Cloning);
+    world.pods[1] = pod(&world, End::Source, &restarted(1));
+    check_stop(
+        world,
+        Phase::Failed,
+        Reason::BackoffLimitExceeded,
+        "OOMKilled",
+    );
+}
+
+#[test]
+fn a_pod_that_is_leaving_is_waited_for() {
+    let leaving = json!({"metadata": {"deletionTimestamp": at(0).to_string()}});
+    let mut world = under_way(&json!({}));
+    world.pods = vec![pod(&world, End::Target, &leaving)];
+    check_stop(world, Phase::Pending, Reason::PodLeaving, "target");
+}
+
+#[test]
+fn progress_is_told_ever_more_rarely() {
+    let mut world = under_way(&json!({}));
+    world.pods = vec![
+        pod(&world, End::Target, &json!({})),
+        pod(&world, End::Source, &json!({})),
+    ];
+    world.surroundings = None;
+    let mut writes = 0;
+    for second in (0..600).step_by(5) {
+        world.now = at(second);
+        world.report = Some(report("transfer", u64::try_from(second).unwrap() << 20));
+        writes += usize::from(decide_in(&mut world).1.status.is_some());
+    }
+    assert!((8..=14).contains(&writes), "{writes}");
+}
+
+#[test]
+fn deadline_suspend_and_time_to_live() {
+    let mut world = under_way(&json!({"deadlineSeconds": 60}));
+    world.pods = vec![
+        pod(&world, End::Target, &json!({})),
+        pod(&world, End::Source, &json!({})),
+    ];
+    world.now = at(59);
+    assert_eq!(decide_in(&mut world).1.again, Some(Duration::from_secs(1)));
+    world.now = at(60);
+    check_stop(
+        world,
+        Phase::Failed,
+        Reason::DeadlineExceeded,
+        "deadlineSeconds: 60",
+    );
+
+    let mut world = under_way(&json!({}));
+    world.pods = vec![
+        pod(&world, End::Target, &json!({})),
+        pod(&world, End::Source, &json!({})),
+    ];
+    world.report = Some(report("transfer", 7 << 20));
+    world.clone.spec.suspend = true;
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    let status = world.clone.status.clone().unwrap();
+    assert_eq!(status.phase, Phase::Suspended);
+    assert!(status.checkpoint.unwrap().contains(&(7 << 20).to_string()));
+    world.pods.clear();
+    world.clone.spec.suspend = false;
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
+
+    let mut world = under_way(&json!({"ttlSecondsAfterFinished": 30}));
+    world.belongings.clear();
+    let status = world.clone.status.as_mut().unwrap();
+    status.phase = Phase::Failed;
+    status.finished_at = Some(Time(at(0)));
+    world.now = at(10);
+    assert_eq!(decide(&world).again, Some(Duration::from_secs(20)));
+    world.now = at(31);
+    assert_eq!(decide(&world).steps, [Step::Expire]);
+}
+
+#[test]
+fn a_deleted_clone_leaves_nothing_but_what_is_proven() {
+    let template = json!({"target": {"claimTemplate": {"metadata": {"name": "to"}}}});
+    for phase in [Phase::Cloning, Phase::Failed, Phase::Ready] {
+        let mut world = under_way(&template);
+        let mut ours = belonging(&world, Kind::Claim, End::Target);
+        ours.name = "to".to_owned();
+        world.belongings.push(ours);
+        world.pods = vec![
+            pod(&world, End::Target, &json!({})),
+            pod(&world, End::Source, &json!({})),
+        ];
+        world.clone.status.as_mut().unwrap().phase = phase;
+        world.clone.metadata.deletion_timestamp = Some(Time(at(0)));
+        let (steps, _) = decide_in(&mut world);
+        let kept = phase == Phase::Ready;
+        let claims = steps
+            .iter()
+            .filter(|step| *step == "delete Claim home/to")
+            .count();
+        assert_eq!(claims, usize::from(!kept), "{phase:?}: {steps:?}");
+        assert!(
+            !steps.contains(&"RemoveFinalizer".to_owned()),
+            "the pods are still there"
+        );
+        world.pods.clear();
+        world
+            .belongings
+            .retain(|belonging| kept && belonging.kind == Kind::Claim);
+        assert_eq!(decide_in(&mut world).0, ["RemoveFinalizer"], "{phase:?}");
+    }
+}
+
+#[test]
+fn credentials_are_renewed_before_they_end() {
+    let check = |hours: i64, expected: &[Step]| {
+        let mut world = under_way(&json!({}));
+        world.pods = vec![
+            pod(&world, End::Target, &json!({})),
+            pod(&world, End::Source, &json!({})),
+        ];
+        let expiry = at(hours * 3600).as_second().to_string();
+        for belonging in &mut world.belongings {
+            let annotation = (names::EXPIRY_ANNOTATION.to_owned(), expiry.clone());
+            belonging.annotations.extend([annotation]);
+        }
+        assert_eq!(decide(&world).steps, expected, "{hours} h");
+    };
+    check(12, &[]);
+    check(5, &[]);
+    check(3, &[Step::Mint]);
+    check(-1, &[Step::Mint]);
+}

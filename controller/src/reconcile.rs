@@ -1,0 +1,361 @@
+//! The loop: observe, decide, act.
+//!
+//! One reconcile looks at one `VolumeClone` from scratch, so it doesn't matter why it was called, how
+//! often, or what a predecessor had begun. What is kept between two is only what makes them cheaper or
+//! better told: the last refusal, credentials to observe with, when all was last looked at.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Resource, ResourceExt};
+use tokio::time::Instant;
+
+use crate::agent_pod::{Seen, State};
+use crate::api::{Phase, VolumeClone};
+use crate::cluster::{Cluster, ClusterError};
+use crate::credentials::ObserverCredentials;
+use crate::decide::{Decision, Step, decide};
+use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End};
+use crate::observer::Observe;
+use crate::world::{Rejection, Settings, TargetReport, World};
+
+/// How many clones may run at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// In the whole cluster.
+    pub overall: usize,
+    /// With the target in one namespace.
+    pub per_namespace: usize,
+}
+
+/// Reconciles at once: each waits for the API server most of its time.
+const RECONCILES_MAX: u16 = 16;
+/// How long a clone that runs is only looked at by its pods: what else belongs to it rarely changes.
+const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
+/// The pause after a first error; it doubles with each that follows.
+const ERROR_PAUSE_MIN: Duration = Duration::from_millis(500);
+/// The longest pause after an error or a refusal.
+const ERROR_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Tells the time: the system's, or in tests one that passes faster.
+pub type Clock = fn() -> Timestamp;
+
+/// What reconciles share.
+#[derive(Debug)]
+pub struct Context<O> {
+    cluster: Cluster,
+    observer: O,
+    settings: Settings,
+    limits: Limits,
+    clock: Clock,
+    memories: Mutex<HashMap<String, Memory>>,
+}
+
+/// What is remembered of a clone, by its uid. All of it may be forgotten.
+#[derive(Debug, Default)]
+struct Memory {
+    namespace: String,
+    is_admitted: bool,
+    rejection: Option<Rejection>,
+    errors: u32,
+    observer: Option<ObserverCredentials>,
+    looked_at: Option<Instant>,
+}
+
+impl<O: Observe> Context<O> {
+    /// A context that remembers nothing.
+    #[must_use]
+    pub fn new(cluster: Cluster, observer: O, settings: Settings, limits: Limits) -> Self {
+        Self {
+            cluster,
+            observer,
+            settings,
+            limits,
+            clock: Timestamp::now,
+            memories: Mutex::default(),
+        }
+    }
+
+    /// The same context with another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Reconciles everything until `stop` is done and what is under way has ended.
+    pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()> + Send + Sync + 'static) {
+        let client = self.cluster.client();
+        let ours = watcher::Config::default().labels(CLONE_LABEL);
+        let clones: Api<VolumeClone> = Api::all(client.clone());
+        let pods: Api<Pod> = Api::all(client.clone());
+        let claims: Api<PersistentVolumeClaim> = Api::all(client);
+        let controller = Controller::new(clones, watcher::Config::default())
+            .with_config(Config::default().concurrency(RECONCILES_MAX))
+            .watches(pods, ours.clone(), |pod| clone_of(&pod))
+            .watches(claims, ours, |claim| clone_of(&claim))
+            .graceful_shutdown_on(stop);
+        let reconciled = controller.run(
+            |clone, context| async move { context.reconcile(&clone).await },
+            |clone, error, context| context.pause_after(&clone, error),
+            self,
+        );
+        reconciled
+            .for_each(|ended| async {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a reconcile ended early");
+                }
+            })
+            .await;
+    }
+
+    /// Looks at one clone and does what is next.
+    ///
+    /// # Errors
+    /// When a call fails; the next look goes on from there.
+    pub async fn reconcile(&self, cached: &VolumeClone) -> Result<Action, ClusterError> {
+        let namespace = cached.namespace().unwrap_or_default();
+        let name = cached.name_any();
+        let Some(clone) = self.cluster.clone_now(&namespace, &name).await? else {
+            self.forget(cached.uid());
+            return Ok(Action::await_change());
+        };
+        let world = self.observe(clone).await?;
+        let clone = world.clone.clone();
+        let mut decision = decide(&world);
+        if decision.needs_surroundings {
+            let world = Box::pin(self.look_around(world)).await?;
+            decision = decide(&world);
+        }
+        self.act(&clone, &decision).await
+    }
+
+    /// The world without its surroundings. Of a clone that runs only the pods are looked at.
+    async fn observe(&self, clone: VolumeClone) -> Result<World, ClusterError> {
+        let pods = self.cluster.agent_pods(&clone).await?;
+        let mut world = World {
+            now: (self.clock)(),
+            settings: self.settings.clone(),
+            pods,
+            belongings: Vec::new(),
+            target_claim: None,
+            surroundings: None,
+            report: None,
+            rejection: self.memory(&clone, |memory| memory.rejection.clone()),
+            admission: Ok(()),
+            clone,
+        };
+        // One that has pods was let in, perhaps by a predecessor.
+        let phase = world.clone.status.as_ref().map(|status| status.phase);
+        let is_over = phase.is_some_and(|phase| phase.is_finished() || phase == Phase::Suspended);
+        let is_admitted = !world.pods.is_empty() && !is_over;
+        let namespace = world.clone.target_namespace();
+        let is_recent = self.memory(&world.clone, |memory| {
+            if is_admitted {
+                namespace.clone_into(&mut memory.namespace);
+            }
+            memory.is_admitted = !is_over && (is_admitted || memory.is_admitted);
+            let looked_at = memory.looked_at;
+            looked_at.is_some_and(|at| at.elapsed() < FULL_LOOK_EVERY)
+        });
+        if !is_running(&world) || !is_recent {
+            self.look_at_belongings(&mut world).await?;
+        }
+        world.report = self.report(&world).await?;
+        Ok(world)
+    }
+
+    async fn look_at_belongings(&self, world: &mut World) -> Result<(), ClusterError> {
+        world.belongings = self.cluster.belongings(&world.clone).await?;
+        let (namespace, name) = (world.clone.target_namespace(), world.clone.target_claim());
+        world.target_claim = self.cluster.claim(namespace, name).await?;
+        self.memory(&world.clone, |memory| {
+            memory.looked_at = Some(Instant::now())
+        });
+        Ok(())
+    }
+
+    async fn look_around(&self, mut world: World) -> Result<World, ClusterError> {
+        self.look_at_belongings(&mut world).await?;
+        world.surroundings = Some(self.cluster.surroundings(&world.clone).await?);
+        world.admission = self.admit(&world);
+        Ok(world)
+    }
+
+    /// Whether the clone may run beside those that do. One that has a pod was let in before, perhaps
+    /// by a predecessor.
+    fn admit(&self, world: &World) -> Result<(), String> {
+        let clone = &world.clone;
+        let Limits {
+            overall,
+            per_namespace,
+        } = self.limits;
+        let mut memories = self.memories();
+        let others = memories
+            .iter()
+            .filter(|(uid, memory)| memory.is_admitted && *uid != clone.uid());
+        let others: Vec<_> = others.map(|(_, memory)| &memory.namespace).collect();
+        let beside = others
+            .iter()
+            .filter(|other| **other == clone.target_namespace())
+            .count();
+        let has_room = others.len() < overall && beside < per_namespace;
+        if !has_room && world.pods.is_empty() {
+            return Err(format!(
+                "{} clones run already, {beside} of them in this namespace; at most {overall} may, \
+                 and {per_namespace} in a namespace",
+                others.len()
+            ));
+        }
+        let memory = memories.entry(clone.uid().to_owned()).or_default();
+        memory.is_admitted = true;
+        memory.namespace = clone.target_namespace().to_owned();
+        Ok(())
+    }
+
+    /// What the target says of its progress, if it can be asked.
+    async fn report(&self, world: &World) -> Result<Option<TargetReport>, ClusterError> {
+        let Some(State::Running {
+            address: Some(address),
+            is_ready: true,
+        }) = world.pod(End::Target).map(|pod| Seen::of(pod).state)
+        else {
+            return Ok(None);
+        };
+        if world.pod(End::Source).is_none() || world.clone.metadata.deletion_timestamp.is_some() {
+            return Ok(None);
+        }
+        let remembered = self.memory(&world.clone, |memory| memory.observer.clone());
+        let credentials = match remembered {
+            Some(credentials) => Some(credentials),
+            None => self.cluster.observer(&world.clone).await?,
+        };
+        let Some(credentials) = credentials else {
+            return Ok(None);
+        };
+        let asked = self.observer.progress(address, &credentials).await;
+        // Those that were refused may have been renewed.
+        let kept = asked.is_ok().then_some(credentials);
+        self.memory(&world.clone, |memory| memory.observer = kept);
+        // Progress that can't be had holds nothing up: the pods tell the end.
+        if let Err(error) = &asked {
+            let clone = world.clone.uid();
+            tracing::debug!(clone, %error, "the target could not be asked for its progress");
+        }
+        Ok(asked.ok())
+    }
+
+    /// Writes the status, then takes the steps, and says when to look again.
+    async fn act(&self, clone: &VolumeClone, decision: &Decision) -> Result<Action, ClusterError> {
+        if let Some(status) = &decision.status {
+            self.cluster.write_status(clone, status).await?;
+        }
+        for note in &decision.notes {
+            self.cluster.publish(clone, note).await;
+        }
+        for step in &decision.steps {
+            if let Err(error) = self.cluster.take(clone, step).await {
+                return self.refused(clone, step, error);
+            }
+        }
+        if decision.steps.contains(&Step::RemoveFinalizer) {
+            self.forget(clone.uid());
+            return Ok(Action::await_change());
+        }
+        let was_refused = self.memory(clone, |memory| {
+            memory.errors = 0;
+            memory.rejection.take().is_some()
+        });
+        if was_refused || (decision.status.is_some() && decision.again == Some(Duration::ZERO)) {
+            return Ok(Action::requeue(Duration::ZERO));
+        }
+        Ok(decision
+            .again
+            .map_or_else(Action::await_change, Action::requeue))
+    }
+
+    /// What the API server refuses is told in the status, and tried again after a while.
+    fn refused(
+        &self,
+        clone: &VolumeClone,
+        step: &Step,
+        error: ClusterError,
+    ) -> Result<Action, ClusterError> {
+        let (Some(message), Step::Apply(object)) = (error.refusal(), step) else {
+            return Err(error);
+        };
+        let rejection = Rejection {
+            what: object.describe(),
+            message: message.to_owned(),
+        };
+        Ok(Action::requeue(self.memory(clone, |memory| {
+            memory.is_admitted = false;
+            let is_new = memory.rejection.as_ref() != Some(&rejection);
+            memory.rejection = Some(rejection);
+            // It is told at once, and tried again later.
+            memory.errors = if is_new {
+                0
+            } else {
+                memory.errors.saturating_add(1)
+            };
+            if is_new {
+                Duration::ZERO
+            } else {
+                pause(memory.errors)
+            }
+        })))
+    }
+
+    fn pause_after(&self, clone: &VolumeClone, error: &ClusterError) -> Action {
+        tracing::warn!(clone = clone.uid(), %error, "will be tried again");
+        Action::requeue(self.memory(clone, |memory| {
+            memory.errors = memory.errors.saturating_add(1);
+            pause(memory.errors)
+        }))
+    }
+
+    fn memories(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at what is remembered of a clone, or changes it.
+    fn memory<T>(&self, clone: &VolumeClone, look: impl FnOnce(&mut Memory) -> T) -> T {
+        look(self.memories().entry(clone.uid().to_owned()).or_default())
+    }
+
+    fn forget(&self, uid: &str) {
+        self.memories().remove(uid);
+    }
+}
+
+/// The pause after so many errors in a row.
+fn pause(errors: u32) -> Duration {
+    let doublings = errors.saturating_sub(1).min(16);
+    let pause = ERROR_PAUSE_MIN.saturating_mul(2u32.saturating_pow(doublings));
+    pause.min(ERROR_PAUSE_MAX)
+}
+
+/// Whether both agents are at work and nothing else is asked for.
+fn is_running(world: &World) -> bool {
+    let phase = world.clone.status.as_ref().map(|status| status.phase);
+    let is_staying = |pod: &Pod| pod.metadata.deletion_timestamp.is_none();
+    matches!(phase, Some(Phase::Cloning | Phase::Verifying))
+        && End::ALL
+            .into_iter()
+            .all(|end| world.pod(end).is_some_and(is_staying))
+        && !world.clone.spec.suspend
+        && world.clone.metadata.deletion_timestamp.is_none()
+}
+
+/// The clone that an object was made for, wherever it is.
+fn clone_of(object: &impl Resource) -> Option<ObjectRef<VolumeClone>> {
+    let shown = object.annotations().get(CLONE_ANNOTATION)?;
+    let (namespace, name) = shown.split_once('/')?;
+    Some(ObjectRef::new(name).within(namespace))
+}

@@ -1,0 +1,251 @@
+//! What was observed of the cluster, all that a decision may rest on.
+//!
+//! Plain data without any API behind it: tests make worlds by hand, the reconcile loop reads them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize};
+
+use crate::api::VolumeClone;
+use crate::claims::VolumeMode;
+use crate::names::{END_LABEL, End};
+
+/// One moment of what concerns one `VolumeClone`.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The moment.
+    pub now: Timestamp,
+    /// How the controller was set up.
+    pub settings: Settings,
+    /// The object itself, read just now.
+    pub clone: VolumeClone,
+    /// The agents' pods of this clone, in both namespaces.
+    pub pods: Vec<Pod>,
+    /// Everything else that was made for this clone and is still there, in both namespaces.
+    pub belongings: Vec<Belonging>,
+    /// The claim that is written, if it is there.
+    pub target_claim: Option<PersistentVolumeClaim>,
+    /// What surrounds the clone. It is only read when something may have to be made.
+    pub surroundings: Option<Surroundings>,
+    /// What the target agent just said of its progress.
+    pub report: Option<TargetReport>,
+    /// What the API refused the last time that it was asked to make something.
+    pub rejection: Option<Rejection>,
+    /// Whether the clone may run beside those that run already, else what it waits for.
+    pub admission: Result<(), String>,
+}
+
+/// How the controller was set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The agents' image.
+    pub image: String,
+    /// When a node pulls it: `Always`, `IfNotPresent` or `Never`.
+    pub image_pull_policy: String,
+    /// The controller's own namespace: its pods may ask target agents for their progress.
+    pub namespace: String,
+}
+
+/// What has to be looked at before something is made.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// The source claim.
+    pub source_claim: Option<PersistentVolumeClaim>,
+    /// The volume behind it.
+    pub source_volume: Option<PersistentVolume>,
+    /// Pods that use the source claim and are not ours.
+    pub source_users: Vec<Pod>,
+    /// Pods that use the target claim and are not ours.
+    pub target_users: Vec<Pod>,
+    /// The source's snapshot.
+    pub source_snapshot: Option<Snapshot>,
+    /// The snapshot that was taken for this clone.
+    pub taken_snapshot: Option<Snapshot>,
+    /// The claim that the source's snapshot was restored to for the source agent.
+    pub restored_claim: Option<PersistentVolumeClaim>,
+    /// What the backend said against the target claim, oldest first.
+    pub target_warnings: Vec<String>,
+    /// All storage classes.
+    pub storage_classes: Vec<StorageClass>,
+    /// All snapshot classes; none where the cluster doesn't know the kind.
+    pub snapshot_classes: Vec<SnapshotClass>,
+    /// The grants in the source's namespace; none where the cluster doesn't know the kind.
+    pub grants: Vec<Grant>,
+    /// Whether an administrator lets agents have privileges for files, by namespace.
+    pub privileged: BTreeMap<String, bool>,
+}
+
+/// A snapshot of a volume, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name.
+    pub name: String,
+    /// Its uid: the state that it holds never changes.
+    pub uid: String,
+    /// Whether something can be restored from it.
+    pub is_ready: bool,
+    /// What its driver said went wrong.
+    pub error: Option<String>,
+    /// Bytes that a volume needs to hold it.
+    pub restore_bytes: Option<u64>,
+    /// The mode of the volume that it was taken of, where that is known.
+    pub volume_mode: Option<VolumeMode>,
+    /// Its snapshot class.
+    pub class: Option<String>,
+}
+
+/// A class of snapshots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotClass {
+    /// Its name.
+    pub name: String,
+    /// The driver that it is for.
+    pub driver: String,
+    /// Whether it is the one for claims that name none.
+    pub is_default: bool,
+}
+
+/// The consent of a namespace (`ReferenceGrant` of the Gateway API).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Who may refer.
+    #[serde(default)]
+    pub from: Vec<GrantFrom>,
+    /// To what.
+    #[serde(default)]
+    pub to: Vec<GrantTo>,
+}
+
+/// Who may refer to objects of the namespace that holds the grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantFrom {
+    /// API group of the object that refers.
+    pub group: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+/// What may be referred to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantTo {
+    /// API group; empty for the core group.
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Name; any unless given.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// What kinds of objects are made for a clone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// An agent.
+    Pod,
+    /// Credentials.
+    Secret,
+    /// Which way bytes may go.
+    NetworkPolicy,
+    /// What is durable, for the next target agent.
+    ConfigMap,
+    /// A volume.
+    Claim,
+    /// A snapshot of the source.
+    Snapshot,
+}
+
+impl Kind {
+    /// Every kind. What is made later comes later.
+    pub const ALL: [Self; 6] = [
+        Self::Snapshot,
+        Self::Claim,
+        Self::Secret,
+        Self::NetworkPolicy,
+        Self::ConfigMap,
+        Self::Pod,
+    ];
+}
+
+/// An object that was made for a clone, other than a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Belonging {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid, so that no other object by the same name is deleted.
+    pub uid: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether it is about to go.
+    pub is_deleting: bool,
+}
+
+/// What the API refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// What should have been made.
+    pub what: String,
+    /// The API's own words.
+    pub message: String,
+}
+
+/// What a target agent says at `/progress`, as far as it is shown.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct TargetReport {
+    /// `handshake`, `transfer`, `verify` or `done`.
+    pub stage: String,
+    /// Bytes of the volume; 0 until the ends have met.
+    pub logical_bytes: u64,
+    /// Bytes that are durable.
+    pub durable_bytes: u64,
+    /// Names of a tree that were made.
+    #[serde(default)]
+    pub entries: u64,
+    /// Durable bytes a second.
+    pub bytes_per_second: f64,
+    /// Seconds that are left.
+    #[serde(default)]
+    pub eta_seconds: Option<f64>,
+    /// What holds the clone up most.
+    pub limit: String,
+    /// What is durable, for another target agent.
+    #[serde(default)]
+    pub checkpoint: Option<serde_json::Value>,
+}
+
+impl World {
+    /// The pod of the agent at `end`.
+    #[must_use]
+    pub fn pod(&self, end: End) -> Option<&Pod> {
+        let is_of = |pod: &&Pod| {
+            pod.labels()
+                .get(END_LABEL)
+                .is_some_and(|at| at == end.label())
+        };
+        self.pods.iter().find(is_of)
+    }
+
+    /// What of `kind` belongs to the clone.
+    pub fn belongings_of(&self, kind: Kind) -> impl Iterator<Item = &Belonging> {
+        self.belongings
+            .iter()
+            .filter(move |belonging| belonging.kind == kind)
+    }
+
+    /// Whether an object of `kind` by this name is there, and not about to go.
+    #[must_use]
+    pub fn has(&self, kind: Kind, namespace: &str, name: &str) -> bool {
+        self.belongings_of(kind).any(|belonging| {
+            belonging.namespace == namespace && belonging.name == name && !belonging.is_deleting
+        })
+    }
+}

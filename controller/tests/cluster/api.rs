@@ -1,0 +1,696 @@
+//! An API server within the process: objects with versions, conflicts, finalizers, graceful deletion,
+//! selectors, metadata-only lists, watches with bookmarks that are cut and outdated, and calls that fail
+//! as planned.
+//!
+//! It knows no schemas, quotas, admission or field ownership: an apply is a merge in which lists are
+//! replaced. It collects no garbage, so that what a controller forgets stays to be seen.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame};
+use hyper::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// How a planned call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is refused with this status, and nothing is done.
+    Refused(u16),
+    /// It is done, and the answer is lost.
+    AnswerLost,
+    /// It hangs until the client's own time limit, and nothing is done.
+    Hangs,
+}
+
+/// What kube's client waits for at most, unless told otherwise.
+const READ_TIMEOUT: Duration = Duration::from_secs(295);
+
+/// A call as it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch` or `delete`, as in RBAC.
+    pub(crate) verb: &'static str,
+    /// The API group; empty for the core group.
+    pub(crate) group: String,
+    /// The kind in plural, with the subresource.
+    pub(crate) what: String,
+}
+
+impl Call {
+    pub(crate) fn is_write(&self) -> bool {
+        !matches!(self.verb, "get" | "list" | "watch")
+    }
+}
+
+/// Where an object is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Place {
+    plural: String,
+    namespace: String,
+    name: String,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    uids: u64,
+    objects: BTreeMap<Place, Value>,
+    /// What happened since the start: version, kind in plural, type, object.
+    events: Vec<(u64, String, &'static str, Value)>,
+    /// Watches that go on from before this version are told that it is gone.
+    oldest: u64,
+    calls: Vec<Call>,
+    watches: Vec<Call>,
+    faults: HashMap<usize, Fault>,
+    /// Refuses to make a kind, in these words.
+    refusals: HashMap<String, String>,
+    now: i64,
+}
+
+/// The server; clones are the same one.
+#[derive(Clone)]
+pub(crate) struct FakeApi {
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+}
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+impl FakeApi {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Arc::default(),
+            changed: watch::channel(0).0,
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        Client::new(service, "default")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// The call with this number, counted from 0 over all, will fail so.
+    pub(crate) fn fail(&self, number: usize, fault: Fault) {
+        self.state().faults.insert(number, fault);
+    }
+
+    /// Nothing of this kind is made while `words` are set.
+    pub(crate) fn refuse(&self, plural: &str, words: Option<&str>) {
+        let mut state = self.state();
+        match words {
+            Some(words) => state.refusals.insert(plural.to_owned(), words.to_owned()),
+            None => state.refusals.remove(plural),
+        };
+    }
+
+    /// Forgets what happened, as an API server does: watches have to begin anew.
+    pub(crate) fn compact(&self) {
+        let mut state = self.state();
+        state.oldest = state.version;
+        drop(state);
+        self.changed.send_modify(|_| {});
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.state().calls.clone()
+    }
+
+    pub(crate) fn watches(&self) -> Vec<Call> {
+        self.state().watches.clone()
+    }
+
+    /// All objects of a kind.
+    pub(crate) fn all(&self, plural: &str) -> Vec<Value> {
+        let state = self.state();
+        let of_kind = state
+            .objects
+            .iter()
+            .filter(|(place, _)| place.plural == plural);
+        of_kind.map(|(_, object)| object.clone()).collect()
+    }
+
+    pub(crate) fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.state()
+            .objects
+            .get(&place(plural, namespace, name))
+            .cloned()
+    }
+
+    /// Every object's kind, namespace and name.
+    pub(crate) fn inventory(&self) -> Vec<String> {
+        let state = self.state();
+        let shown = |place: &Place| format!("{} {}/{}", place.plural, place.namespace, place.name);
+        state.objects.keys().map(shown).collect()
+    }
+
+    /// Makes an object as a user would.
+    pub(crate) fn create(&self, plural: &str, object: Value) {
+        let namespace = object["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let made = self
+            .state()
+            .create(&place(plural, &namespace, &name), object);
+        assert!(made.is_ok(), "{made:?}");
+        self.tell();
+    }
+
+    /// Changes an object as a user, a kubelet or a driver would.
+    pub(crate) fn change(&self, plural: &str, namespace: &str, name: &str, patch: &Value) {
+        let _gone = self
+            .state()
+            .change(&place(plural, namespace, name), |object| {
+                merge(object, patch)
+            });
+        self.tell();
+    }
+
+    /// Deletes an object as a user would.
+    pub(crate) fn delete(&self, plural: &str, namespace: &str, name: &str) {
+        let _gone = self.state().delete(&place(plural, namespace, name));
+        self.tell();
+    }
+
+    /// Removes an object that was deleted and whose time is over.
+    pub(crate) fn remove(&self, plural: &str, namespace: &str, name: &str) {
+        self.state().remove(&place(plural, namespace, name));
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let version = self.state().version;
+        self.changed.send_replace(version);
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Answer {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let path = head.uri.path().to_owned();
+        let query = query(head.uri.query().unwrap_or_default());
+        let Some((group, place, subresource)) = parse(&path) else {
+            return refusal(
+                404,
+                "NotFound",
+                "the server could not find the requested resource",
+            );
+        };
+        let is_list = place.name.is_empty() && head.method == Method::GET;
+        if is_list
+            && query
+                .get("watch")
+                .is_some_and(|it| it == "true" || it == "1")
+        {
+            let what = place.plural.clone();
+            let call = Call {
+                verb: "watch",
+                group,
+                what,
+            };
+            self.state().watches.push(call);
+            return self.watch(place, &query);
+        }
+        let verb = match head.method {
+            Method::GET if is_list => "list",
+            Method::GET => "get",
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            _ => return refusal(405, "MethodNotAllowed", "no such verb"),
+        };
+        let separator = if subresource.is_empty() { "" } else { "/" };
+        let call = Call {
+            verb,
+            group,
+            what: format!("{}{separator}{subresource}", place.plural),
+        };
+        let fault = {
+            let mut state = self.state();
+            let number = state.calls.len();
+            state.calls.push(call);
+            state.faults.get(&number).copied()
+        };
+        match fault {
+            Some(Fault::Refused(code)) => {
+                let reason = match code {
+                    409 => "Conflict",
+                    429 => "TooManyRequests",
+                    _ => "InternalError",
+                };
+                return refusal(code, reason, "a planned fault");
+            }
+            Some(Fault::Hangs) => {
+                tokio::time::sleep(READ_TIMEOUT).await;
+                return refusal(504, "Timeout", "a planned fault: there was no answer");
+            }
+            _ => {}
+        }
+        let metadata_only = head.headers.get("accept").is_some_and(|accept| {
+            accept
+                .to_str()
+                .is_ok_and(|accept| accept.contains("as=PartialObjectMetadata"))
+        });
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let answer = self
+            .state()
+            .call(verb, &place, &subresource, &query, body, metadata_only);
+        self.tell();
+        if fault == Some(Fault::AnswerLost) {
+            return refusal(504, "Timeout", "a planned fault: the answer was lost");
+        }
+        match answer {
+            Ok(object) => respond(200, &object),
+            Err((code, reason, message)) => refusal(code, reason, &message),
+        }
+    }
+
+    /// A watch: what happened since, then what happens; a bookmark now and then; cut after some events.
+    fn watch(&self, place: Place, query: &HashMap<String, String>) -> Answer {
+        const EVENTS_MAX: usize = 7;
+        let since = query
+            .get("resourceVersion")
+            .and_then(|it| it.parse().ok())
+            .unwrap_or(0);
+        let selector = query.get("labelSelector").cloned().unwrap_or_default();
+        let api = self.clone();
+        let changed = self.changed.subscribe();
+        let lines = stream::unfold((since, 0, changed), move |(since, sent, mut changed)| {
+            let (api, place, selector) = (api.clone(), place.clone(), selector.clone());
+            async move {
+                if sent >= EVENTS_MAX {
+                    return None;
+                }
+                loop {
+                    changed.borrow_and_update();
+                    let next = api.state().next_event(&place, &selector, since);
+                    match next {
+                        Next::Event(version, line) => {
+                            return Some((line, (version, sent + 1, changed)));
+                        }
+                        Next::Gone(line) => return Some((line, (since, EVENTS_MAX, changed))),
+                        Next::Nothing => {}
+                    }
+                    let waited = tokio::time::timeout(Duration::from_secs(60), changed.changed());
+                    if waited.await.is_err() {
+                        let (version, line) = api.state().bookmark(&place);
+                        return Some((line, (version, sent + 1, changed)));
+                    }
+                }
+            }
+        });
+        let frames = lines.map(|line| Ok(Frame::data(Bytes::from(line))));
+        Response::new(BodyExt::boxed(StreamBody::new(Box::pin(SyncStream(
+            Mutex::new(frames.boxed()),
+        )))))
+    }
+}
+
+/// A stream that can be shared, since a body has to be.
+struct SyncStream<S>(Mutex<S>);
+
+impl<S: futures::Stream + Unpin> futures::Stream for SyncStream<S> {
+    type Item = S::Item;
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        self.0.lock().unwrap().poll_next_unpin(context)
+    }
+}
+
+enum Next {
+    Event(u64, String),
+    Gone(String),
+    Nothing,
+}
+
+type Outcome = Result<Value, (u16, &'static str, String)>;
+
+impl State {
+    fn call(
+        &mut self,
+        verb: &str,
+        place: &Place,
+        subresource: &str,
+        query: &HashMap<String, String>,
+        body: Value,
+        metadata_only: bool,
+    ) -> Outcome {
+        match verb {
+            "list" => {
+                let empty = String::new();
+                let labels = query.get("labelSelector").unwrap_or(&empty);
+                let fields = query.get("fieldSelector").unwrap_or(&empty);
+                let items = self.objects.iter().filter(|(at, object)| {
+                    at.plural == place.plural
+                        && (place.namespace.is_empty() || at.namespace == place.namespace)
+                        && has_labels(object, labels)
+                        && has_fields(object, fields)
+                });
+                let only_metadata = |object: &Value| {
+                    json!({
+                        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                        "metadata": object["metadata"],
+                    })
+                };
+                let items = items.map(|(_, object)| {
+                    if metadata_only {
+                        only_metadata(object)
+                    } else {
+                        object.clone()
+                    }
+                });
+                let items: Vec<_> = items.collect();
+                Ok(json!({
+                    "apiVersion": "v1", "kind": "List", "items": items,
+                    "metadata": {"resourceVersion": self.version.to_string()},
+                }))
+            }
+            "get" => self.found(place).cloned(),
+            "create" => {
+                let name = body["metadata"]["name"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
+                let place = Place {
+                    name,
+                    ..place.clone()
+                };
+                self.create(&place, body)
+            }
+            "update" => {
+                self.check_version(place, &body)?;
+                self.change(place, |object| {
+                    if subresource == "status" {
+                        object["status"] = body["status"].clone();
+                    } else {
+                        let status = object["status"].take();
+                        let metadata = object["metadata"].clone();
+                        *object = body.clone();
+                        object["status"] = status;
+                        for fixed in ["uid", "creationTimestamp", "generation"] {
+                            object["metadata"][fixed] = metadata[fixed].clone();
+                        }
+                    }
+                })
+            }
+            "patch" => {
+                let is_apply = query.contains_key("fieldManager") && query.contains_key("force");
+                if is_apply && !self.objects.contains_key(place) {
+                    return self.create(place, body);
+                }
+                self.check_version(place, &body)?;
+                self.change(place, |object| merge(object, &body))
+            }
+            "delete" => {
+                let found = self.found(place)?;
+                let wanted = &body["preconditions"]["uid"];
+                if !wanted.is_null() && *wanted != found["metadata"]["uid"] {
+                    return Err((
+                        409,
+                        "Conflict",
+                        "the UID in the precondition differs".to_owned(),
+                    ));
+                }
+                self.delete(place)
+            }
+            _ => unreachable!("{verb}"),
+        }
+    }
+
+    fn found(&self, place: &Place) -> Result<&Value, (u16, &'static str, String)> {
+        self.objects.get(place).ok_or_else(|| {
+            let message = format!("{} \"{}\" not found", place.plural, place.name);
+            (404, "NotFound", message)
+        })
+    }
+
+    fn check_version(
+        &self,
+        place: &Place,
+        body: &Value,
+    ) -> Result<(), (u16, &'static str, String)> {
+        let found = self.found(place)?;
+        let wanted = &body["metadata"]["resourceVersion"];
+        if wanted.is_null() || *wanted == found["metadata"]["resourceVersion"] {
+            return Ok(());
+        }
+        let message =
+            "the object has been modified; please apply your changes to the latest version";
+        Err((409, "Conflict", message.to_owned()))
+    }
+
+    fn create(&mut self, place: &Place, mut object: Value) -> Outcome {
+        if self.objects.contains_key(place) {
+            let message = format!("{} \"{}\" already exists", place.plural, place.name);
+            return Err((409, "AlreadyExists", message));
+        }
+        if let Some(words) = self.refusals.get(&place.plural) {
+            return Err((403, "Forbidden", words.clone()));
+        }
+        self.uids += 1;
+        let metadata = &mut object["metadata"];
+        metadata["uid"] = json!(format!("00000000-0000-4000-8000-{:012}", self.uids));
+        metadata["generation"] = json!(1);
+        metadata["creationTimestamp"] = json!(super::now().to_string());
+        if !place.namespace.is_empty() {
+            metadata["namespace"] = json!(place.namespace);
+        }
+        self.put(place, object, "ADDED")
+    }
+
+    /// Changes an object; one that stays as it is keeps its version.
+    fn change(&mut self, place: &Place, change: impl FnOnce(&mut Value)) -> Outcome {
+        let before = self.found(place)?.clone();
+        let mut object = before.clone();
+        change(&mut object);
+        object["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
+        strip_nulls(&mut object);
+        if object == before {
+            return Ok(object);
+        }
+        if object["spec"] != before["spec"] {
+            let generation = before["metadata"]["generation"].as_i64().unwrap_or(0);
+            object["metadata"]["generation"] = json!(generation + 1);
+        }
+        let is_free = object["metadata"]["finalizers"]
+            .as_array()
+            .is_none_or(Vec::is_empty);
+        let is_going = object["metadata"]["deletionTimestamp"].is_string();
+        if is_free && is_going && place.plural != "pods" {
+            self.remove(place);
+            return Ok(object);
+        }
+        self.put(place, object, "MODIFIED")
+    }
+
+    /// A pod has a grace period, and what has finalizers waits for them; all else is gone at once.
+    fn delete(&mut self, place: &Place) -> Outcome {
+        let object = self.found(place)?;
+        let has_finalizers = object["metadata"]["finalizers"]
+            .as_array()
+            .is_some_and(|finalizers| !finalizers.is_empty());
+        if !has_finalizers && place.plural != "pods" {
+            let gone = object.clone();
+            self.remove(place);
+            return Ok(gone);
+        }
+        self.change(place, |object| {
+            let at = &mut object["metadata"]["deletionTimestamp"];
+            if at.is_null() {
+                *at = json!(super::now().to_string());
+            }
+        })
+    }
+
+    fn remove(&mut self, place: &Place) {
+        if let Some(mut object) = self.objects.remove(place) {
+            self.version += 1;
+            object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+            self.events
+                .push((self.version, place.plural.clone(), "DELETED", object));
+        }
+    }
+
+    fn put(&mut self, place: &Place, mut object: Value, event: &'static str) -> Outcome {
+        self.now += 1;
+        self.version += 1;
+        strip_nulls(&mut object);
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.events
+            .push((self.version, place.plural.clone(), event, object.clone()));
+        self.objects.insert(place.clone(), object.clone());
+        Ok(object)
+    }
+
+    fn next_event(&self, place: &Place, selector: &str, since: u64) -> Next {
+        if since < self.oldest {
+            let line = json!({"type": "ERROR", "object": {
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired",
+                "code": 410, "message": "too old resource version"}});
+            return Next::Gone(format!("{line}\n"));
+        }
+        let next = self.events.iter().find(|(version, plural, _, object)| {
+            *version > since
+                && *plural == place.plural
+                && (place.namespace.is_empty()
+                    || object["metadata"]["namespace"] == place.namespace)
+                && has_labels(object, selector)
+        });
+        next.map_or(Next::Nothing, |(version, _, event, object)| {
+            Next::Event(
+                *version,
+                format!("{}\n", json!({"type": event, "object": object})),
+            )
+        })
+    }
+
+    fn bookmark(&self, place: &Place) -> (u64, String) {
+        let (api_version, kind) = match &*place.plural {
+            "volumeclones" => ("volferry.io/v1alpha1", "VolumeClone"),
+            "pods" => ("v1", "Pod"),
+            _ => ("v1", "PersistentVolumeClaim"),
+        };
+        let line = json!({"type": "BOOKMARK", "object": {
+            "apiVersion": api_version, "kind": kind,
+            "metadata": {"resourceVersion": self.version.to_string()}}});
+        (self.version, format!("{line}\n"))
+    }
+}
+
+fn place(plural: &str, namespace: &str, name: &str) -> Place {
+    Place {
+        plural: plural.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// `/api/v1/…` or `/apis/GROUP/VERSION/…`, then a namespace, a kind, a name, a subresource.
+fn parse(path: &str) -> Option<(String, Place, String)> {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let (group, rest) = match &parts[..] {
+        ["api", _, rest @ ..] => ("", rest),
+        ["apis", group, _, rest @ ..] => (*group, rest),
+        _ => return None,
+    };
+    let (namespace, rest) = match rest {
+        ["namespaces", namespace, plural, rest @ ..] => (*namespace, [&[*plural], rest].concat()),
+        rest => ("", rest.to_vec()),
+    };
+    let plural = rest.first()?;
+    // As in a cluster that never heard of them.
+    if ["volumesnapshots", "volumesnapshotclasses"].contains(plural) {
+        return None;
+    }
+    let name = rest.get(1).copied().unwrap_or_default();
+    let subresource = rest.get(2).copied().unwrap_or_default();
+    let place = place(plural, namespace, name);
+    Some((group.to_owned(), place, subresource.to_owned()))
+}
+
+fn query(text: &str) -> HashMap<String, String> {
+    let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+    pairs
+        .map(|(key, value)| (decode(key), decode(value)))
+        .collect()
+}
+
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+fn has_labels(object: &Value, selector: &str) -> bool {
+    let labels = &object["metadata"]["labels"];
+    selector
+        .split(',')
+        .filter(|term| !term.is_empty())
+        .all(|term| match term.split_once('=') {
+            Some((key, value)) => labels[key] == value,
+            None => match term.strip_prefix('!') {
+                Some(key) => labels[key].is_null(),
+                None => !labels[term].is_null(),
+            },
+        })
+}
+
+fn has_fields(object: &Value, selector: &str) -> bool {
+    let field = |path: &str| path.split('.').fold(object, |at, key| &at[key]);
+    selector
+        .split(',')
+        .filter(|term| !term.is_empty())
+        .all(|term| match term.split_once("!=") {
+            Some((path, value)) => *field(path) != value,
+            None => term
+                .split_once('=')
+                .is_none_or(|(path, value)| *field(path) == value),
+        })
+}
+
+/// RFC 7386.
+pub(crate) fn merge(into: &mut Value, patch: &Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch.clone(),
+    }
+}
+
+fn strip_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(strip_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip_nulls),
+        _ => {}
+    }
+}
+
+fn respond(code: u16, object: &Value) -> Answer {
+    let body = Full::new(Bytes::from(object.to_string())).boxed();
+    let mut response = Response::new(body);
+    *response.status_mut() = code.try_into().unwrap();
+    response
+}
+
+fn refusal(code: u16, reason: &str, message: &str) -> Answer {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "reason": reason, "message": message, "code": code});
+    respond(code, &status)
+}

@@ -1,0 +1,611 @@
+//! The controller against an API server within the process, on a clock that passes when everybody
+//! waits: whole clones, each call failing in turn, controllers that are replaced, pods that die.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::expect_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "a test tells how much it tried")]
+
+mod api;
+mod nodes;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use volferry_controller::cluster::Cluster;
+use volferry_controller::reconcile::{Context, Limits};
+use volferry_controller::world::Settings;
+
+use self::api::{FakeApi, Fault, merge};
+use self::nodes::Nodes;
+
+/// The time on the simulated clock, which begins now: credentials have real dates.
+fn now() -> Timestamp {
+    // Each test has a runtime and a thread of its own.
+    thread_local! {
+        static START: OnceLock<(Timestamp, Instant)> = const { OnceLock::new() };
+    }
+    START.with(|start| {
+        let (at, instant) = start.get_or_init(|| (Timestamp::now(), Instant::now()));
+        *at + SignedDuration::try_from(instant.elapsed()).unwrap()
+    })
+}
+
+/// A cluster with a controller.
+struct Scene {
+    api: FakeApi,
+    nodes: Nodes,
+    controller: JoinHandle<()>,
+    running: JoinHandle<()>,
+}
+
+impl Scene {
+    fn new(duration: Duration) -> Self {
+        let api = FakeApi::new();
+        for namespace in ["home", "away"] {
+            api.create(
+                "namespaces",
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+            );
+        }
+        let nodes = Nodes::new(api.clone(), duration);
+        let running = tokio::spawn(nodes.clone().run());
+        let controller = Self::control(&api, &nodes, LIMITS);
+        Self {
+            api,
+            nodes,
+            controller,
+            running,
+        }
+    }
+
+    fn control(api: &FakeApi, nodes: &Nodes, limits: Limits) -> JoinHandle<()> {
+        let settings = Settings {
+            image: "volferry:1".to_owned(),
+            image_pull_policy: "IfNotPresent".to_owned(),
+            namespace: "volferry-system".to_owned(),
+        };
+        let cluster = Cluster::new(api.client(), "test".to_owned());
+        let context = Context::new(cluster, nodes.clone(), settings, limits).with_clock(now);
+        tokio::spawn(Arc::new(context).run(std::future::pending()))
+    }
+
+    /// The controller dies, and another comes.
+    fn replace_controller(&mut self) {
+        self.controller.abort();
+        self.controller = Self::control(&self.api, &self.nodes, LIMITS);
+    }
+
+    fn claim(&self, namespace: &str, name: &str) {
+        self.api.create(
+            "persistentvolumeclaims",
+            json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {"accessModes": ["ReadWriteOnce"], "volumeMode": "Block",
+                    "resources": {"requests": {"storage": "1Gi"}}},
+                "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}},
+            }),
+        );
+    }
+
+    fn clone(&self, name: &str, spec: &Value) {
+        let mut full = json!({"source": {"persistentVolumeClaim": {"name": "from"}}});
+        merge(&mut full, spec);
+        if full["target"]["claimTemplate"].is_null() {
+            full["target"]["persistentVolumeClaim"] = json!({"name": "to"});
+        }
+        self.api.create(
+            "volumeclones",
+            json!({
+                "apiVersion": "volferry.io/v1alpha1", "kind": "VolumeClone",
+                "metadata": {"name": name, "namespace": "home"}, "spec": full,
+            }),
+        );
+    }
+
+    fn consent(&self) {
+        self.api.create("referencegrants", json!({
+            "apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant",
+            "metadata": {"name": "grant", "namespace": "away"},
+            "spec": {"from": [{"group": "volferry.io", "kind": "VolumeClone", "namespace": "home"}],
+                "to": [{"group": "", "kind": "PersistentVolumeClaim", "name": "from"}]},
+        }));
+    }
+
+    fn status(&self, name: &str) -> Value {
+        let clone = self.api.get("volumeclones", "home", name);
+        clone.map_or(Value::Null, |clone| clone["status"].clone())
+    }
+
+    /// Lets time pass until `what` holds.
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let limit = Instant::now() + Duration::from_secs(7200);
+        while !holds(self) {
+            assert!(!self.controller.is_finished(), "the controller ended");
+            assert!(!self.running.is_finished(), "the nodes ended");
+            assert!(
+                Instant::now() < limit,
+                "{what} never came: {}\n{:#?}",
+                self.status("clone"),
+                self.api.inventory()
+            );
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    async fn until_phase(&self, name: &str, phase: &str) {
+        self.until(phase, |scene| scene.status(name)["phase"] == phase)
+            .await;
+    }
+
+    /// What is there but what users made, and Events.
+    fn leftovers(&self) -> Vec<String> {
+        let mut found = self.api.inventory();
+        found.retain(|shown| {
+            let (kind, _) = shown.split_once(' ').unwrap();
+            !["events", "namespaces", "referencegrants", "volumeclones"].contains(&kind)
+                && !shown.ends_with("/from")
+                && !shown.ends_with("/to")
+        });
+        found
+    }
+
+    async fn until_clean(&self) {
+        self.until("a clean cluster", |scene| scene.leftovers().is_empty())
+            .await;
+    }
+}
+
+const LIMITS: Limits = Limits {
+    overall: 32,
+    per_namespace: 8,
+};
+
+const SHORT: Duration = Duration::from_secs(20);
+
+/// Long enough for all that happens to a clone, in tests that make very many.
+const SHORTEST: Duration = Duration::from_secs(4);
+
+fn away() -> Value {
+    json!({"source": {"namespace": "away"},
+        "target": {"claimTemplate": {"metadata": {"name": "to"}}}})
+}
+
+/// A cluster in which `clone` clones from another namespace.
+fn cross_namespace() -> Scene {
+    cross_namespace_for(SHORT)
+}
+
+/// The same, when bytes travel for so long.
+fn cross_namespace_for(duration: Duration) -> Scene {
+    let scene = Scene::new(duration);
+    scene.claim("away", "from");
+    scene.consent();
+    scene.clone("clone", &away());
+    scene
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_in_one_namespace_is_proven_and_leaves_nothing() {
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("clone", &json!({}));
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+    let status = scene.status("clone");
+    assert_eq!(status["strategy"], "HostAssisted");
+    assert_eq!(status["progress"]["percent"], "100%");
+    assert_eq!(status["receipt"]["digest"], "11".repeat(32));
+    let target = scene
+        .api
+        .get("persistentvolumeclaims", "home", "to")
+        .unwrap();
+    assert_eq!(
+        target["metadata"]["annotations"]["volferry.io/receipt"],
+        status["receipt"]["json"]
+    );
+    scene.api.delete("volumeclones", "home", "clone");
+    scene
+        .until("its end", |scene| scene.api.all("volumeclones").is_empty())
+        .await;
+    assert!(
+        scene
+            .api
+            .get("persistentvolumeclaims", "home", "to")
+            .is_some(),
+        "it is proven"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_from_another_namespace_needs_consent() {
+    let scene = Scene::new(SHORT);
+    scene.claim("away", "from");
+    scene.clone("clone", &away());
+    let is_refused =
+        |scene: &Scene| scene.status("clone")["conditions"][0]["reason"] == "NotGranted";
+    scene.until("a refusal", is_refused).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(scene.leftovers(), Vec::<String>::new());
+    scene.consent();
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_clone_leaves_nothing_in_either_namespace() {
+    let scene = cross_namespace();
+    scene.until_phase("clone", "Cloning").await;
+    assert!(
+        scene
+            .leftovers()
+            .iter()
+            .any(|shown| shown.contains("pods away/"))
+    );
+    scene.api.delete("volumeclones", "home", "clone");
+    scene
+        .until("its end", |scene| scene.api.all("volumeclones").is_empty())
+        .await;
+    assert_eq!(scene.leftovers(), Vec::<String>::new());
+    assert!(
+        scene
+            .api
+            .get("persistentvolumeclaims", "home", "to")
+            .is_none(),
+        "it is unproven"
+    );
+    assert!(
+        scene
+            .api
+            .get("persistentvolumeclaims", "away", "from")
+            .is_some()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_call_fails_in_turn_and_nothing_changes() {
+    let clean = cross_namespace_for(SHORTEST);
+    clean.until_phase("clone", "Ready").await;
+    clean.until_clean().await;
+    let calls = clean.api.calls();
+    clean.controller.abort();
+    clean.running.abort();
+    let faults = [
+        Fault::Refused(409),
+        Fault::Refused(429),
+        Fault::Refused(500),
+        Fault::AnswerLost,
+        Fault::Hangs,
+    ];
+    let mut scenes = 0;
+    for (number, call) in calls.iter().enumerate() {
+        // A write in each way, and a read in one of them, in turn.
+        let is_full = call.is_write() || std::env::var_os("VOLFERRY_SWEEP").is_some();
+        let (skipped, taken) = if is_full {
+            (0, faults.len())
+        } else {
+            (number % faults.len(), 1)
+        };
+        for &fault in faults.iter().skip(skipped).take(taken) {
+            scenes += 1;
+            let scene = cross_namespace_for(SHORTEST);
+            scene.api.fail(number, fault);
+            scene.until_phase("clone", "Ready").await;
+            scene.until_clean().await;
+            let (is, should) = (scene.status("clone"), clean.status("clone"));
+            let what = format!("{fault:?} of call {number}, {call:?}");
+            for same in ["strategy", "receipt", "targetClaim", "failure"] {
+                if same == "receipt" {
+                    assert_eq!(is[same]["digest"], should[same]["digest"], "{what}");
+                } else {
+                    assert_eq!(is[same], should[same], "{what}");
+                }
+            }
+            assert_eq!(is["attempts"]["target"]["failures"], 0, "{what}");
+            scene.api.delete("volumeclones", "home", "clone");
+            scene
+                .until("its end", |scene| scene.api.all("volumeclones").is_empty())
+                .await;
+            scene.controller.abort();
+            scene.running.abort();
+        }
+    }
+    println!("{} calls, failed in {scenes} ways", calls.len());
+    assert!(calls.len() > 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_may_be_replaced_at_any_moment() {
+    let mut moment = Duration::ZERO;
+    let mut replaced = 0;
+    loop {
+        let mut scene = cross_namespace_for(SHORTEST);
+        tokio::time::sleep(moment).await;
+        let is_over = scene.status("clone")["phase"] == "Ready" && scene.leftovers().is_empty();
+        scene.replace_controller();
+        scene.until_phase("clone", "Ready").await;
+        scene.until_clean().await;
+        assert_eq!(
+            scene.nodes.resumed(&uid(&scene)),
+            [0.0],
+            "one target pod, after {moment:?}"
+        );
+        scene.controller.abort();
+        scene.running.abort();
+        if is_over {
+            break;
+        }
+        replaced += 1;
+        moment += Duration::from_millis(103);
+    }
+    println!("replaced at {replaced} moments");
+    assert!(replaced > 50);
+}
+
+fn uid(scene: &Scene) -> String {
+    let clone = scene.api.get("volumeclones", "home", "clone").unwrap();
+    clone["metadata"]["uid"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_pod_that_dies_is_replaced_and_goes_on() {
+    let scene = cross_namespace();
+    scene
+        .until("half", |scene| {
+            scene.status("clone")["progress"]["durableBytes"].as_i64() > Some(1 << 28)
+        })
+        .await;
+    let name = format!("volferry-{}-target", uid(&scene));
+    let evicted =
+        json!({"status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}});
+    scene.api.change("pods", "home", &name, &evicted);
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+    let status = scene.status("clone");
+    assert_eq!(status["attempts"]["target"]["failures"], 1);
+    assert!(
+        status["attempts"]["target"]["lastFailure"]
+            .as_str()
+            .unwrap()
+            .contains("low on memory")
+    );
+    let resumed = scene.nodes.resumed(&uid(&scene));
+    assert_eq!(resumed.len(), 2);
+    assert!(resumed[1] > 0.2, "{resumed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_source_comes_back() {
+    let scene = cross_namespace();
+    scene.until_phase("clone", "Cloning").await;
+    let name = format!("volferry-{}-source", uid(&scene));
+    scene.api.delete("pods", "away", &name);
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+    assert_eq!(
+        scene.nodes.resumed(&uid(&scene)),
+        [0.0],
+        "the target stayed"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_quota_refuses_is_told_and_tried_again() {
+    let scene = cross_namespace();
+    let words = "pods is forbidden: exceeded quota: compute, requested: pods=1, used: pods=9";
+    scene.api.refuse("pods", Some(words));
+    let progressing = |scene: &Scene| {
+        let conditions = scene.status("clone")["conditions"].clone();
+        let found = conditions
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|it| it["type"] == "Progressing");
+        found.cloned().unwrap_or_default()
+    };
+    scene
+        .until("words", |scene| {
+            progressing(scene)["reason"] == "QuotaExceeded"
+        })
+        .await;
+    assert!(
+        progressing(&scene)["message"]
+            .as_str()
+            .unwrap()
+            .contains(words)
+    );
+    let before = scene
+        .api
+        .calls()
+        .iter()
+        .filter(|call| call.is_write())
+        .count();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let writes = scene
+        .api
+        .calls()
+        .iter()
+        .filter(|call| call.is_write())
+        .count()
+        - before;
+    assert!(writes < 30, "{writes} writes in vain");
+    scene.api.refuse("pods", None);
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+}
+
+/// The rules of deploy/base/rbac.yaml for the controller, as group, kind and verb.
+fn rights() -> BTreeSet<(String, String, String)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/rbac.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let list = |rule: &Value, key: &str| {
+        let items = rule[key].as_array().unwrap().clone();
+        items
+            .into_iter()
+            .map(|item| item.as_str().unwrap().to_owned())
+    };
+    let ours = objects.iter().filter(|object| {
+        object["metadata"]["name"] == "volferry-controller" && object["rules"].is_array()
+    });
+    let mut rights = BTreeSet::new();
+    for rule in ours.flat_map(|object| object["rules"].as_array().unwrap()) {
+        for group in list(rule, "apiGroups") {
+            for kind in list(rule, "resources") {
+                for verb in list(rule, "verbs") {
+                    rights.insert((group.clone(), kind.clone(), verb));
+                }
+            }
+        }
+    }
+    rights
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_controller_has_the_rights_that_it_uses_and_few_others() {
+    // A clone with much of what can happen to one, to its end.
+    let scene = Scene::new(SHORT);
+    scene.claim("away", "from");
+    scene.consent();
+    let mut spec = away();
+    merge(&mut spec, &json!({"ttlSecondsAfterFinished": 1}));
+    scene.clone("clone", &spec);
+    let durable = |scene: &Scene| scene.status("clone")["progress"]["durableBytes"].as_i64();
+    scene
+        .until("half", |scene| durable(scene) > Some(1 << 28))
+        .await;
+    let name = format!("volferry-{}-target", uid(&scene));
+    let failed = json!({"status": {"phase": "Failed"}});
+    scene.api.change("pods", "home", &name, &failed);
+    let is_gone = |scene: &Scene| scene.api.all("volumeclones").is_empty();
+    scene.until("its end", is_gone).await;
+    // Another that is deleted unproven: its target claim goes.
+    scene.api.delete("persistentvolumeclaims", "home", "to");
+    scene.clone("clone", &away());
+    scene.until_phase("clone", "Cloning").await;
+    scene.api.delete("volumeclones", "home", "clone");
+    scene.until("its end", is_gone).await;
+
+    let mut used = BTreeSet::new();
+    for call in [scene.api.calls(), scene.api.watches()].concat() {
+        used.insert((call.group.clone(), call.what.clone(), call.verb.to_owned()));
+        // To apply what isn't there takes the right to create it.
+        let applied = ["pods", "secrets", "networkpolicies", "configmaps"];
+        if call.verb == "patch" && applied.contains(&&*call.what) {
+            used.insert((call.group, call.what, "create".to_owned()));
+        }
+    }
+    let rights = rights();
+    let missing: Vec<_> = used.difference(&rights).collect();
+    assert!(missing.is_empty(), "rights that are missing: {missing:?}");
+    // What this cluster doesn't know, or nothing here leads to.
+    let elsewhere = |(group, kind, verb): &&(String, String, String)| {
+        let kind = &**kind;
+        group.starts_with("snapshot.")
+            || ["leases", "persistentvolumes"].contains(&kind)
+            || (kind == "events" && verb == "patch")
+    };
+    let idle = rights.difference(&used).filter(|right| !elsewhere(right));
+    let idle: Vec<_> = idle.collect();
+    assert!(idle.is_empty(), "rights that nothing uses: {idle:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_that_are_cut_or_outdated_begin_anew() {
+    let scene = cross_namespace();
+    for _ in 0..60 {
+        scene.api.compact();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_clone_has_no_pods_and_goes_on_later() {
+    let scene = cross_namespace();
+    scene
+        .until("half", |scene| {
+            scene.status("clone")["progress"]["durableBytes"].as_i64() > Some(1 << 28)
+        })
+        .await;
+    scene.api.change(
+        "volumeclones",
+        "home",
+        "clone",
+        &json!({"spec": {"suspend": true}}),
+    );
+    scene.until_phase("clone", "Suspended").await;
+    scene
+        .until("no pods", |scene| scene.api.all("pods").is_empty())
+        .await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    scene.api.change(
+        "volumeclones",
+        "home",
+        "clone",
+        &json!({"spec": {"suspend": false}}),
+    );
+    scene.until_phase("clone", "Ready").await;
+    let resumed = scene.nodes.resumed(&uid(&scene));
+    assert!(resumed.len() == 2 && resumed[1] > 0.2, "{resumed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clones_queue_up() {
+    let mut scene = Scene::new(SHORT);
+    scene.controller.abort();
+    let limits = Limits {
+        overall: 2,
+        per_namespace: 2,
+    };
+    scene.controller = Scene::control(&scene.api, &scene.nodes, limits);
+    scene.claim("home", "from");
+    let names: Vec<_> = (0..5).map(|number| format!("clone-{number}")).collect();
+    for name in &names {
+        scene.clone(
+            name,
+            &json!({"target": {"claimTemplate": {"metadata": {"name": format!("{name}-to")}}}}),
+        );
+    }
+    let mut most = 0;
+    let limit = Instant::now() + Duration::from_secs(600);
+    while names
+        .iter()
+        .any(|name| scene.status(name)["phase"] != "Ready")
+    {
+        let targets = scene.api.all("pods");
+        let targets = targets
+            .iter()
+            .filter(|pod| pod["metadata"]["labels"]["volferry.io/end"] == "target");
+        most = most.max(targets.count());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(
+            Instant::now() < limit,
+            "{:?}",
+            scene.api.all("volumeclones")
+        );
+    }
+    assert_eq!(most, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_of_ten_minutes_takes_few_writes() {
+    let scene = Scene::new(Duration::from_secs(600));
+    scene.claim("away", "from");
+    scene.consent();
+    scene.clone("clone", &away());
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+    let calls = scene.api.calls();
+    let writes: Vec<_> = calls.iter().filter(|call| call.is_write()).collect();
+    println!("{} writes, {} calls", writes.len(), calls.len());
+    assert!(writes.len() < 30, "{writes:#?}");
+}

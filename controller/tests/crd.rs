@@ -1,0 +1,331 @@
+//! The definitions in deploy/crd are what the types say, and hold what users rely on.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use kube::CustomResourceExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use volferry_controller::api::{GROUP, VolumeClone};
+
+/// Set by `cargo xtask crd`: write the files instead of comparing them.
+const UPDATE: &str = "VOLFERRY_UPDATE_CRD";
+
+/// Compares `object` with the file of this name in deploy/crd, or writes it.
+fn check_file(name: &str, object: &impl Serialize) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy/crd")
+        .join(name);
+    let text = format!(
+        "# Made from controller/src/api.rs by `cargo xtask crd`. Don't edit.\n{}",
+        serde_saphyr::to_string(object).unwrap()
+    );
+    if std::env::var_os(UPDATE).is_some() {
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == text,
+        "{} is stale; run `cargo xtask crd`",
+        path.display()
+    );
+}
+
+#[test]
+fn the_definition_is_what_the_types_say() {
+    check_file("volumeclones.yaml", &VolumeClone::crd());
+}
+
+#[test]
+fn the_populator_is_registered() {
+    let registration = json!({
+        "apiVersion": "populator.storage.k8s.io/v1beta1",
+        "kind": "VolumePopulator",
+        "metadata": {"name": "volumeclones.volferry.io"},
+        "sourceKind": {"group": GROUP, "kind": "VolumeClone"},
+    });
+    check_file("volumepopulator.yaml", &registration);
+}
+
+/// Walks the schema; `at` is the path so far.
+fn walk(at: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
+    visit(at, schema);
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        walk(&format!("{at}.{name}"), property, visit);
+    }
+    for nested in ["items", "additionalProperties"] {
+        if schema[nested].is_object() {
+            walk(&format!("{at}[]"), &schema[nested], visit);
+        }
+    }
+}
+
+fn schema() -> Value {
+    let crd = serde_json::to_value(VolumeClone::crd()).unwrap();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+}
+
+#[test]
+fn every_field_is_explained() {
+    let mut unexplained = Vec::new();
+    walk("", &schema(), &mut |at, schema| {
+        // Kubernetes' own types below these say what they say.
+        let ours = ![
+            "affinity",
+            "resources",
+            "tolerations",
+            "claimTemplate.spec",
+            "[]",
+        ]
+        .iter()
+        .any(|foreign| at.contains(foreign));
+        if ours && !at.is_empty() && schema["description"].as_str().is_none_or(str::is_empty) {
+            unexplained.push(at.to_owned());
+        }
+    });
+    assert_eq!(unexplained, Vec::<String>::new());
+}
+
+/// A spec that is right, with `change` merged over it.
+fn object(change: &Value) -> Value {
+    let mut object = json!({
+        "apiVersion": "volferry.io/v1alpha1",
+        "kind": "VolumeClone",
+        "metadata": {"name": "clone", "namespace": "home"},
+        "spec": {
+            "source": {"persistentVolumeClaim": {"name": "from"}},
+            "target": {"persistentVolumeClaim": {"name": "to"}},
+        },
+    });
+    merge(&mut object["spec"], change);
+    object
+}
+
+/// RFC 7386: null removes.
+fn merge(into: &mut Value, change: &Value) {
+    let Value::Object(change) = change else {
+        *into = change.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in change {
+        if value.is_null() {
+            into.as_object_mut().unwrap().remove(key);
+        } else {
+            merge(&mut into[key], value);
+        }
+    }
+}
+
+/// What the rules say of making `new`, or of changing `old` to it.
+fn refusals(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let errors = kube::core::cel::Validator::new()
+        .validate(&schema(), new, old)
+        .err();
+    let errors = errors.iter().flat_map(|errors| errors.iter());
+    errors.map(|error| error.message.clone()).collect()
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let check = |change: Value, expected: &str| {
+        let refusals = refusals(&object(&change), None);
+        let is_as_expected = match expected {
+            "" => refusals.is_empty(),
+            words => refusals.len() == 1 && refusals[0].contains(words),
+        };
+        assert!(is_as_expected, "{change}: {refusals:?}");
+    };
+    let snapshot = json!({"persistentVolumeClaim": null, "volumeSnapshot": {"name": "s"}});
+    let template =
+        json!({"persistentVolumeClaim": null, "claimTemplate": {"metadata": {"name": "t"}}});
+    check(json!({}), "");
+    check(json!({"source": snapshot}), "");
+    check(json!({"target": template}), "");
+    check(
+        json!({"source": {"volumeSnapshot": {"name": "s"}}}),
+        "not both",
+    );
+    check(
+        json!({"source": {"persistentVolumeClaim": null}}),
+        "not both",
+    );
+    check(
+        json!({"target": {"claimTemplate": {"metadata": {"name": "t"}}}}),
+        "not both",
+    );
+    check(
+        json!({"target": {"persistentVolumeClaim": null}}),
+        "not both",
+    );
+    check(json!({"strategy": "HostAssisted"}), "");
+    check(
+        json!({"strategy": "CsiClone"}),
+        "need a target.claimTemplate",
+    );
+    check(json!({"strategy": "CsiClone", "target": template}), "");
+    check(json!({"strategy": "Snapshot", "target": template}), "");
+    check(
+        json!({"strategy": "CsiClone", "source": snapshot, "target": template}),
+        "a snapshot is restored",
+    );
+}
+
+#[test]
+fn what_is_under_way_stays_as_it_is() {
+    let check = |old: Value, new: Value, expected: &str| {
+        let refusals = refusals(&object(&new), Some(&object(&old)));
+        let is_as_expected = match expected {
+            "" => refusals.is_empty(),
+            words => !refusals.is_empty() && refusals.iter().all(|refusal| refusal.contains(words)),
+        };
+        assert!(is_as_expected, "{old} -> {new}: {refusals:?}");
+    };
+    let unchanged = json!({});
+    check(unchanged.clone(), json!({"suspend": true}), "");
+    check(
+        unchanged.clone(),
+        json!({"backoffLimit": 9, "deadlineSeconds": 5}),
+        "",
+    );
+    check(unchanged.clone(), json!({"ttlSecondsAfterFinished": 0}), "");
+    check(unchanged.clone(), json!({"inUsePolicy": "Allow"}), "");
+    let other_claim = json!({"source": {"persistentVolumeClaim": {"name": "other"}}});
+    check(
+        unchanged.clone(),
+        other_claim,
+        "the source can't be changed",
+    );
+    let other_namespace = json!({"source": {"namespace": "away"}});
+    check(
+        unchanged.clone(),
+        other_namespace,
+        "the source can't be changed",
+    );
+    let other_target = json!({"target": {"persistentVolumeClaim": {"name": "other"}}});
+    check(
+        unchanged.clone(),
+        other_target,
+        "the target can't be changed",
+    );
+    let template = |name: &str| json!({"target": {"persistentVolumeClaim": null, "claimTemplate": {"metadata": {"name": name}}}});
+    check(
+        unchanged.clone(),
+        template("t"),
+        "the target can't be changed",
+    );
+    check(template("t"), template("t"), "");
+    check(template("t"), template("u"), "the target can't be changed");
+    check(
+        unchanged.clone(),
+        json!({"strategy": "HostAssisted"}),
+        "the strategy can't be changed",
+    );
+    check(
+        unchanged.clone(),
+        json!({"verify": "Readback"}),
+        "how the clone is verified",
+    );
+    check(
+        unchanged,
+        json!({"resume": "None"}),
+        "what the clone goes on from",
+    );
+}
+
+/// Reads `object` as `T` and writes it again: what the type doesn't know is lost.
+fn known<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).unwrap();
+    serde_json::to_value(typed).unwrap()
+}
+
+/// Every manifest has only fields that Kubernetes knows.
+#[test]
+fn the_manifests_are_right() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let mut count = 0;
+    for folder in ["base", "examples"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            // Kubernetes reads YAML 1.1, which has octal numbers.
+            let text = text.replace(": 0440", ": 288");
+            let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+            for object in &objects {
+                let kind = object["kind"].as_str().unwrap();
+                let read = match kind {
+                    "ClusterRole" => known::<ClusterRole>(object),
+                    "ClusterRoleBinding" => known::<ClusterRoleBinding>(object),
+                    "Deployment" => known::<Deployment>(object),
+                    "Namespace" => known::<Namespace>(object),
+                    "NetworkPolicy" => known::<NetworkPolicy>(object),
+                    "Pod" => known::<Pod>(object),
+                    "PodDisruptionBudget" => known::<PodDisruptionBudget>(object),
+                    "Role" => known::<Role>(object),
+                    "RoleBinding" => known::<RoleBinding>(object),
+                    "Service" => known::<Service>(object),
+                    "ServiceAccount" => known::<ServiceAccount>(object),
+                    "Kustomization" | "ReferenceGrant" | "VolumeClone" => continue,
+                    _ => panic!("{}: nobody checks {kind}", path.display()),
+                };
+                assert_eq!(read, *object, "{}", path.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 12, "{count}");
+}
+
+/// Every example is what the API server would take.
+#[test]
+fn the_examples_are_right() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let schema = schema();
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+        for object in objects
+            .iter()
+            .filter(|object| object["kind"] == "VolumeClone")
+        {
+            count += 1;
+            assert_eq!(object["apiVersion"], "volferry.io/v1alpha1");
+            serde_json::from_value::<VolumeClone>(object.clone()).unwrap();
+            let spec = &object["spec"];
+            let mut unknown = Vec::new();
+            find_unknown("spec", spec, &schema["properties"]["spec"], &mut unknown);
+            assert_eq!(unknown, Vec::<String>::new(), "{}", path.display());
+            assert_eq!(
+                refusals(object, None),
+                Vec::<String>::new(),
+                "{}",
+                path.display()
+            );
+        }
+    }
+    assert!(count >= 4, "{count}");
+}
+
+/// Fields that the schema doesn't know: the API server would drop them in silence.
+fn find_unknown(at: &str, value: &Value, schema: &Value, unknown: &mut Vec<String>) {
+    for (key, value) in value.as_object().into_iter().flatten() {
+        let at = format!("{at}.{key}");
+        let known = schema["properties"].get(key);
+        match known.or_else(|| schema.get("additionalProperties")) {
+            Some(schema) => find_unknown(&at, value, schema, unknown),
+            None => unknown.push(at),
+        }
+    }
+}
