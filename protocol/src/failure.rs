@@ -147,6 +147,7 @@ failure_codes! {
     Identity = "identity", Identity, retry: false, "the credentials of one end are not accepted";
     WrongClone = "wrong_clone", Identity, retry: false, "the peer belongs to another clone";
     Integrity = "integrity", Integrity, retry: false, "bytes arrived that are not what was read";
+    Repair = "repair", Integrity, retry: true, "what was written reads back wrong, and is compared again";
     Cancelled = "cancelled", Cancelled, retry: true, "ended from outside";
     Fidelity = "fidelity", Fidelity, retry: false, "not everything of a tree could be kept";
 }

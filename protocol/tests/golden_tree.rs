@@ -186,10 +186,11 @@ fn frame_bytes_never_change() {
             file: number,
             size: 0x0a0b,
             stamp: STAMP,
+            path_len: 0x0c0d,
         },
         &[
             &[7, 0, 0, 0],
-            &[0; 4],
+            &[0, 0, 12, 13],
             number_bytes,
             &[0, 0, 0, 0, 0, 0, 10, 11],
             &[0; 8],

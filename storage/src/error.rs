@@ -207,6 +207,11 @@ impl StorageError {
     }
 
     /// The kernel's error number, where the kernel was asked.
+    /// Whether there is no room, on the filesystem or by a quota.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.errno(), Some(Errno::NOSPC | Errno::DQUOT))
+    }
+
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Io { source, .. } | Self::IoAt { source, .. } | Self::ReadOnly { source, .. } => {

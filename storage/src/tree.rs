@@ -24,7 +24,7 @@ pub mod restore;
 pub mod walk;
 
 pub use error::{Refusal, TreeError};
-pub use restore::{Restore, RestoreWorker, Reuse, Room, TreeTarget, TreeTargetOptions};
+pub use restore::{ReadBack, Restore, RestoreWorker, Reuse, Room, TreeTarget, TreeTargetOptions};
 pub use walk::{Outgoing, Seen, TreeSource, Unasked, Walk, WalkEnd, WalkOptions, Walked};
 
 /// The file that holds a block volume in a filesystem volume, as in KubeVirt.

@@ -177,6 +177,34 @@ fn a_file_that_changes_is_told() {
     assert!(digest(&from).changed.paths.is_empty());
 }
 
+/// A directory is looked at again when the last of its files was read, whoever read it.
+#[test]
+fn an_entry_that_appears_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    fs::create_dir(&from).unwrap();
+    // Many batches of small files, and a large one, which tells that it is read.
+    for number in 0..200 {
+        fs::write(from.join(format!("small {number}")), "small").unwrap();
+    }
+    fs::write(from.join("large"), vec![1; 1 << 20]).unwrap();
+    let appears = Appears(from.join("late"));
+    assert_eq!(walk(3, &from, appears).changed.paths, ["."]);
+    assert!(digest(&from).changed.paths.is_empty());
+}
+
+/// Makes a file when a piece comes.
+struct Appears(PathBuf);
+
+impl WalkEnd for Appears {
+    fn put(&self, outgoing: Outgoing) -> bool {
+        if matches!(outgoing, Outgoing::Piece { .. }) {
+            fs::write(&self.0, "late").unwrap();
+        }
+        true
+    }
+}
+
 /// A tree with one of everything.
 fn plant(root: &Path) {
     fs::create_dir(root).unwrap();
@@ -297,6 +325,7 @@ fn walk<End: WalkEnd>(readers: usize, from: &Path, end: End) -> Walked {
         offer: false,
         compare: false,
         epoch: 1,
+        read_back: false,
     };
     let pool = BufferPool::new(8 << 20, 1 << 20).unwrap();
     let walk = Walk::new(source, options, pool, end);
@@ -341,7 +370,12 @@ impl WalkEnd for To {
                 count,
                 last_len,
             } => worker.zero_pieces(file, index, count, last_len),
-            Outgoing::Begin { file, size, stamp } => worker.begin_file(file, size, stamp),
+            Outgoing::Begin {
+                file,
+                size,
+                stamp,
+                path,
+            } => worker.begin_file(file, size, stamp, &path),
             Outgoing::Probe { .. } | Outgoing::SamePieces { .. } => panic!("nothing was offered"),
         }
         .unwrap();

@@ -54,6 +54,7 @@ pub(crate) fn open(config: &TargetConfig, clone_id: Uuid) -> Result<HeldTree, Fa
         fence: Fence::after(target.epoch()),
         target: Some(target),
         earlier: Earlier::default(),
+        repairs: 0,
     })
 }
 
@@ -67,10 +68,9 @@ fn check_options(config: &TargetConfig) -> Result<(), Failure> {
              itself, and goes where that goes",
         );
     }
-    if config.verify != Verified::Digest {
+    if config.verify == Verified::None {
         return usage(
-            "a tree is verified by its digest: --verify none and --verify readback are for block \
-             volumes",
+            "a tree is verified by its digest at least: --verify none is for block volumes",
         );
     }
     if config.state_dir.is_some() {

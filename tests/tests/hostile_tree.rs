@@ -156,6 +156,7 @@ fn begin(file: u64, size: u64) -> Vec<u8> {
         file,
         size,
         stamp: STAMP,
+        path_len: 0,
     })
 }
 

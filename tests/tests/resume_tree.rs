@@ -197,9 +197,10 @@ fn a_tree_goes_on_when_both_agents_were_killed() {
     held.restart(Role::Target);
     held.restart(Role::Source);
     let durable_bytes = held.durable_bytes;
-    let total = 200 * 199 / 2 * 20 + LARGE + 3 * MIB;
+
     let receipt = held.goes_on();
     let sent = number(&receipt, "sent_bytes");
+    let total = number(&receipt, "logical_bytes");
     assert!(sent <= total - durable_bytes, "{receipt}");
     assert_eq!(number(&receipt, "resent_bytes"), 0, "{receipt}");
 }
@@ -237,6 +238,52 @@ fn pieces_of_two_states_of_a_file_are_not_mixed() {
     held.restart(Role::Source);
     held.trial.proxy.open();
     let _receipt = ends_well(&held.trial, held.source, held.target);
+}
+
+// ---- Storage that lies ----
+
+/// Bytes that were acknowledged are lost: of a small file, and of pieces of the large one.
+#[test]
+fn a_tree_that_reads_back_wrong_is_repaired() {
+    let held = Held::new(&["--verify", "readback"]);
+    let target = &held.trial.target_volume;
+    let smalls = (60..200).map(|number| target.join(format!("a/{}/{number}", number % 20)));
+    for small in smalls.filter(|small| small.exists()) {
+        volume::flip(&small, 1000);
+    }
+    let staging = fs::read_dir(target).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        let is_staging = path.file_name()?.to_str()?.starts_with(".volferry-");
+        is_staging.then_some(path)
+    });
+    let parts = fs::read_dir(staging.unwrap()).unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        (fs::metadata(&path).unwrap().len() > 4 * MIB).then_some(path)
+    });
+    let flipped = parts
+        .inspect(|part| volume::flip(part, 2 * MIB + 5))
+        .count();
+    assert!(flipped > 0);
+    held.trial.proxy.open();
+    let receipt = ends_well(&held.trial, held.source, held.target);
+    assert_eq!(receipt["verified"], "readback");
+    let repaired = number(&receipt, "repaired_bytes");
+    assert!(repaired >= MIB && repaired < 8 * MIB, "{receipt}");
+    assert_eq!(number(&receipt, "sessions"), 2, "{receipt}");
+}
+
+/// Read back, what is right stays as it is.
+#[test]
+fn a_tree_that_reads_back_right_is_not_repaired() {
+    let trial = Trial::of(0);
+    fs::create_dir(&trial.source_volume).unwrap();
+    plant(&trial.source_volume);
+    let ended = copy(&trial, &["--verify", "readback"]).succeeded();
+    let receipt = ended.json();
+    assert_eq!(receipt["verified"], "readback");
+    assert_eq!(number(&receipt, "repaired_bytes"), 0, "{receipt}");
+    assert_eq!(number(&receipt, "sessions"), 1, "{receipt}");
+    assert_cloned(&trial.source_volume, &trial.target_volume);
 }
 
 // ---- Who may go on ----

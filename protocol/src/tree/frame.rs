@@ -14,6 +14,9 @@ pub const PACK_LEN_MAX: u32 = 1 << 20;
 /// between two frames the target tells its progress and can be ended.
 pub const ZERO_PIECES_MAX: u32 = 256;
 
+/// The most bytes of a path that are sent for messages.
+pub const SHOWN_PATH_LEN_MAX: u32 = 4095;
+
 /// Pieces of the largest file: 2^63 - 4096 bytes.
 const PIECE_INDEX_MAX: u64 = VOLUME_SIZE_MAX / PIECE_LEN as u64;
 
@@ -24,7 +27,7 @@ const PACK_CONTEXT: &str = "volferry 2026-11-21 pack v1";
 /// ```text
 /// 0   1  3 = end, 4 = pack, 5 = piece, 6 = zero pieces, 7 = begin, 8 = probe, 9 = same pieces
 /// 1   3  0
-/// 4   4  payload length in bytes (pack, piece), else 0
+/// 4   4  payload length in bytes (pack, piece, begin), else 0
 /// 8   8  pack number (pack), frames sent before (end), else file id
 /// 16  8  first piece index (piece, zero pieces, probe, same pieces), size in bytes (begin), else 0
 /// 24  4  pieces (zero pieces, probe, same pieces), else 0
@@ -33,7 +36,8 @@ const PACK_CONTEXT: &str = "volferry 2026-11-21 pack v1";
 ///        first half (begin), else 0
 /// ```
 ///
-/// A pack's payload is its records. A piece goes on with its zero map and its payload: the piece's
+/// A pack's payload is its records. That of a begin is the beginning of the file's path, for people.
+/// A piece goes on with its zero map and its payload: the piece's
 /// blocks that are not zero, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeFrame {
@@ -78,6 +82,8 @@ pub enum TreeFrame {
         size: u64,
         /// Which state of the file it is.
         stamp: Stamp,
+        /// Bytes of its path that follow, for messages only; at most [`SHOWN_PATH_LEN_MAX`].
+        path_len: u32,
     },
     /// The chaining values of pieces that the target holds are asked for.
     Probe {
@@ -131,11 +137,16 @@ impl TreeFrame {
                 count,
                 last_len,
             } => (6, 0, file, index, count, last_len, Self::NO_DIGEST),
-            Self::Begin { file, size, stamp } => {
+            Self::Begin {
+                file,
+                size,
+                stamp,
+                path_len,
+            } => {
                 let mut digest = Self::NO_DIGEST;
                 let (head, _) = digest.0.split_at_mut(Stamp::LEN);
                 head.copy_from_slice(&stamp.0);
-                (7, 0, file, size, 0, 0, digest)
+                (7, path_len, file, size, 0, 0, digest)
             }
             Self::Probe { file, index, count } => (8, 0, file, index, count, 0, Self::NO_DIGEST),
             Self::SamePieces { file, index, count } => {
@@ -174,7 +185,7 @@ impl TreeFrame {
             4 => index == 0 && count == 0 && len == 0,
             5 => count == 0,
             6 => payload_len == 0 && no_digest,
-            7 => payload_len == 0 && count == 0 && len == 0 && rest == [0; 16],
+            7 => count == 0 && len == 0 && rest == [0; 16],
             8 | 9 => payload_len == 0 && len == 0 && no_digest,
             other => return Err(FrameError::Kind(other)),
         };
@@ -206,10 +217,11 @@ impl TreeFrame {
                 count,
                 last_len: len,
             }),
-            7 if index <= VOLUME_SIZE_MAX => Ok(Self::Begin {
+            7 if index <= VOLUME_SIZE_MAX && payload_len <= SHOWN_PATH_LEN_MAX => Ok(Self::Begin {
                 file: number,
                 size: index,
                 stamp,
+                path_len: payload_len,
             }),
             8 if is_len(count, PROBE_PIECES_MAX) => Ok(Self::Probe {
                 file: number,
@@ -263,10 +275,11 @@ mod tests {
             count,
             last_len,
         };
-        let begin = |size| TreeFrame::Begin {
+        let begin = |size, path_len| TreeFrame::Begin {
             file: 1,
             size,
             stamp: Stamp([4; 16]),
+            path_len,
         };
         let probe = |index, count| TreeFrame::Probe {
             file: 1,
@@ -279,8 +292,8 @@ mod tests {
             piece(0, 1, 1),
             piece(PIECE_INDEX_MAX, PIECE_LEN, 4096),
             zero(3, 256, 1),
-            begin(0),
-            begin(VOLUME_SIZE_MAX),
+            begin(0, 0),
+            begin(VOLUME_SIZE_MAX, SHOWN_PATH_LEN_MAX),
             probe(9, 64),
             TreeFrame::SamePieces {
                 file: 1,
@@ -303,7 +316,8 @@ mod tests {
             zero(0, 257, 1),
             zero(0, 1, 0),
             zero(u64::MAX, 1, 1),
-            begin(VOLUME_SIZE_MAX + 1),
+            begin(VOLUME_SIZE_MAX + 1, 1),
+            begin(1, SHOWN_PATH_LEN_MAX + 1),
             probe(0, 0),
             probe(0, 65),
             probe(PIECE_INDEX_MAX, 1),

@@ -25,7 +25,7 @@ pub mod source;
 pub mod target;
 
 pub use source::{TreeSourceAction, TreeSourceSession};
-pub use target::{Earlier, TreeTargetAction, TreeTargetSession};
+pub use target::{Earlier, TreeLimits, TreeTargetAction, TreeTargetSession};
 
 /// What of a tree has to be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +80,8 @@ pub struct TreeSummary {
     pub resumed_bytes: u64,
     /// At the target: bytes in blocks that hold data, of what it held already, as comparing showed.
     pub matched_bytes: u64,
+    /// At the target: bytes in blocks that hold data, of what read back wrong and came again.
+    pub repaired_bytes: u64,
 }
 
 #[cfg(test)]

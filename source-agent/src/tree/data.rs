@@ -51,10 +51,16 @@ impl Carried for Outgoing {
                 last_len: *last_len,
             }
             .encode(header),
-            Self::Begin { file, size, stamp } => TreeFrame::Begin {
+            Self::Begin {
+                file,
+                size,
+                stamp,
+                path,
+            } => TreeFrame::Begin {
                 file: *file,
                 size: *size,
                 stamp: *stamp,
+                path_len: len_of(path),
             }
             .encode(header),
             Self::Probe { file, index, count } => TreeFrame::Probe {
@@ -75,13 +81,11 @@ impl Carried for Outgoing {
     fn payload(&self) -> Vec<IoSlice<'_>> {
         match self {
             Self::Pack { bytes, .. } => vec![IoSlice::new(bytes)],
+            Self::Begin { path, .. } => vec![IoSlice::new(path)],
             Self::Piece {
                 zero_map, bytes, ..
             } => data_runs(zero_map, bytes),
-            Self::ZeroPieces { .. }
-            | Self::Begin { .. }
-            | Self::Probe { .. }
-            | Self::SamePieces { .. } => Vec::new(),
+            Self::ZeroPieces { .. } | Self::Probe { .. } | Self::SamePieces { .. } => Vec::new(),
         }
     }
 

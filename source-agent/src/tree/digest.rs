@@ -45,6 +45,7 @@ pub fn digest(path: &Path, options: &DigestOptions<'_>) -> Result<TreeSummary, F
         offer: false,
         compare: false,
         epoch: 0,
+        read_back: false,
     };
     let end = Nowhere(Mutex::new(manifest));
     let pool = new_pool(options.memory_bytes)?;

@@ -307,6 +307,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             offer: transfer.offer,
             compare: transfer.compare,
             epoch: transfer.epoch,
+            read_back: false,
         };
         let source = self.standing.source.clone();
         let walk = Arc::new(Walk::new(source, options, pool.clone(), end));

@@ -49,7 +49,9 @@ use super::directories::{DirectoryCache, open_beneath, open_directory};
 use super::group_sums::{self, GroupSums};
 use super::journal::{JOURNAL, TreeJournal};
 use super::metadata::{self, Handle as MetadataHandle, Terms};
+use super::walk::{Outgoing, TreeSource, Walk, WalkEnd, WalkOptions};
 use super::{LOST_AND_FOUND, Refusal, STAGING_PREFIX, TreeError, allow_open_files, is_staging};
+use crate::buffer::BufferPool;
 use crate::error::{Operation, StorageError};
 use crate::handle::Handle;
 use crate::zeroing::{Way, Zeroing};
@@ -110,6 +112,10 @@ pub struct TreeTarget {
     goes_on: bool,
     /// Whether a session came to its end, and its journal is gone.
     is_concluded: bool,
+    /// Whether what was written read back wrong.
+    repairs: bool,
+    /// Whether the directory held nothing else when the clone began, from the first session on.
+    was_alone: Option<bool>,
     /// The last epoch that the journal knows of.
     epoch: u64,
 }
@@ -151,6 +157,8 @@ impl TreeTarget {
             options,
             goes_on: false,
             is_concluded: false,
+            repairs: false,
+            was_alone: None,
             epoch: 0,
         };
         target.look_for_journal()?;
@@ -196,6 +204,16 @@ impl TreeTarget {
     /// compares what is there.
     pub const fn set_concluded(&mut self) {
         self.is_concluded = true;
+    }
+
+    /// What was written reads back wrong: the next session compares all of it, and the journal
+    /// vouches for nothing.
+    ///
+    /// # Errors
+    /// When the journal can't be removed.
+    pub fn begin_repair(&mut self) -> Result<(), TreeError> {
+        self.repairs = true;
+        self.distrust()
     }
 
     /// What was written is not what was read: nothing of it is to be gone on from.
@@ -246,11 +264,13 @@ impl TreeTarget {
         allow_open_files();
         let staging_name = self.staging_name();
         let reuse = match self.options.reuse {
+            _ if self.repairs => Reuse::Content,
             Reuse::Nothing | Reuse::Journal if self.is_concluded => Reuse::Times,
             reuse => reuse,
         };
         let compares = reuse.compares();
         let clears = self.options.delete_extra && !self.goes_on && !compares;
+        // Whether there was anything but what the clone keeps for itself.
         let mut is_alone = true;
         for name in list(&self.root).map_err(StorageError::io(Operation::List, &self.path))? {
             let is_own = self.goes_on && name == staging_name;
@@ -278,12 +298,14 @@ impl TreeTarget {
             groups,
             mut journal,
         } = staging;
-        let is_alone = journal.is_alone().unwrap_or(is_alone);
+        let was_empty = is_alone;
+        let is_alone = journal.is_alone().or(self.was_alone).unwrap_or(is_alone);
+        self.was_alone = Some(is_alone);
         let session = JournalEntry::Session { epoch, is_alone };
         journal
             .append(std::iter::once(session))
             .map_err(StorageError::io(Operation::Write, &self.path))?;
-        let is_dirty = self.goes_on || (self.options.overwrite || compares) && !clears;
+        let is_dirty = self.goes_on || !was_empty;
         let sweeps = is_dirty && (is_alone || self.options.delete_extra);
         let names = sweeps.then(|| Names::create(&staging));
         let names = names
@@ -300,6 +322,7 @@ impl TreeTarget {
             terms,
             epoch,
             reuse,
+            repairs: self.repairs,
             offers: compares || !journal.is_empty(),
             staging_name,
             staging,
@@ -391,6 +414,8 @@ pub struct Restore {
     owner: (u32, u32),
     epoch: u64,
     reuse: Reuse,
+    /// Whether what differs read back wrong before.
+    repairs: bool,
     /// Whether there is anything that could be kept.
     offers: bool,
     staging_name: Vec<u8>,
@@ -481,6 +506,8 @@ enum Origin {
 struct LargeState {
     /// Which state of the source's file it is, and its size, once that is known.
     begun: Option<(Stamp, u64)>,
+    /// What messages call it.
+    shown_path: Vec<u8>,
     digest: FileDigest,
     data_bytes: u64,
     /// Bytes of it of which the journal knows.
@@ -592,7 +619,23 @@ impl Restore {
             data_bytes: self.data_bytes() + self.kept_data_bytes.load(Ordering::Relaxed),
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
             matched_bytes: self.matched_bytes.load(Ordering::Relaxed),
+            repaired_bytes: if self.repairs { self.data_bytes() } else { 0 },
         })
+    }
+
+    /// A walk through what was made, as the storage has it, to be compared by its digest.
+    #[must_use]
+    pub fn read_back(&self, pool: BufferPool) -> Walk<ReadBack> {
+        let source = TreeSource::of_open(Arc::clone(&self.root), self.path.clone());
+        let options = WalkOptions {
+            terms: self.terms,
+            direct: true,
+            offer: false,
+            compare: false,
+            epoch: 0,
+            read_back: true,
+        };
+        Walk::new(source, options, pool, ReadBack)
     }
 
     /// The tree is proven: removes what the clone kept for itself, gives the root its metadata, and
@@ -662,8 +705,7 @@ impl Restore {
 
     /// The error of an entry with a content of `needed` bytes.
     fn io_of(&self, operation: Operation, path: &[u8], needed: u64, error: io::Error) -> TreeError {
-        let errno = Errno::from_io_error(&error);
-        if !matches!(errno, Some(Errno::NOSPC | Errno::DQUOT)) {
+        if !is_full(&error) {
             return StorageError::io(operation, &self.at(path))(error).into();
         }
         let room = rustix::fs::fstatvfs(&*self.root);
@@ -676,6 +718,38 @@ impl Restore {
         }
     }
 
+    /// Does `work`, and once more when it found the filesystem full and something could be given up.
+    fn with_room<T, E>(
+        &self,
+        is_full: impl FnOnce(&E) -> bool,
+        mut work: impl FnMut() -> Result<T, E>,
+    ) -> Result<T, E> {
+        match work() {
+            Err(error) if is_full(&error) && self.give_up_parts() => work(),
+            answer => answer,
+        }
+    }
+
+    /// Removes what is there in part of files that the source has not asked for: it may not have them
+    /// any more. Says whether there was anything.
+    fn give_up_parts(&self) -> bool {
+        let parts: Vec<_> = lock(&self.journal).parts().map(|part| part.file).collect();
+        let large = lock(&self.large);
+        let removed = parts.into_iter().filter(|number| {
+            let name = number.to_string();
+            !large.open.contains_key(number)
+                && rustix::fs::unlinkat(&self.staging, &*name, AtFlags::empty()).is_ok()
+        });
+        let count = removed.count();
+        if count > 0 {
+            tracing::warn!(
+                count,
+                "the filesystem is full: files were given up that an earlier session brought in part"
+            );
+        }
+        count > 0
+    }
+
     fn refuse(path: &[u8], refusal: Refusal) -> TreeError {
         TreeError::Refused {
             path: show(path),
@@ -686,6 +760,16 @@ impl Restore {
     /// Whether the name belongs to the clone or to the filesystem.
     fn is_reserved(&self, directory: &TreePath, name: &[u8]) -> bool {
         directory.is_root() && (name == self.staging_name || name == LOST_AND_FOUND)
+    }
+}
+
+/// Where what is read back goes: nowhere, once it was hashed.
+#[derive(Debug)]
+pub struct ReadBack;
+
+impl WalkEnd for ReadBack {
+    fn put(&self, _read: Outgoing) -> bool {
+        true
     }
 }
 
@@ -914,7 +998,7 @@ impl RestoreWorker {
     ) -> Result<T, TreeError> {
         let shared = &self.shared;
         let path = || join(directory.path.as_bytes(), name);
-        match make() {
+        match shared.with_room(is_full, &mut make) {
             Ok(made) => return Ok(made),
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(shared.io_of(Operation::Create, &path(), needed, error));
@@ -948,7 +1032,8 @@ impl RestoreWorker {
             create(&directory.fd, name, OFlags::WRONLY, mode)
         })?;
         let file = File::from(file);
-        write_runs(&file, 0, zero_map, data)
+        self.shared
+            .with_room(is_full, || write_runs(&file, 0, zero_map, data))
             .map_err(|error| self.shared.io_of(Operation::Write, &path, size, error))?;
         self.shared
             .data_bytes
@@ -1154,13 +1239,15 @@ impl RestoreWorker {
         let start = index.saturating_mul(u64::from(PIECE_LEN));
         for run in zero_map.runs() {
             let range = ByteRange::new(start + u64::from(run.start), start + u64::from(run.end));
-            let written = if run.is_zero {
-                self.zero(&file, range)
-            } else {
+            let write = || {
+                if run.is_zero {
+                    return self.zero(&file, range);
+                }
                 let part = bytes.get(run.indices()).unwrap_or_default();
                 file.handle.write_at(range.start(), part)
             };
-            written.map_err(|error| self.of_write(error, range.len()))?;
+            let written = self.shared.with_room(StorageError::is_full, write);
+            written.map_err(|error| self.of_write(&file, error, range.len()))?;
         }
         let data_len = u64::from(zero_map.data_len());
         self.shared
@@ -1196,7 +1283,7 @@ impl RestoreWorker {
         let start = index.saturating_mul(piece_len);
         let end = last.saturating_mul(piece_len) + u64::from(last_len);
         let zeroed = self.zero(&file, ByteRange::new(start, end));
-        zeroed.map_err(|error| self.of_write(error, end - start))?;
+        zeroed.map_err(|error| self.of_write(&file, error, end - start))?;
         let pieces = (index..=last).map(|index| {
             let len = if index == last { last_len } else { PIECE_LEN };
             let zeros = ZEROS.get(..len as usize).unwrap_or(&ZEROS);
@@ -1206,25 +1293,22 @@ impl RestoreWorker {
     }
 
     /// An error of a handle as one of the tree: a full disk is told with what was missing.
-    fn of_write(&self, error: StorageError, needed: u64) -> TreeError {
-        match error {
-            StorageError::IoAt { path, source, .. }
-                if matches!(
-                    Errno::from_io_error(&source),
-                    Some(Errno::NOSPC | Errno::DQUOT)
-                ) =>
-            {
-                let room = rustix::fs::fstatvfs(&*self.shared.root);
-                let available = room.map_or(0, |room| room.f_bavail.saturating_mul(room.f_frsize));
-                TreeError::NoSpace {
-                    path,
-                    needed,
-                    available,
-                    source,
-                }
-            }
-            other => other.into(),
-        }
+    fn of_write(&self, file: &LargeFile, error: StorageError, needed: u64) -> TreeError {
+        let StorageError::IoAt {
+            operation, source, ..
+        } = error
+        else {
+            return error.into();
+        };
+        let path = lock(&file.state).shown_path.clone();
+        let path = match path.is_empty() {
+            true => join(
+                &self.shared.staging_name,
+                file.number.to_string().as_bytes(),
+            ),
+            false => path,
+        };
+        self.shared.io_of(operation, &path, needed, source)
     }
 
     fn take_in(
@@ -1452,6 +1536,12 @@ impl RestoreWorker {
         }
         Ok(root)
     }
+}
+
+/// Whether there is no room, on the filesystem or by a quota.
+fn is_full(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOSPC | Errno::DQUOT))
 }
 
 fn exists(directory: &OwnedFd, name: &[u8]) -> bool {

@@ -21,9 +21,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, major, minor};
 use rustix::io::Errno;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::geometry::ByteRange;
 use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport, Loss};
 use volferry_protocol::tree::file_digest::{self, FileDigest, PIECE_LEN, PieceDigest};
-use volferry_protocol::tree::frame::{ZERO_PIECES_MAX, pack_digest};
+use volferry_protocol::tree::frame::{SHOWN_PATH_LEN_MAX, ZERO_PIECES_MAX, pack_digest};
 use volferry_protocol::tree::links::{InodeKey, LinkGroups, Met};
 use volferry_protocol::tree::offer::Stamp;
 use volferry_protocol::tree::path::{Name, PATH_LEN_MAX, TreePath, join, show};
@@ -40,7 +41,7 @@ use super::names::{Batch, Names};
 use super::{LOST_AND_FOUND, TreeError, allow_open_files, is_staging};
 use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Operation, StorageError};
-use crate::handle::Handle;
+use crate::handle::{Handle, advise};
 
 mod offers;
 
@@ -95,6 +96,11 @@ impl TreeSource {
         })
     }
 
+    /// The directory that is open already.
+    pub(super) const fn of_open(root: Arc<OwnedFd>, path: PathBuf) -> Self {
+        Self { root, path }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -115,6 +121,8 @@ pub struct WalkOptions {
     pub compare: bool,
     /// Which of the clone's sessions it is: no number of a file comes twice.
     pub epoch: u64,
+    /// Read back what a clone has made: from the storage, and without what it keeps for itself.
+    pub read_back: bool,
 }
 
 /// What a walk makes of a tree, to be sent.
@@ -165,6 +173,8 @@ pub enum Outgoing {
         size: u64,
         /// Which state of the file it is.
         stamp: Stamp,
+        /// As much of its path as is sent for messages.
+        path: Vec<u8>,
     },
     /// What pieces of a large file the target holds is asked for.
     Probe {
@@ -293,7 +303,7 @@ struct Listing {
     directory: Arc<Directory>,
     /// What it was before it was listed.
     before: Stat,
-    /// The batches that are not done, and one more until all its names are known.
+    /// The batches and large files that are not done, and one more until all its names are known.
     left: AtomicUsize,
 }
 
@@ -330,6 +340,8 @@ struct LargeFile {
     stat: Stat,
     size: u64,
     group: Group,
+    /// The directory that is looked at again when this file was read; none of one that was offered.
+    listing: Option<Arc<Listing>>,
     /// The target holds something in its place, to be compared.
     is_compared: bool,
     /// The next piece that nobody has taken.
@@ -479,6 +491,7 @@ impl<End: WalkEnd> Walk<End> {
                 data_bytes: self.data_bytes.load(Ordering::Relaxed),
                 resumed_bytes: 0,
                 matched_bytes: 0,
+                repaired_bytes: 0,
             },
             changed: found.changed,
             is_complete: !self.is_stopped.load(Ordering::Relaxed),
@@ -552,6 +565,8 @@ struct Worker<'a, End> {
     record: Vec<u8>,
     content: Vec<u8>,
     offers: Offers,
+    /// The directory whose names are read.
+    listing: Option<Arc<Listing>>,
     depth: u32,
     was_busy: bool,
 }
@@ -580,6 +595,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             record: Vec::new(),
             content: Vec::new(),
             offers: Offers::default(),
+            listing: None,
             depth: 0,
             was_busy: false,
         }
@@ -649,7 +665,8 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
         self.end_part(&listing)
     }
 
-    /// A batch of a directory, or its listing, is done. After the last it is looked at again.
+    /// A batch or a large file of a directory, or its listing, is done. After the last it is looked at
+    /// again.
     fn end_part(&mut self, listing: &Listing) -> Result<(), Stop> {
         if listing.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let Directory { fd, path } = &*listing.directory;
@@ -676,6 +693,9 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             }
             if directory.path.is_root() {
                 if name == LOST_AND_FOUND && entry.file_type() == FileType::Directory {
+                    continue;
+                }
+                if is_staging(name) && self.walk.options.read_back {
                     continue;
                 }
                 if is_staging(name) {
@@ -747,7 +767,14 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
     }
 
     /// Reads what some names of a directory lead to.
-    fn read_batch(&mut self, listing: &Listing, batch: &Batch) -> Result<(), Stop> {
+    fn read_batch(&mut self, listing: &Arc<Listing>, batch: &Batch) -> Result<(), Stop> {
+        let above = self.listing.replace(Arc::clone(listing));
+        let read = self.read_names_of(listing, batch);
+        self.listing = above;
+        read
+    }
+
+    fn read_names_of(&mut self, listing: &Listing, batch: &Batch) -> Result<(), Stop> {
         let directory = &listing.directory;
         let mut opened = Vec::with_capacity(batch.len());
         let mut ahead_bytes = 0;
@@ -825,10 +852,15 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             self.found.changed.note(&path);
             return Ok(None);
         }
+        let file = File::from(fd);
+        if self.walk.options.read_back {
+            let all = ByteRange::new(0, size_of(&stat));
+            advise(&file, all, Advice::DontNeed);
+        }
         Ok(Some(Opened {
             name,
             path,
-            file: File::from(fd),
+            file,
             stat,
         }))
     }
@@ -995,6 +1027,10 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             file: begun.number,
             size,
             stamp: stamp_of(&path, &stat),
+            path: path
+                .get(..SHOWN_PATH_LEN_MAX as usize)
+                .unwrap_or(&path)
+                .to_vec(),
         })?;
         let at = self.walk.at(&path);
         let held = begun.digest.pieces();
@@ -1008,6 +1044,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             stat,
             size,
             group,
+            listing: self.listing.clone(),
             is_compared: begun.is_compared,
             next: AtomicU64::new(0),
             left: AtomicU64::new(file_digest::piece_count(size).saturating_sub(held)),
@@ -1015,6 +1052,9 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             data_bytes: AtomicU64::new(begun.data_bytes),
             is_torn: AtomicBool::new(false),
         });
+        if let Some(listing) = &file.listing {
+            listing.left.fetch_add(1, Ordering::AcqRel);
+        }
         if file.left.load(Ordering::Relaxed) == 0 {
             return self.end_large(&file);
         }
@@ -1166,6 +1206,18 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
 
     /// All pieces of a file were read.
     fn end_large(&mut self, file: &Arc<LargeFile>) -> Result<(), Stop> {
+        // What is begun anew belongs to the same directory.
+        let own = std::mem::replace(&mut self.listing, file.listing.clone());
+        let sent = self.send_large(file);
+        self.listing = own;
+        sent?;
+        match &file.listing {
+            Some(listing) => self.end_part(listing),
+            None => Ok(()),
+        }
+    }
+
+    fn send_large(&mut self, file: &Arc<LargeFile>) -> Result<(), Stop> {
         let main = file.handle.main();
         let after = self.stat(main, &file.path)?;
         let is_torn = file.is_torn.load(Ordering::Relaxed);

@@ -57,7 +57,22 @@ impl DataConnection {
                     count,
                     last_len,
                 },
-                TreeFrame::Begin { file, size, stamp } => Incoming::Begin { file, size, stamp },
+                TreeFrame::Begin {
+                    file,
+                    size,
+                    stamp,
+                    path_len,
+                } => {
+                    let mut path = vec![0; path_len as usize];
+                    read_exact(&mut stream, &mut path).await?;
+                    self.progress.wire_bytes.add(u64::from(path_len));
+                    Incoming::Begin {
+                        file,
+                        size,
+                        stamp,
+                        path,
+                    }
+                }
                 TreeFrame::Probe { file, index, count } => Incoming::Probe { file, index, count },
                 TreeFrame::SamePieces { file, index, count } => {
                     Incoming::SamePieces { file, index, count }

@@ -16,14 +16,15 @@ use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::fence::fenced;
 use volferry_protocol::session::{Fence, Stage};
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
 use volferry_protocol::tree::session::{
-    Earlier, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
+    Earlier, TreeLimits, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
 };
 use volferry_storage::BufferPool;
-use volferry_storage::tree::{Restore, TreeError, TreeTarget};
+use volferry_storage::tree::{ReadBack, Restore, TreeError, TreeTarget, Walk};
 
 use super::data::DataConnection;
 use super::writers::{Applied, Incoming, Writers};
@@ -39,6 +40,9 @@ const APPLIED_QUEUE_LEN: usize = 64;
 /// after a crash.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often what reads back wrong is compared and sent again.
+const REPAIRS_MAX: u32 = 3;
+
 /// What outlives a session.
 #[derive(Debug)]
 pub(crate) struct HeldTree {
@@ -46,6 +50,8 @@ pub(crate) struct HeldTree {
     pub(crate) target: Option<TreeTarget>,
     pub(crate) fence: Fence,
     pub(crate) earlier: Earlier,
+    /// Sessions that ended since what was written read back wrong.
+    pub(crate) repairs: u32,
 }
 
 /// Runs one session with the source that asked; its data connections come through `greeter`.
@@ -67,8 +73,11 @@ where
         clone_id,
         ask.epoch,
         agent.clone(),
-        config.streams_max,
-        config.terms,
+        TreeLimits {
+            streams_max: config.streams_max,
+            terms: config.terms,
+            verify: config.verify,
+        },
         held.earlier.clone(),
     );
     machine.handle_message(Instant::now(), Message::Hello(ask.hello));
@@ -85,6 +94,7 @@ where
         transfer: None,
         checkpoint: Checkpoint::default(),
         completing: None,
+        reading_back: None,
         concluding: None,
         refusals: JoinSet::new(),
         next: None,
@@ -109,6 +119,8 @@ struct Session<'a, S> {
     checkpoint: Checkpoint,
     /// When all came.
     completing: Option<oneshot::Receiver<Result<TreeSummary, TreeError>>>,
+    /// While what was made is read back.
+    reading_back: Option<ReadingBack>,
     /// When all is proven.
     concluding: Option<oneshot::Receiver<Result<(), TreeError>>>,
     /// Goodbyes to those who came too late.
@@ -141,6 +153,14 @@ struct Checkpoint {
     is_last: bool,
 }
 
+/// Reading back what was made.
+struct ReadingBack {
+    walk: Arc<Walk<ReadBack>>,
+    threads_left: usize,
+    ended: mpsc::Receiver<Result<(), TreeError>>,
+    written: TreeSummary,
+}
+
 /// Whatever can happen to a session.
 enum Event<S> {
     Heard(Heard),
@@ -149,6 +169,7 @@ enum Event<S> {
     Applied(Result<Applied, TreeError>),
     Checkpointed(Result<u64, TreeError>),
     Completed(Result<TreeSummary, TreeError>),
+    ReadBack(Result<(), TreeError>),
     Concluded(Result<(), TreeError>),
     ThreadDied,
 }
@@ -184,11 +205,15 @@ where
         self.held.fence.release(self.epoch);
         let is_untouched = self.machine.stage() == Stage::Handshake || self.transfer.is_none();
         self.held.earlier = self.machine.into_earlier();
-        if let (Err(failure), Some(target)) = (&outcome, &self.held.target)
-            && failure.code == FailureCode::Integrity
-            && let Err(error) = target.distrust()
-        {
-            return SessionEnd::Failed(failure::of_tree(End::Target, &error));
+        if let (Err(failure), Some(target)) = (&outcome, &mut self.held.target) {
+            let distrusted = match failure.code {
+                FailureCode::Repair => target.begin_repair(),
+                FailureCode::Integrity => target.distrust(),
+                _ => Ok(()),
+            };
+            if let Err(error) = distrusted {
+                return SessionEnd::Failed(failure::of_tree(End::Target, &error));
+            }
         }
         match (outcome, drained) {
             (Ok(receipt), _) => {
@@ -228,6 +253,12 @@ where
         }
         if let Some(completing) = self.completing.take() {
             let _complete = completing.await;
+        }
+        if let Some(reading) = &mut self.reading_back {
+            reading.walk.stop();
+            while reading.threads_left > 0 && reading.ended.recv().await.is_some() {
+                reading.threads_left -= 1;
+            }
         }
         if let Some(concluding) = self.concluding.take()
             && let (Ok(Ok(())), Some(target)) = (concluding.await, &mut self.held.target)
@@ -273,6 +304,12 @@ where
         let checkpointed = wait_for(&mut self.checkpoint.under_way);
         let completed = wait_for(&mut self.completing);
         let concluded = wait_for(&mut self.concluding);
+        let read_back = async {
+            match &mut self.reading_back {
+                Some(reading) => reading.ended.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             // What was applied counts before the news that depend on it.
             biased;
@@ -281,6 +318,7 @@ where
             prepared = prepared => prepared.map_or(Event::ThreadDied, Event::Prepared),
             durable = checkpointed => durable.map_or(Event::ThreadDied, Event::Checkpointed),
             completed = completed => completed.map_or(Event::ThreadDied, Event::Completed),
+            Some(read) = read_back => Event::ReadBack(read),
             concluded = concluded => concluded.map_or(Event::ThreadDied, Event::Concluded),
             greeted = self.greeter.next() => Event::Greeted(greeted),
         }
@@ -328,12 +366,17 @@ where
                     self.complete();
                 }
             }
-            Event::Completed(Ok(summary)) => self.machine.handle_completed(summary),
+            Event::Completed(Ok(summary)) => match self.config.verify {
+                Verified::Readback => self.read_back(summary),
+                _ => self.machine.handle_completed(summary),
+            },
+            Event::ReadBack(Ok(())) => self.end_reading(),
             Event::Concluded(Ok(())) => self.seal(),
             Event::ThreadDied => self.machine.fail(internal("a thread died".to_owned())),
             Event::Applied(Err(error))
             | Event::Checkpointed(Err(error))
             | Event::Completed(Err(error))
+            | Event::ReadBack(Err(error))
             | Event::Concluded(Err(error)) => {
                 self.machine.fail(failure::of_tree(End::Target, &error));
             }
@@ -440,7 +483,9 @@ where
             let taken_bytes = restore.data_bytes();
             progress.set_moved(self.held.earlier.taken_bytes + taken_bytes, 0);
             self.machine.set_taken(taken_bytes);
-            let checked_bytes = restore.checked_bytes() + restore.steps();
+            let reading = self.reading_back.as_ref();
+            let read_bytes = reading.map_or(0, |reading| reading.walk.seen().bytes);
+            let checked_bytes = restore.checked_bytes() + restore.steps() + read_bytes;
             progress.set_checked(checked_bytes);
             self.machine.set_checked(checked_bytes);
         }
@@ -560,6 +605,64 @@ where
             }
             restore.complete()
         });
+    }
+
+    /// Reads what was made back from the storage, with as many threads as wrote it.
+    fn read_back(&mut self, written: TreeSummary) {
+        let Some(transfer) = &self.transfer else {
+            return;
+        };
+        tracing::info!("all is durable; reading the tree back");
+        let walk = Arc::new(transfer.restore.read_back(transfer.pool.clone()));
+        let count = self.config.writers.clamp(1, walk.threads_max());
+        let (sender, ended) = mpsc::channel(count);
+        for _ in 0..count {
+            let (walk, sender) = (Arc::clone(&walk), sender.clone());
+            // There is room for all.
+            let work = move || drop(sender.try_send(walk.run()));
+            if self.on_thread("target-check", work).is_none() {
+                return;
+            }
+        }
+        self.reading_back = Some(ReadingBack {
+            walk,
+            threads_left: count,
+            ended,
+            written,
+        });
+    }
+
+    fn end_reading(&mut self) {
+        if let Some(reading) = &mut self.reading_back {
+            reading.threads_left -= 1;
+        }
+        let Some(reading) = self
+            .reading_back
+            .take_if(|reading| reading.threads_left == 0)
+        else {
+            return;
+        };
+        let read = reading.walk.finish().summary;
+        if read.digest == reading.written.digest {
+            self.machine.handle_completed(reading.written);
+            return;
+        }
+        let (path, digest) = (self.config.volume.display(), read.digest);
+        let failure = if self.held.repairs < REPAIRS_MAX {
+            self.held.repairs += 1;
+            tracing::warn!(%digest, "the tree reads back wrong: all of it is compared");
+            let text = format!(
+                "the target tree {path} reads back wrong; a new session compares all of it"
+            );
+            Failure::new(FailureCode::Repair, text)
+        } else {
+            let text = format!(
+                "the target tree {path} reads back wrong after {REPAIRS_MAX} repairs: its storage does not keep \
+                 what it is given; look at the kernel log, and choose another target"
+            );
+            Failure::new(FailureCode::Integrity, text)
+        };
+        self.machine.fail(failure);
     }
 
     fn conclude(&mut self) {

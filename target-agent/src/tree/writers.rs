@@ -42,7 +42,13 @@ pub(super) enum Incoming {
         last_len: u32,
     },
     /// A large file is about to come.
-    Begin { file: u64, size: u64, stamp: Stamp },
+    Begin {
+        file: u64,
+        size: u64,
+        stamp: Stamp,
+        /// For messages.
+        path: Vec<u8>,
+    },
     /// The source asks for pieces that are held.
     Probe { file: u64, index: u64, count: u32 },
     /// Pieces that are held are as they should be.
@@ -150,7 +156,12 @@ fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<Applied, Tre
         } => worker
             .zero_pieces(*file, *index, *count, *last_len)
             .map(done),
-        Incoming::Begin { file, size, stamp } => worker.begin_file(*file, *size, *stamp).map(done),
+        Incoming::Begin {
+            file,
+            size,
+            stamp,
+            path,
+        } => worker.begin_file(*file, *size, *stamp, path).map(done),
         Incoming::Probe { file, index, count } => {
             worker.probe(*file, *index, *count).map(Applied::Pieces)
         }

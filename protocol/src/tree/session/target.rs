@@ -38,6 +38,17 @@ impl From<Failure> for TreeTargetAction {
     }
 }
 
+/// What a target is told.
+#[derive(Clone, Copy, Debug)]
+pub struct TreeLimits {
+    /// Data connections to grant, at least 1.
+    pub streams_max: u16,
+    /// What has to be kept.
+    pub terms: TreeTerms,
+    /// How the content is verified.
+    pub verify: Verified,
+}
+
 /// What the sessions of a target before this one left.
 #[derive(Clone, Debug, Default)]
 pub struct Earlier {
@@ -56,8 +67,7 @@ pub struct Earlier {
 pub struct TreeTargetSession {
     clone_id: Uuid,
     agent: String,
-    streams_max: u16,
-    own_terms: TreeTerms,
+    limits: TreeLimits,
     course: Course<TreeTargetAction>,
     epoch: u64,
     hello: Option<Hello>,
@@ -76,27 +86,24 @@ pub struct TreeTargetSession {
 }
 
 impl TreeTargetSession {
-    /// A session that waits for a `Hello` of `clone_id`. `agent` is this end's name and version,
-    /// `own_terms` what it has to keep.
+    /// A session that waits for a `Hello` of `clone_id`. `agent` is this end's name and version.
     #[must_use]
     pub fn new(
         now: Instant,
         clone_id: Uuid,
         epoch: u64,
         agent: String,
-        streams_max: u16,
-        own_terms: TreeTerms,
+        limits: TreeLimits,
         earlier: Earlier,
     ) -> Self {
         Self {
             course: Course::new(now, "source"),
             clone_id,
             agent,
-            streams_max,
-            own_terms,
+            limits,
             epoch,
             hello: None,
-            terms: own_terms,
+            terms: limits.terms,
             finish: None,
             is_drained: false,
             is_completing: false,
@@ -173,7 +180,7 @@ impl TreeTargetSession {
             .tree
             .ok_or("the source brings a block volume, and the target is a directory");
         let source_terms = check_hello(hello, self.clone_id, mode, TREE_FEATURES)?;
-        Ok(TreeTerms::of_both(source_terms, self.own_terms))
+        Ok(TreeTerms::of_both(source_terms, self.limits.terms))
     }
 
     /// The root directory is ready, and `durable_bytes` of the files in it are durable: greets the
@@ -190,7 +197,7 @@ impl TreeTargetSession {
         let Some(hello) = hello.filter(|_| self.course.stage == Stage::Handshake) else {
             return 0;
         };
-        let streams = hello.streams.min(self.streams_max);
+        let streams = hello.streams.min(self.limits.streams_max);
         let welcome = Welcome {
             epoch: self.epoch,
             token: TokenText::new(token),
@@ -320,7 +327,7 @@ impl TreeTargetSession {
             clone_id: self.clone_id,
             digest: summary.digest,
             chunk_size: ChunkSize::DEFAULT,
-            verified: Verified::Digest,
+            verified: self.limits.verify,
             logical_bytes,
             data_bytes: summary.data_bytes,
             zero_bytes: logical_bytes.saturating_sub(summary.data_bytes),
@@ -329,7 +336,7 @@ impl TreeTargetSession {
             sent_bytes,
             resent_bytes: sent_bytes.saturating_sub(needed_bytes),
             matched_bytes,
-            repaired_bytes: 0,
+            repaired_bytes: summary.repaired_bytes,
             sessions: self.epoch,
             seconds,
             bytes_per_second: if seconds > 0.0 {

@@ -10,7 +10,7 @@ use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::ChunkSize;
 use crate::message::{Hello, Message, Sent};
-use crate::receipt::{AgentStats, Receipt};
+use crate::receipt::{AgentStats, Receipt, Verified};
 use crate::session::Stage;
 use crate::tree::fidelity::FidelityClass;
 
@@ -31,6 +31,14 @@ fn hello(terms: TreeTerms) -> Hello {
     }
 }
 
+fn limits(streams_max: u16, terms: TreeTerms) -> TreeLimits {
+    TreeLimits {
+        streams_max,
+        terms,
+        verify: Verified::Digest,
+    }
+}
+
 fn summary(byte: u8) -> TreeSummary {
     TreeSummary {
         digest: Digest([byte; 32]),
@@ -45,6 +53,7 @@ fn summary(byte: u8) -> TreeSummary {
         data_bytes: 8,
         resumed_bytes: 0,
         matched_bytes: 0,
+        repaired_bytes: 0,
     }
 }
 
@@ -65,8 +74,7 @@ impl Pair {
                 Uuid::nil(),
                 1,
                 "target".to_owned(),
-                2,
-                target,
+                limits(2, target),
                 Earlier::default(),
             ),
         }
@@ -223,8 +231,7 @@ fn who_does_not_know_trees_is_told() {
             Uuid::nil(),
             1,
             String::new(),
-            1,
-            terms,
+            limits(1, terms),
             Earlier::default(),
         )
     };
@@ -291,8 +298,7 @@ fn a_receipt_that_was_not_heard_is_told_again() {
             Uuid::nil(),
             2,
             String::new(),
-            1,
-            TreeTerms::default(),
+            limits(1, TreeTerms::default()),
             earlier(),
         );
         let mut again = Pair {
@@ -318,7 +324,14 @@ fn what_was_sent_in_all_sessions_is_counted() {
     };
     let terms = TreeTerms::default();
     let mut pair = Pair::new(terms, terms);
-    pair.target = TreeTargetSession::new(now, Uuid::nil(), 3, String::new(), 2, terms, earlier);
+    pair.target = TreeTargetSession::new(
+        now,
+        Uuid::nil(),
+        3,
+        String::new(),
+        limits(2, terms),
+        earlier,
+    );
     pair.begin();
     pair.target.set_taken(4);
     let written = TreeSummary {

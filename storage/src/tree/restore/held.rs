@@ -444,15 +444,22 @@ impl RestoreWorker {
         Ok(())
     }
 
-    /// A large file is about to come in pieces.
+    /// A large file is about to come in pieces; `path` is what messages call it.
     ///
     /// # Errors
     /// When it was begun before, or can't be.
-    pub fn begin_file(&mut self, number: u64, size: u64, stamp: Stamp) -> Result<(), TreeError> {
+    pub fn begin_file(
+        &mut self,
+        number: u64,
+        size: u64,
+        stamp: Stamp,
+        path: &[u8],
+    ) -> Result<(), TreeError> {
         let Some(file) = self.large_file(number)? else {
             return Ok(());
         };
         let mut state = lock(&file.state);
+        state.shown_path = path.to_vec();
         if state.begun.replace((stamp, size)).is_some() {
             let number = format!("file {number}");
             return Err(Restore::refuse(number.as_bytes(), Refusal::Twice));

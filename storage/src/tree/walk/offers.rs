@@ -295,6 +295,14 @@ impl<End: WalkEnd> Worker<'_, End> {
     }
 
     fn take_holding(&mut self, offered: Offered, holding: Holding) -> Result<(), Stop> {
+        // Its directory was looked at again when all in it was offered.
+        let own = self.listing.take();
+        let taken = self.take_offered(offered, holding);
+        self.listing = own;
+        taken
+    }
+
+    fn take_offered(&mut self, offered: Offered, holding: Holding) -> Result<(), Stop> {
         let Offered {
             directory,
             name,
