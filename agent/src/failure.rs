@@ -47,9 +47,10 @@ pub fn of_tree(end: End, error: &TreeError) -> Failure {
         }
         (_, TreeError::Corrupt { .. }) => FailureCode::Integrity,
         (End::Target, TreeError::NoSpace { .. }) => FailureCode::TargetNoSpace,
-        (End::Target, TreeError::NotEmpty { .. } | TreeError::InUse { .. }) => {
-            FailureCode::TargetInUse
-        }
+        (
+            End::Target,
+            TreeError::NotEmpty { .. } | TreeError::InUse { .. } | TreeError::Merged { .. },
+        ) => FailureCode::TargetInUse,
         (End::Target, TreeError::Storage(error)) => match of_storage(end, error).code {
             // The root was open when anything else failed.
             FailureCode::TargetOpen if !is_opening(error) => FailureCode::TargetWrite,

@@ -41,6 +41,7 @@ pub(crate) fn open(config: &TargetConfig, clone_id: Uuid) -> Result<HeldTree, Fa
         overwrite: config.options.overwrite,
         delete_extra: config.delete_extra,
         direct: config.options.direct,
+        read_back: config.verify == Verified::Readback,
         reuse: match config.resume {
             Resume::Nothing => Reuse::Nothing,
             Resume::Journal => Reuse::Journal,

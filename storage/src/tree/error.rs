@@ -34,6 +34,12 @@ pub enum TreeError {
         /// One of its entries.
         name: String,
     },
+    /// A tree that is read back as a whole is to be merged into another.
+    #[error("{} holds other entries too, and what is merged can't be read back as a whole", path.display())]
+    Merged {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The source holds what a clone keeps for itself.
     #[error("{} holds {name:?}, which a clone left that did not end", path.display())]
     Leftover {
@@ -135,6 +141,7 @@ impl TreeError {
                  --overwrite",
             ),
             Self::NotEmpty { .. } => Some("choose an empty directory, or allow overwriting"),
+            Self::Merged { .. } => Some("add --delete-extra, or leave out --verify readback"),
             Self::Leftover { .. } => Some("remove it, or clone what it was a clone of"),
             Self::InUse { .. } => Some("wait for it, or choose another target"),
             Self::Corrupt { .. } => {

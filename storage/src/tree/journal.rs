@@ -211,8 +211,9 @@ impl Known {
             }
             at = payload_at + record.len() as u64;
         }
-        // A file that came twice counts once.
-        self.files.sort_unstable();
+        // A file that came twice counts once, as it came last.
+        let order = |(key, offset): &(u64, u64)| (*key, std::cmp::Reverse(*offset));
+        self.files.sort_unstable_by_key(order);
         let mut twice = Vec::new();
         self.files.dedup_by(|(key, offset), (before, _)| {
             let is_same = key == before;

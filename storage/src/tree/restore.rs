@@ -24,7 +24,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, makedev};
@@ -99,6 +99,8 @@ pub struct TreeTargetOptions {
     pub direct: bool,
     /// What may be kept of what is there.
     pub reuse: Reuse,
+    /// What is made will be read back as a whole.
+    pub read_back: bool,
 }
 
 /// A directory that a tree is to be made in, claimed for as long as this lives.
@@ -162,6 +164,10 @@ impl TreeTarget {
             epoch: 0,
         };
         target.look_for_journal()?;
+        if target.goes_on && options.reuse == Reuse::Times {
+            // What an attempt wrote and could not flush looks the same and may be anything.
+            target.options.reuse = Reuse::Content;
+        }
         if !options.overwrite
             && !target.goes_on
             && !options.reuse.compares()
@@ -252,7 +258,9 @@ impl TreeTarget {
     fn first_entry(&self) -> Result<Option<Vec<u8>>, TreeError> {
         let names = list(&self.root)
             .map_err(|error| StorageError::io(Operation::List, &self.path)(error))?;
-        Ok(names.into_iter().find(|name| name != LOST_AND_FOUND))
+        let own = self.staging_name();
+        let mut names = names.into_iter();
+        Ok(names.find(|name| name != LOST_AND_FOUND && *name != own))
     }
 
     /// Makes the directory ready to take the tree in the session `epoch`, the first or a later one:
@@ -307,6 +315,11 @@ impl TreeTarget {
             .map_err(StorageError::io(Operation::Write, &self.path))?;
         let is_dirty = self.goes_on || !was_empty;
         let sweeps = is_dirty && (is_alone || self.options.delete_extra);
+        if self.options.read_back && is_dirty && !sweeps {
+            return Err(TreeError::Merged {
+                path: self.path.clone(),
+            });
+        }
         let names = sweeps.then(|| Names::create(&staging));
         let names = names
             .transpose()
@@ -343,6 +356,7 @@ impl TreeTarget {
             resumed_bytes: AtomicU64::new(0),
             matched_bytes: AtomicU64::new(0),
             checked_bytes: AtomicU64::new(0),
+            is_stopped: AtomicBool::new(false),
             steps: AtomicU64::new(0),
             root_metadata: Mutex::default(),
             names_written: AtomicU64::new(0),
@@ -440,6 +454,8 @@ pub struct Restore {
     /// Bytes in blocks that hold data, of what was found to be equal.
     matched_bytes: AtomicU64,
     checked_bytes: AtomicU64,
+    /// Nobody asks any more what is held.
+    is_stopped: AtomicBool,
     steps: AtomicU64,
     /// What the root gets at the very end.
     root_metadata: Mutex<Option<Metadata>>,
@@ -508,6 +524,7 @@ struct LargeState {
     begun: Option<(Stamp, u64)>,
     /// What messages call it.
     shown_path: Vec<u8>,
+    is_placed: bool,
     digest: FileDigest,
     data_bytes: u64,
     /// Bytes of it of which the journal knows.
@@ -652,6 +669,11 @@ impl Restore {
             worker.adorn_directory(&self.root, b"", &root)?;
         }
         self.flush()
+    }
+
+    /// The session has ended: what is held is not read any more, what was received is still written.
+    pub fn stop_reading(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
     }
 
     /// What was done besides writing: a sign of life.
@@ -1405,6 +1427,7 @@ impl RestoreWorker {
             digest: end.digest,
         };
         self.add(&path, &content, &end.metadata, end.group)?;
+        state.is_placed = true;
         lock(&shared.large).open.remove(&file.number);
         let finished = Finished {
             stamp,

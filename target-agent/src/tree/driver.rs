@@ -248,11 +248,20 @@ where
             self.held.target = Some(target);
             prepared.map_err(of_tree)?;
         }
-        if let Some(under_way) = self.checkpoint.under_way.take() {
-            let _durable = under_way.await;
+        if let Some(transfer) = &self.transfer {
+            transfer.restore.stop_reading();
         }
-        if let Some(completing) = self.completing.take() {
-            let _complete = completing.await;
+        if let Some(under_way) = self.checkpoint.under_way.take() {
+            // A flush that failed says so once: no later one vouches for what it lost.
+            if let Ok(Err(error)) = under_way.await {
+                return Err(of_tree(error));
+            }
+        }
+        if let Some(completing) = self.completing.take()
+            && let Ok(Err(error)) = completing.await
+            && failure::of_tree(End::Target, &error).code.class() == FailureClass::Target
+        {
+            return Err(of_tree(error));
         }
         if let Some(reading) = &mut self.reading_back {
             reading.walk.stop();
@@ -643,6 +652,13 @@ where
             return;
         };
         let read = reading.walk.finish().summary;
+        if let Some(complaint) = read.fidelity.complaint(self.config.terms.accept) {
+            let text = format!(
+                "the target tree can't be read back: {complaint}; leave out --verify readback"
+            );
+            self.machine.fail(Failure::new(FailureCode::Fidelity, text));
+            return;
+        }
         if read.digest == reading.written.digest {
             self.machine.handle_completed(reading.written);
             return;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
@@ -26,7 +26,7 @@ use super::{
     create, lock,
 };
 use crate::error::Operation;
-use crate::handle::Handle;
+use crate::handle::{Handle, reopen};
 
 /// Numbers of files that the target begins have this bit; those of a source don't.
 const TARGET_FILE: u64 = 1 << 63;
@@ -67,11 +67,9 @@ impl Restore {
     pub fn checkpoint(&self) -> Result<u64, TreeError> {
         // What is finished now is covered by the flush that follows.
         let finished = std::mem::take(&mut *lock(&self.finished));
-        let partial: Vec<_> = {
-            let large = lock(&self.large);
-            let partial = large.open.values().filter_map(|file| file.partial());
-            partial.collect()
-        };
+        // Who puts a file in its place holds its state, and then asks for the list.
+        let large: Vec<_> = lock(&self.large).open.values().map(Arc::clone).collect();
+        let partial: Vec<_> = large.iter().filter_map(|file| file.partial()).collect();
         if finished.is_empty() && partial.is_empty() {
             return Ok(self.durable_bytes());
         }
@@ -119,7 +117,7 @@ impl LargeFile {
         let (stamp, size) = state.begun?;
         let is_useful = size > u64::from(PIECE_LEN) && state.digest.node_count() <= PARTS_MAX;
         // What is patched in its place is compared again.
-        if !is_useful || self.place.is_some() {
+        if !is_useful || state.is_placed || self.place.is_some() {
             return None;
         }
         let partial = Partial {
@@ -146,11 +144,18 @@ impl RestoreWorker {
         if self.shared.is_reserved(&directory.path, name) {
             return Err(Restore::refuse(name, Refusal::Reserved));
         }
+        if self.shared.is_stopped.load(Ordering::Relaxed) {
+            return Ok(Holding::Nothing); // nobody will be told
+        }
         if let Some(holding) = self.part(offer)? {
             return Ok(holding);
         }
         let path = join(directory.path.as_bytes(), name);
-        let journaled = lock(&self.shared.journal).find(offer.stamp);
+        // Where content is compared, no journal vouches for it.
+        let journaled = match self.shared.reuse {
+            Reuse::Content => Ok(None),
+            _ => lock(&self.shared.journal).find(offer.stamp),
+        };
         let journaled = journaled.map_err(|error| {
             let path = self.shared.journal_path();
             self.shared.io(Operation::Read, &path, error)
@@ -185,13 +190,13 @@ impl RestoreWorker {
             return Ok(self.all(&path, size, finished.digest, finished.data_bytes, true));
         }
         if was_placed && looks_same {
-            return self.other(directory, name, &path);
+            return self.other(&opened.file, &path);
         }
         match self.shared.reuse {
             Reuse::Times if looks_same => {}
             Reuse::Content if has_size && !is_large => {}
             Reuse::Times | Reuse::Content if is_large && size > 0 => {
-                return self.other(directory, name, &path);
+                return self.other(&opened.file, &path);
             }
             _ => return Ok(Holding::Nothing),
         }
@@ -235,9 +240,15 @@ impl RestoreWorker {
             OFlags::RDWR,
             Mode::empty(),
         );
-        let Ok(opened) = opened else {
+        let Some(opened) = opened.ok().filter(is_plain) else {
             return Ok(None);
         };
+        if shared.reuse == Reuse::Content {
+            let staged = join(&shared.staging_name, name.as_bytes());
+            let state = LargeState::default();
+            self.register(partial.file, &staged, opened, Origin::Held, state, None)?;
+            return Ok(Some(Holding::Other { file: partial.file }));
+        }
         let state = LargeState {
             noted_bytes: partial.durable_bytes(),
             resumed_bytes: partial.durable_bytes(),
@@ -257,8 +268,10 @@ impl RestoreWorker {
     }
 
     /// A file in its place that is to be compared by pieces, and written where it differs.
-    fn other(&self, directory: &Entered, name: &[u8], path: &[u8]) -> Result<Holding, TreeError> {
-        let Ok(opened) = open_beneath(&directory.fd, name, OFlags::RDWR, Mode::empty()) else {
+    fn other(&self, file: &File, path: &[u8]) -> Result<Holding, TreeError> {
+        // The very file that was looked at, whatever has its name by now.
+        let opened = reopen(file, OFlags::RDWR).map(OwnedFd::from);
+        let Some(opened) = opened.ok().filter(is_plain) else {
             return Ok(Holding::Nothing);
         };
         let number = self.next_number();
@@ -283,7 +296,7 @@ impl RestoreWorker {
         )
         .map_err(failed)?;
         let copy = File::from(copy);
-        copy_data(file, &copy, size).map_err(failed)?;
+        copy_data(file, &copy, size, &shared.is_stopped).map_err(failed)?;
         let state = LargeState::default();
         self.register(number, &staged, copy.into(), Origin::Held, state, None)?;
         Ok(Holding::Other { file: number })
@@ -364,6 +377,9 @@ impl RestoreWorker {
             let len = piece_len(size, index);
             if len == 0 {
                 break;
+            }
+            if self.shared.is_stopped.load(Ordering::Relaxed) {
+                return Err(self.shared.io(Operation::Read, path, ended()));
             }
             let piece =
                 self.read_held_piece(index, len, |bytes, start| file.read_exact_at(bytes, start));
@@ -499,6 +515,9 @@ impl RestoreWorker {
     /// # Errors
     /// When they were not asked for.
     pub fn same_pieces(&mut self, number: u64, index: u64, count: u32) -> Result<(), TreeError> {
+        if lock(&self.shared.large).forgotten.contains(&number) {
+            return Ok(()); // it changed while it was compared, and comes again
+        }
         let file = self.held_file(number)?;
         let mut data_bytes = 0;
         let mut pieces = Vec::new();
@@ -528,8 +547,21 @@ impl RestoreWorker {
     }
 }
 
+/// Whether it is a regular file without another name.
+fn is_plain(file: &OwnedFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1
+    })
+}
+
+/// The session has ended while a file was read.
+fn ended() -> io::Error {
+    io::Error::other("the session has ended")
+}
+
 /// Copies what holds data, within the kernel where that can be.
-fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
+fn copy_data(from: &File, to: &File, size: u64, is_stopped: &AtomicBool) -> io::Result<()> {
+    const STEP: u64 = 64 << 20;
     to.set_len(size)?;
     let mut at = 0;
     while at < size {
@@ -540,7 +572,10 @@ fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         };
         let end = rustix::fs::seek(from, SeekFrom::Hole(data_at)).unwrap_or(size);
-        let end = end.min(size);
+        let end = end.min(size).min(data_at.saturating_add(STEP));
+        if is_stopped.load(Ordering::Relaxed) {
+            return Err(ended());
+        }
         rustix::fs::seek(to, SeekFrom::Start(data_at))?;
         rustix::fs::seek(from, SeekFrom::Start(data_at))?;
         let copied = io::copy(&mut from.take(end.saturating_sub(data_at)), &mut { to })?;

@@ -236,8 +236,7 @@ impl<End: WalkEnd> Worker<'_, End> {
         bytes.set_len(records.len());
         bytes.copy_from_slice(&records);
         let number = self.walk.next_pack.fetch_add(1, Ordering::Relaxed);
-        let question = Question::Files(number, files);
-        lock(&self.walk.work).questions.open.push(question);
+        self.put_question(Question::Files(number, files))?;
         self.put(Outgoing::Pack {
             number,
             digest: pack_digest(&bytes),
@@ -245,17 +244,31 @@ impl<End: WalkEnd> Worker<'_, End> {
         })
     }
 
-    /// Does what was answered until there is room for another question.
+    /// Notes a question once there is room for it, which there is as soon as another was answered.
+    fn put_question(&self, question: Question) -> Result<(), Stop> {
+        let mut work = lock(&self.walk.work);
+        while work.questions.open.len() >= QUESTIONS_MAX {
+            if self.walk.is_stopped.load(Ordering::Relaxed) {
+                return Err(Stop::Unwanted);
+            }
+            let news = &self.walk.news;
+            work = news.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+        work.questions.open.push(question);
+        Ok(())
+    }
+
+    /// Does what was answered, and asks for pieces, until there is room for another question.
     fn catch_up(&mut self) -> Result<(), Stop> {
         let walk = self.walk;
         loop {
             let mut work = lock(&walk.work);
-            let answered = loop {
+            let task = loop {
                 if walk.is_stopped.load(Ordering::Relaxed) {
                     return Err(Stop::Unwanted);
                 }
-                if let Some(answered) = work.questions.answered.pop_front() {
-                    break answered;
+                if let Some(task) = work.questions.next_task() {
+                    break task;
                 }
                 if work.questions.open.len() < QUESTIONS_MAX {
                     return Ok(());
@@ -263,7 +276,11 @@ impl<End: WalkEnd> Worker<'_, End> {
                 work = walk.news.wait(work).unwrap_or_else(PoisonError::into_inner);
             };
             drop(work);
-            self.take_answer(answered)?;
+            match task {
+                Task::Answered(answered) => self.take_answer(answered)?,
+                Task::Probe(file, index, count) => self.probe(&file, index, count)?,
+                Task::Directory(_) | Task::Names(..) | Task::Pieces(_) => {} // of no question
+            }
         }
     }
 
@@ -322,6 +339,10 @@ impl<End: WalkEnd> Worker<'_, End> {
         let is_same = is_regular && now.st_ino == stat.st_ino && !is_changed(&stat, &now);
         if !is_same {
             self.give_up(&directory, &holding)?;
+            // Its other names stand for what it was.
+            if group.is_some() || now.st_ino != stat.st_ino {
+                self.found.changed.note(&path);
+            }
         }
         if !is_regular {
             self.found.changed.note(&path);
