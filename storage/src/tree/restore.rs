@@ -112,6 +112,8 @@ pub struct TreeTarget {
     options: TreeTargetOptions,
     /// Whether what an attempt of this clone left is there, to be gone on from.
     goes_on: bool,
+    /// Whether nothing of that is durable: where it is all there is, it goes.
+    is_blank: bool,
     /// Whether a session came to its end, and its journal is gone.
     is_concluded: bool,
     /// Whether what was written read back wrong.
@@ -158,6 +160,7 @@ impl TreeTarget {
             clone_id,
             options,
             goes_on: false,
+            is_blank: false,
             is_concluded: false,
             repairs: false,
             was_alone: None,
@@ -192,6 +195,8 @@ impl TreeTarget {
         let journal = TreeJournal::open(&staging, self.clone_id)
             .map_err(StorageError::io(Operation::Read, &self.path))?;
         self.goes_on = journal.is_alone().is_some();
+        self.was_alone = journal.is_alone();
+        self.is_blank = self.goes_on && journal.is_empty();
         self.epoch = journal.epoch();
         Ok(())
     }
@@ -277,7 +282,10 @@ impl TreeTarget {
             reuse => reuse,
         };
         let compares = reuse.compares();
-        let clears = self.options.delete_extra && !self.goes_on && !compares;
+        // What was not durable would take the room of what comes.
+        let is_own_only = self.is_blank && self.was_alone == Some(true);
+        let keeps = self.goes_on && !self.is_blank || compares;
+        let clears = !keeps && (self.options.delete_extra || is_own_only);
         // Whether there was anything but what the clone keeps for itself.
         let mut is_alone = true;
         for name in list(&self.root).map_err(StorageError::io(Operation::List, &self.path))? {
@@ -313,7 +321,7 @@ impl TreeTarget {
         journal
             .append(std::iter::once(session))
             .map_err(StorageError::io(Operation::Write, &self.path))?;
-        let is_dirty = self.goes_on || !was_empty;
+        let is_dirty = self.goes_on && !clears || !was_empty;
         let sweeps = is_dirty && (is_alone || self.options.delete_extra);
         if self.options.read_back && is_dirty && !sweeps {
             return Err(TreeError::Merged {
@@ -325,6 +333,7 @@ impl TreeTarget {
             .transpose()
             .map_err(StorageError::io(Operation::Create, &self.path))?;
         self.goes_on = true;
+        self.is_blank = false;
         self.epoch = epoch;
         Ok(Restore {
             is_dirty,
