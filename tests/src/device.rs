@@ -117,6 +117,12 @@ impl Mount {
     #[must_use]
     pub fn on(mkfs: &str, device: Loop) -> Option<Self> {
         run(Command::new(mkfs).arg("-q").arg(&device.device))?;
+        Self::of(device)
+    }
+
+    /// The filesystem that is on `device`.
+    #[must_use]
+    pub fn of(device: Loop) -> Option<Self> {
         let path = device.device.clone();
         Self::new(&[path.as_os_str()], Some(device))
     }

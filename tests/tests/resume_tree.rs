@@ -15,7 +15,9 @@ use rustix::fs::FallocateFlags;
 use rustix::process::Signal;
 use serde_json::Value;
 use volferry_tests::agents::Agent;
+use volferry_tests::device::{Loop, Mount};
 use volferry_tests::http::progress;
+use volferry_tests::nbd::{Filter, Storage};
 use volferry_tests::programs::{self, Ended};
 use volferry_tests::proxy::{Ending, Fault, Way};
 use volferry_tests::trial::{Trial, number, wait_until_at_least};
@@ -241,6 +243,49 @@ fn pieces_of_two_states_of_a_file_are_not_mixed() {
 }
 
 // ---- Storage that lies ----
+
+/// The power of the target's node goes: what was not flushed is lost, the filesystem's own too.
+#[test]
+fn a_tree_goes_on_when_the_power_was_lost() {
+    let Some(mut storage) = Storage::dirty(256 * MIB, Filter::VolatileCache) else {
+        return;
+    };
+    let device = Loop::over_file(&storage.file);
+    let Some(mount) = device.and_then(|device| Mount::on("mkfs.ext4", device)) else {
+        return;
+    };
+    let mut trial = Trial::of(0);
+    trial.target_volume = mount.path().join("tree");
+    fs::create_dir(&trial.target_volume).unwrap();
+    rustix::fs::syncfs(File::open(&trial.target_volume).unwrap()).unwrap();
+    fs::create_dir(&trial.source_volume).unwrap();
+    plant(&trial.source_volume);
+    trial.proxy.hold_chunks_after(PASSED);
+    let mut target = trial.start_target(&[]);
+    let source = trial.start_source(&[]);
+    trial.proxy.wait_until_it_holds();
+    wait_until_at_least(target.admin(), "durable_bytes", 8 * MIB);
+    // More comes, and is not durable.
+    trial.proxy.hold_chunks_after(8 * MIB);
+    trial.proxy.wait_until_it_holds();
+    let durable_bytes = number(&progress(target.admin()), "durable_bytes");
+    target.signal(Signal::STOP);
+    storage.kill();
+    target.signal(Signal::KILL);
+    let _killed = target.end();
+    drop(mount);
+    let device = Loop::over_file(&storage.backing);
+    let mount = device.and_then(Mount::of).unwrap();
+    trial.target_volume = mount.path().join("tree");
+    let target = trial.start_target(&[]);
+    trial.proxy.open();
+    let receipt = ends_well(&trial, source, target);
+    assert!(
+        number(&receipt, "resumed_bytes") >= durable_bytes,
+        "{receipt}"
+    );
+    drop(trial);
+}
 
 /// Bytes that were acknowledged are lost: of a small file, and of pieces of the large one.
 #[test]
