@@ -1,6 +1,6 @@
 //! The bandwidth limit: how many bytes the data connections of an agent may send, all together.
 //!
-//! It hands out pieces that take [`PIECE_TIME`] each at the rate, so what is sent is smooth over any
+//! It hands out pieces that take `PIECE_TIME` each at the rate, so what is sent is smooth over any
 //! tenth of a second, and a rate that is changed holds for the next piece.
 
 use std::sync::atomic::{AtomicU64, Ordering};
