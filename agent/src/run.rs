@@ -202,6 +202,8 @@ where
             std::future::pending().await
         };
         tokio::select! {
+            // The work first: what the admin port tells of it is as it was configured.
+            biased;
             outcome = work(context) => outcome,
             outcome = ask_to_end => outcome,
             outcome = serve_admin => outcome,

@@ -136,8 +136,8 @@ impl<C: Connector + 'static> Session<'_, C> {
             // failed read before the connections that end because of it.
             biased;
             Some(sent) = self.sent.recv() => Event::Sent(sent),
-            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Some(error) = self.read_failed.recv() => Event::ReadFailed(error),
+            heard = self.conversation.next(wake_at) => Event::Heard(heard),
         }
     }
 

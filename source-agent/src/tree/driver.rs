@@ -148,8 +148,8 @@ impl<C: Connector + 'static> Session<'_, C> {
             // Causes before their effects: a failed read before the connections that end because
             // of it.
             biased;
-            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Some(ended) = walk_ended => Event::WalkEnded(ended),
+            heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Some(()) = self.sent.recv() => Event::Sent,
         }
     }
