@@ -114,7 +114,7 @@ impl Conversation {
                 failure = &mut self.patience => return Heard::Fail(failure),
                 () = self.shutdown.requested() => return Heard::Fail(cancelled()),
             };
-            match ended.unwrap_or_else(|error| Err(internal(&error))) {
+            match ended.unwrap_or_else(|error| Err(Failure::internal(error.to_string()))) {
                 Ok(number) => return Heard::Drained(number),
                 Err(failure) if failure.code == FailureCode::Disconnected => {
                     let at = Instant::now() + LAST_WORD_TIMEOUT;
@@ -164,8 +164,4 @@ impl std::fmt::Debug for Conversation {
             .field("lost", &self.lost)
             .finish_non_exhaustive()
     }
-}
-
-fn internal(error: &tokio::task::JoinError) -> Failure {
-    Failure::new(FailureCode::Internal, error.to_string())
 }

@@ -7,10 +7,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::thread::gettid;
 use rustix::time::{ClockId, clock_gettime};
+use volferry_protocol::failure::Failure;
 
 /// Adds up the processor time of the threads that registered.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,25 @@ impl CpuMeter {
             shared: Arc::clone(&self.shared),
             tid,
         }
+    }
+
+    /// Runs `work` on a counted thread of its own.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<JoinHandle<T>, Failure> {
+        let (name, cpu) = (name.into(), self.clone());
+        let text = format!("the thread {name} can't be started");
+        let counted = move || {
+            let _counted = cpu.count_this_thread();
+            work()
+        };
+        let started = thread::Builder::new().name(name).spawn(counted);
+        started.map_err(|error| Failure::internal(format!("{text}: {error}")))
     }
 
     /// Processor time of all counted threads so far, user and system.
@@ -108,7 +129,7 @@ mod tests {
     fn threads_count_while_they_live_and_after() {
         let meter = CpuMeter::default();
         let used = Duration::from_millis(30);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             scope.spawn(|| {
                 let _counted = meter.count_this_thread();
                 burn(used);

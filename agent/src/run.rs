@@ -170,12 +170,8 @@ where
 {
     let cpu = CpuMeter::default();
     let _main = cpu.count_this_thread();
-    let runtime = runtime(end, &cpu).map_err(|error| {
-        Failure::new(
-            FailureCode::Internal,
-            format!("threads can't be started: {error}"),
-        )
-    })?;
+    let runtime = runtime(end, &cpu)
+        .map_err(|error| Failure::internal(format!("threads can't be started: {error}")))?;
     let outcome = runtime.block_on(async {
         // Before any work: opening a volume may take long.
         let signalled = signalled();

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use volferry_agent::options::{TreeOptions, parse_chunk_size};
 use volferry_protocol::digest::Digest;
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::tree::fidelity::ClassSet;
 use volferry_protocol::tree::set_digest::TreeCounts;
@@ -96,9 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             chunk_size: geometry.chunk_size(),
         };
         let json = serde_json::to_string(&printed);
-        output::line(
-            &json.map_err(|error| Failure::new(FailureCode::Internal, error.to_string()))?,
-        );
+        output::line(&json.map_err(|error| Failure::internal(error.to_string()))?);
     } else {
         output::line(&format!("{digest}  {}", arguments.volume.display()));
     }
@@ -125,9 +123,7 @@ fn run_on_tree(arguments: &Arguments) -> Result<(), Failure> {
             selinux: terms.selinux,
         };
         let json = serde_json::to_string(&printed);
-        output::line(
-            &json.map_err(|error| Failure::new(FailureCode::Internal, error.to_string()))?,
-        );
+        output::line(&json.map_err(|error| Failure::internal(error.to_string()))?);
     } else {
         output::line(&format!("{digest}  {}", arguments.volume.display()));
     }

@@ -35,16 +35,15 @@ pub(crate) fn clone(
     transport: TransportOptions,
     on_progress: impl FnMut(&Report, &Report),
 ) -> Outcome {
-    let internal = |text: String| Failure::new(FailureCode::Internal, text);
     let identities = tempfile::tempdir()
-        .map_err(|error| internal(format!("no directory for the credentials: {error}")))?;
+        .map_err(|error| Failure::internal(format!("no directory for the credentials: {error}")))?;
     mint(clone_id, VALIDITY)
         .and_then(|minted| minted.write_to(&identities.path().join("clone")))
-        .map_err(|error| internal(format!("the credentials can't be made: {error}")))?;
+        .map_err(|error| Failure::internal(format!("the credentials can't be made: {error}")))?;
     let credentials =
         |role: Role| CredentialsDir::new(identities.path().join("clone").join(role.as_str()), role);
 
-    let no_threads = |error| internal(format!("threads can't be started: {error}"));
+    let no_threads = |error| Failure::internal(format!("threads can't be started: {error}"));
     let (source_cpu, target_cpu) = (CpuMeter::default(), CpuMeter::default());
     let source_runtime = runtime(End::Source, &source_cpu).map_err(no_threads)?;
     let target_runtime = runtime(End::Target, &target_cpu).map_err(no_threads)?;
@@ -140,7 +139,7 @@ pub(crate) fn clone(
 
 fn joined(outcome: Result<Outcome, tokio::task::JoinError>) -> Outcome {
     outcome.unwrap_or_else(|error| {
-        let error = Failure::new(FailureCode::Internal, error.to_string());
+        let error = Failure::internal(error.to_string());
         Err(error)
     })
 }
@@ -156,10 +155,7 @@ fn combine(source: Outcome, target: Outcome) -> Outcome {
     };
     match (source, target) {
         (Ok(receipt), Ok(same)) if receipt == same => Ok(receipt),
-        (Ok(_), Ok(_)) => Err(Failure::new(
-            FailureCode::Internal,
-            "the two ends hold two receipts",
-        )),
+        (Ok(_), Ok(_)) => Err(Failure::internal("the two ends hold two receipts")),
         (Err(failure), Ok(_)) | (Ok(_), Err(failure)) => Err(failure),
         (Err(of_source), Err(of_target)) => {
             // The end whose own volume failed has the particulars first hand.

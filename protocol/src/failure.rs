@@ -181,6 +181,12 @@ impl Failure {
         Self { code, text }
     }
 
+    /// A failure of this program itself.
+    #[must_use]
+    pub fn internal(text: impl Into<String>) -> Self {
+        Self::new(FailureCode::Internal, text)
+    }
+
     /// A failure that the peer told: its words are cut, freed of control characters (they land on
     /// terminals and in logs) and marked as the peer's.
     #[must_use]

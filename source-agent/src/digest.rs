@@ -95,14 +95,7 @@ impl OpenVolume {
             effort: Arc::default(),
             failed: failed_sender,
         };
-        threads
-            .start(readers, &CpuMeter::default())
-            .map_err(|error| {
-                Failure::new(
-                    FailureCode::Internal,
-                    format!("threads can't be started: {error}"),
-                )
-            })?;
+        threads.start(readers, &CpuMeter::default())?;
         let mut tree = DigestTree::new(self.geometry);
         while let Ok(outgoing) = queue.recv_blocking() {
             let found = match outgoing {
@@ -111,20 +104,15 @@ impl OpenVolume {
                 | Outgoing::Known { index, digest } => Found::Chunk(index, digest),
                 Outgoing::Zero(chunks) => Found::Zero(chunks),
             };
-            fold(&mut tree, found).map_err(|error| {
-                Failure::new(FailureCode::Internal, format!("while reading: {error}"))
-            })?;
+            fold(&mut tree, found)
+                .map_err(|error| Failure::internal(format!("while reading: {error}")))?;
             on_found(found);
         }
         if let Ok(error) = failed.try_recv() {
             return Err(failure::of_storage(End::Source, &error));
         }
-        tree.volume_digest().ok_or_else(|| {
-            Failure::new(
-                FailureCode::Internal,
-                "not every chunk of the volume was read",
-            )
-        })
+        tree.volume_digest()
+            .ok_or_else(|| Failure::internal("not every chunk of the volume was read"))
     }
 }
 

@@ -20,11 +20,11 @@ use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
 use volferry_transport::Connector;
 
-use crate::SourceConfig;
 use crate::cursor::Cursor;
 use crate::data::{DataConnection, Sent};
 use crate::manifest::ManifestFile;
 use crate::readers::{Outgoing, Readers};
+use crate::{Clones, SourceConfig};
 
 /// Chunks on their way to the owner's books; a few for each connection.
 const SENT_QUEUE_LEN: usize = 64;
@@ -43,40 +43,38 @@ pub(crate) struct Standing {
     pub(crate) pool: Option<BufferPool>,
 }
 
-/// Runs one session on `control`, a fresh connection to the target.
-pub(crate) async fn run<C>(
-    config: &SourceConfig,
-    context: &Context,
-    connector: Arc<C>,
-    control: C::Stream,
-    hello: Hello,
-    standing: &mut Standing,
-) -> Outcome
-where
-    C: Connector + 'static,
-{
-    check_unchanged(&*standing.source, &standing.generation)?;
-    let agent = hello.agent.clone();
-    let conversation = Conversation::with_target(control, context).await?;
-    let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
-    let (failed_sender, read_failed) = mpsc::channel(1);
-    let session = Session {
-        config,
-        context,
-        connector,
-        agent,
-        machine: SourceSession::new(Instant::now(), hello, standing.sent),
-        standing,
-        conversation,
-        wire_bytes: 0,
-        sent_sender,
-        sent,
-        failed_sender,
-        read_failed,
-        is_first_round: true,
-        queue: None,
-    };
-    session.run().await
+impl<C: Connector + 'static> Clones<C> for Standing {
+    async fn session(
+        &mut self,
+        config: &SourceConfig,
+        context: &Context,
+        connector: Arc<C>,
+        control: C::Stream,
+        hello: Hello,
+    ) -> Outcome {
+        check_unchanged(&*self.source, &self.generation)?;
+        let agent = hello.agent.clone();
+        let conversation = Conversation::with_target(control, context).await?;
+        let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
+        let (failed_sender, read_failed) = mpsc::channel(1);
+        let session = Session {
+            config,
+            context,
+            connector,
+            agent,
+            machine: SourceSession::new(Instant::now(), hello, self.sent),
+            standing: self,
+            conversation,
+            wire_bytes: 0,
+            sent_sender,
+            sent,
+            failed_sender,
+            read_failed,
+            is_first_round: true,
+            queue: None,
+        };
+        session.run().await
+    }
 }
 
 struct Session<'a, C> {
@@ -228,7 +226,6 @@ impl<C: Connector + 'static> Session<'_, C> {
     }
 
     fn start_transfer(&mut self, transfer: Transfer) -> Result<(), Failure> {
-        let internal = |text: String| Failure::new(FailureCode::Internal, text);
         let geometry = transfer.geometry;
         let chunk_size = geometry.chunk_size().bytes() as usize;
         if std::mem::take(&mut self.is_first_round) {
@@ -286,9 +283,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             effort: Arc::clone(&self.context.progress.effort),
             failed: self.failed_sender.clone(),
         };
-        readers
-            .start(self.config.readers, &self.context.cpu)
-            .map_err(|error| internal(format!("threads can't be started: {error}")))
+        readers.start(self.config.readers, &self.context.cpu)
     }
 }
 

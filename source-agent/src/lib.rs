@@ -208,19 +208,6 @@ trait Clones<C: Connector> {
     ) -> impl Future<Output = Outcome> + Send;
 }
 
-impl<C: Connector + 'static> Clones<C> for Standing {
-    async fn session(
-        &mut self,
-        config: &SourceConfig,
-        context: &Context,
-        connector: Arc<C>,
-        control: C::Stream,
-        hello: Hello,
-    ) -> Outcome {
-        driver::run(config, context, connector, control, hello, self).await
-    }
-}
-
 /// Runs sessions of one clone until one ends in a receipt, in a failure that another would not
 /// mend, or patience is at its end.
 async fn run_sessions<C>(

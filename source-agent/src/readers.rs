@@ -6,12 +6,12 @@
 //! leave nearly in order.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
 use volferry_agent::progress::Effort;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::{Buffer, BufferPool, Source, StorageError};
@@ -62,19 +62,16 @@ impl Readers {
     ///
     /// # Errors
     /// When a thread can't be started.
-    pub(crate) fn start(self, count: usize, cpu: &CpuMeter) -> std::io::Result<()> {
+    pub(crate) fn start(self, count: usize, cpu: &CpuMeter) -> Result<(), Failure> {
         let shared = Arc::new(self);
         for number in 0..count {
-            let (shared, cpu) = (Arc::clone(&shared), cpu.clone());
-            thread::Builder::new()
-                .name(format!("source-read-{number}"))
-                .spawn(move || {
-                    let _counted = cpu.count_this_thread();
-                    if let Err(error) = shared.read_all() {
-                        // Only the first error counts; a full channel holds it already.
-                        let _first = shared.failed.try_send(error);
-                    }
-                })?;
+            let shared = Arc::clone(&shared);
+            let _ends_by_itself = cpu.spawn(format!("source-read-{number}"), move || {
+                if let Err(error) = shared.read_all() {
+                    // Only the first error counts; a full channel holds it already.
+                    let _first = shared.failed.try_send(error);
+                }
+            })?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use volferry_storage::tree::TreeSource;
 use volferry_transport::Connector;
 
 use self::driver::Standing;
-use crate::{Clones, SourceConfig, run_sessions};
+use crate::{SourceConfig, run_sessions};
 
 mod data;
 pub mod digest;
@@ -55,17 +55,4 @@ where
         digest: None,
     };
     run_sessions(config, context, &connector, hello, &mut standing).await
-}
-
-impl<C: Connector + 'static> Clones<C> for Standing {
-    async fn session(
-        &mut self,
-        config: &SourceConfig,
-        context: &Context,
-        connector: Arc<C>,
-        control: C::Stream,
-        hello: Hello,
-    ) -> Outcome {
-        driver::run(config, context, connector, control, hello, self).await
-    }
 }

@@ -1,25 +1,21 @@
 //! The owner of a session at the target: waits for the next event, applies it to the state machine,
 //! and does what the machine asks for.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use volferry_agent::conversation::{Conversation, Heard};
 use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
-use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
+use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::message::{Hello, Message};
-use volferry_protocol::receipt::{Receipt, Verified};
-use volferry_protocol::session::fence::fenced;
+use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::{
     Fence, Stage, Standing, TargetAction, TargetLimits, TargetSession,
 };
@@ -27,41 +23,17 @@ use volferry_storage::{BufferPool, Sink, StorageError, TargetVolume};
 
 use crate::TargetConfig;
 use crate::data::{Claims, DataConnection};
-use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::greeter::{Greeted, Greeter, Purpose};
 use crate::intake::{Intake, new_token};
 use crate::journal::Journal;
 use crate::readback::{self, ReadBack};
 use crate::resume::{self, Begin, Known};
+use crate::session::{Ask, Receiver, Remains, Rivals, SessionEnd, drain_in_time, turn_away_data};
+use crate::work::Work;
 use crate::writers::{Incoming, Job, Writers, Written};
-
-/// How long the volume may take for what was received when the agent has to end: within the thirty
-/// seconds that a pod is given.
-pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Written chunks on their way to the owner's books.
 const WRITTEN_QUEUE_LEN: usize = 64;
-
-/// How a session ended.
-#[derive(Debug)]
-pub(crate) enum SessionEnd<S> {
-    /// The clone is proven. Whether the source has heard of it is told too.
-    Proven {
-        receipt: Box<Receipt>,
-        is_heard: bool,
-    },
-    /// It failed for good.
-    Failed(Failure),
-    /// Another session may go on; perhaps it is there already.
-    Interrupted(Failure, Option<Ask<S>>),
-}
-
-/// A source that was granted a session.
-#[derive(Debug)]
-pub(crate) struct Ask<S> {
-    pub(crate) hello: Hello,
-    pub(crate) epoch: u64,
-    pub(crate) stream: S,
-}
 
 /// What outlives a session.
 #[derive(Debug)]
@@ -92,48 +64,52 @@ pub(crate) enum Volume {
     Away,
 }
 
-/// Runs one session with the source that asked; its data connections come through `greeter`.
-pub(crate) async fn run<S>(
-    config: &TargetConfig,
-    context: &Context,
-    held: &mut Held,
-    ask: Ask<S>,
-    greeter: &mut Greeter<S>,
-) -> SessionEnd<S>
+impl<S> Receiver<S> for Held
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let agent = volferry_agent::agent_name("volferry-target");
-    let limits = TargetLimits {
-        streams_max: config.streams_max,
-        has_journal: held.journal.is_some(),
-        verify: config.verify,
-        ..TargetLimits::default()
-    };
-    let clone_id = context.progress.clone_id();
-    let now = Instant::now();
-    let mut machine = TargetSession::new(now, clone_id, ask.epoch, agent.clone(), limits);
-    machine.handle_message(now, Message::Hello(ask.hello));
-    let (written_sender, written) = mpsc::channel(WRITTEN_QUEUE_LEN);
-    let session = Session {
-        config,
-        context,
-        greeter,
-        machine,
-        agent,
-        held,
-        epoch: ask.epoch,
-        preparing: None,
-        conversation: Conversation::with_source(ask.stream, context),
-        transfer: None,
-        read_back: None,
-        refusals: JoinSet::new(),
-        next: None,
-        volume_failure: None,
-        written_sender: Some(written_sender),
-        written,
-    };
-    session.run().await
+    fn fence(&mut self) -> &mut Fence {
+        &mut self.fence
+    }
+
+    async fn receive(
+        &mut self,
+        config: &TargetConfig,
+        context: &Context,
+        ask: Ask<S>,
+        greeter: &mut Greeter<S>,
+    ) -> SessionEnd<S> {
+        let agent = volferry_agent::agent_name("volferry-target");
+        let limits = TargetLimits {
+            streams_max: config.streams_max,
+            has_journal: self.journal.is_some(),
+            verify: config.verify,
+            ..TargetLimits::default()
+        };
+        let clone_id = context.progress.clone_id();
+        let now = Instant::now();
+        let mut machine = TargetSession::new(now, clone_id, ask.epoch, agent.clone(), limits);
+        machine.handle_message(now, Message::Hello(ask.hello));
+        let (written_sender, written) = mpsc::channel(WRITTEN_QUEUE_LEN);
+        let session = Session {
+            config,
+            context,
+            greeter,
+            machine,
+            agent,
+            held: self,
+            epoch: ask.epoch,
+            preparing: Work::default(),
+            conversation: Conversation::with_source(ask.stream, context),
+            transfer: None,
+            read_back: Work::default(),
+            rivals: Rivals::default(),
+            volume_failure: None,
+            written_sender: Some(written_sender),
+            written,
+        };
+        session.run().await
+    }
 }
 
 struct Session<'a, S> {
@@ -144,15 +120,13 @@ struct Session<'a, S> {
     agent: String,
     held: &'a mut Held,
     epoch: u64,
-    preparing: Option<Preparing>,
+    preparing: Work<Prepared>,
     conversation: Conversation,
     /// From the welcome on.
     transfer: Option<Transfer>,
-    read_back: Option<oneshot::Receiver<ReadBack>>,
-    /// Goodbyes to those who came too late.
-    refusals: JoinSet<()>,
-    /// The source whose session ends this one.
-    next: Option<Ask<S>>,
+    read_back: Work<ReadBack>,
+    /// Sources that come meanwhile.
+    rivals: Rivals<S>,
     /// What failed at this end's volume or journal.
     volume_failure: Option<Failure>,
     /// Until the writers have theirs.
@@ -160,18 +134,14 @@ struct Session<'a, S> {
     written: mpsc::Receiver<Written>,
 }
 
-/// A volume that is being made ready.
+/// A volume that was made ready.
 #[derive(Debug)]
-struct Preparing {
+struct Prepared {
     geometry: Geometry,
-    done: oneshot::Receiver<Prepared>,
+    sink: Result<Arc<dyn Sink>, Failure>,
+    /// Where the session begins on it.
+    begin: Option<Result<Begin, Failure>>,
 }
-
-/// A volume that was made ready, and where the session begins on it.
-type Prepared = (
-    Result<Arc<dyn Sink>, Failure>,
-    Option<Result<Begin, Failure>>,
-);
 
 /// A volume on its way to be made ready.
 #[derive(Debug)]
@@ -215,6 +185,7 @@ enum Event<S> {
     Prepared(Box<Prepared>),
     Written(Written),
     ReadBack(ReadBack),
+    ThreadDied(Failure),
 }
 
 impl<S> Session<'_, S>
@@ -231,20 +202,18 @@ where
         };
         self.conversation.drop_connections().await;
         let drained = match &outcome {
-            // A volume that failed is left alone; else nothing that was received is thrown away.
-            Err(failure) if failure.code.class() != FailureClass::Target => {
-                let is_last = !failure.code.is_retryable() || self.context.shutdown.is_requested();
-                self.drain_in_time(is_last).await
-            }
-            _ => Ok(()),
+            Err(failure) => drain_in_time(self.context, failure, self.drain()).await,
+            Ok(_) => Ok(()),
         };
         if let Some(transfer) = &self.transfer {
             transfer.queue.close();
         }
         let is_heard = self.conversation.close().await;
-        self.refusals.shutdown().await;
-        let may_go_on = !matches!(self.held.volume, Volume::Away);
-        let is_untouched = self.machine.geometry().is_none();
+        let next = self.rivals.close().await;
+        let remains = Remains {
+            is_usable: !matches!(self.held.volume, Volume::Away),
+            is_untouched: self.machine.geometry().is_none(),
+        };
         self.held.fence.release(self.epoch);
         self.held.moved.0 += self.machine.data_bytes();
         self.held.moved.1 += self.machine.zero_bytes();
@@ -262,41 +231,7 @@ where
                 is_heard,
             },
             (Err(_), Err(failure)) => SessionEnd::Failed(failure),
-            (Err(failure), Ok(())) => {
-                let may_go_on = may_go_on
-                    && !self.context.shutdown.is_requested()
-                    && (failure.code.is_retryable()
-                        || self.next.is_some()
-                        || is_untouched && is_of_peer(&failure));
-                if may_go_on {
-                    progress.set_stage(Stage::Handshake);
-                    SessionEnd::Interrupted(failure, self.next)
-                } else {
-                    SessionEnd::Failed(failure)
-                }
-            }
-        }
-    }
-
-    async fn drain_in_time(&mut self, is_last: bool) -> Result<(), Failure> {
-        let mut shutdown = self.context.shutdown.clone();
-        let patience = self.context.patience.clone();
-        let overdue = async {
-            if !is_last {
-                tokio::select! {
-                    () = shutdown.requested() => {}
-                    _at_its_end = patience.exhausted() => {}
-                }
-            }
-            tokio::time::sleep(DRAIN_TIMEOUT).await;
-        };
-        tokio::select! {
-            drained = self.drain() => drained,
-            () = overdue => {
-                let text = "the target volume did not take in time what was received; it may hang: \
-                            look at the kernel log";
-                Err(Failure::new(FailureCode::TargetWrite, text))
-            }
+            (Err(failure), Ok(())) => SessionEnd::failed(failure, self.context, remains, next),
         }
     }
 
@@ -304,10 +239,8 @@ where
     /// durable and journaled. Only then the next session may begin, so that no write of this one
     /// comes after it.
     async fn drain(&mut self) -> Result<(), Failure> {
-        if let Some(Preparing { done, .. }) = self.preparing.take()
-            && let Ok((prepared, _begin)) = done.await
-        {
-            self.held.volume = Volume::Ready(prepared?);
+        if let Some(prepared) = self.preparing.finish().await? {
+            self.held.volume = Volume::Ready(prepared.sink?);
         }
         let Some(transfer) = self.transfer.take() else {
             return Ok(());
@@ -330,9 +263,7 @@ where
         let (written_sender, mut written) = mpsc::channel(1);
         let (_no_work, nothing) = async_channel::bounded(1);
         let crew = self.crew(sink, geometry, nothing, written_sender);
-        let jobs = crew
-            .start(0, &self.context.cpu)
-            .map_err(|error| internal(format!("threads can't be started: {error}")))?;
+        let jobs = crew.start(0, &self.context.cpu)?;
         let mut job = Job::Flush;
         loop {
             // There is room: one job at a time.
@@ -354,25 +285,15 @@ where
     /// The only wait.
     async fn select(&mut self) -> Event<S> {
         let wake_at = self.machine.poll_timeout();
-        let prepared = async {
-            match &mut self.preparing {
-                Some(preparing) => (&mut preparing.done).await,
-                None => std::future::pending().await,
-            }
-        };
-        let read_back = async {
-            match &mut self.read_back {
-                Some(read_back) => read_back.await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             // What was written counts before the news that depend on it.
             biased;
             Some(written) = self.written.recv() => Event::Written(written),
             heard = self.conversation.next(wake_at) => Event::Heard(heard),
-            Ok(prepared) = prepared => Event::Prepared(Box::new(prepared)),
-            Ok(read_back) = read_back => Event::ReadBack(read_back),
+            prepared = self.preparing.done() => {
+                prepared.map_or_else(Event::ThreadDied, |done| Event::Prepared(Box::new(done)))
+            }
+            read = self.read_back.done() => read.map_or_else(Event::ThreadDied, Event::ReadBack),
             greeted = self.greeter.next() => Event::Greeted(greeted),
         }
     }
@@ -391,6 +312,7 @@ where
             Event::Prepared(prepared) => self.apply_prepared(*prepared),
             Event::ReadBack(read_back) => self.apply_read_back(now, read_back),
             Event::Written(written) => self.apply_written(now, written),
+            Event::ThreadDied(failure) => self.machine.fail(failure),
         }
     }
 
@@ -481,13 +403,20 @@ where
             peer_address,
         } = greeted;
         match purpose {
-            Purpose::Control(hello) => self.admit_source(*hello, stream, peer_address),
+            Purpose::Control(hello) => {
+                let checked = self.machine.check_hello(&hello);
+                let rival = (*hello, stream, peer_address);
+                let (fence, held) = (&mut self.held.fence, self.machine.hello());
+                let end = self.rivals.admit(self.context, fence, held, checked, rival);
+                if let Some(end) = end {
+                    self.apply(Event::Heard(end));
+                }
+            }
             Purpose::Data { number, token } => {
                 let mut transfer = self.transfer.as_mut();
                 let admit = |transfer: &mut &mut Transfer| transfer.intake.admit(number, token);
                 let Some(transfer) = transfer.take_if(admit) else {
-                    tracing::warn!(%peer_address, "a data connection of no session was turned away");
-                    self.context.metrics.count_rejection("no_session");
+                    turn_away_data(self.context, peer_address);
                     return;
                 };
                 let connection = DataConnection {
@@ -498,40 +427,6 @@ where
                     progress: Arc::clone(&self.context.progress),
                 };
                 self.conversation.add(connection.run(stream));
-            }
-        }
-    }
-
-    fn admit_source(&mut self, hello: Hello, stream: S, peer_address: SocketAddr) {
-        match self
-            .held
-            .fence
-            .ask(&hello, self.machine.check_hello(&hello))
-        {
-            Ok(epoch) => {
-                tracing::info!(%peer_address, epoch, "a newer session takes over");
-                let is_same = self
-                    .machine
-                    .hello()
-                    .is_some_and(|held| held.instance == hello.instance);
-                self.next = Some(Ask {
-                    hello,
-                    epoch,
-                    stream,
-                });
-                if is_same {
-                    let text = "the source connected anew";
-                    self.machine
-                        .end(Failure::new(FailureCode::Disconnected, text));
-                } else {
-                    self.machine.fail(fenced());
-                }
-            }
-            Err(failure) => {
-                tracing::warn!(%peer_address, "a second session was turned away: {failure}");
-                self.context.metrics.count_rejection(failure.code.label());
-                self.refusals.spawn(refuse(stream, failure));
-                while self.refusals.try_join_next().is_some() {}
             }
         }
     }
@@ -586,8 +481,9 @@ where
             .as_ref()
             .is_some_and(|transfer| transfer.jobs.try_send(job).is_ok());
         if !asked {
-            self.machine
-                .fail(internal("the flusher does not take its work".to_owned()));
+            self.machine.fail(Failure::internal(
+                "the flusher does not take its work".to_owned(),
+            ));
         }
     }
 
@@ -621,15 +517,12 @@ where
             Arc::clone(&transfer.checked_bytes),
         );
         match started {
-            Ok(read_back) => self.read_back = Some(read_back),
-            Err(error) => self
-                .machine
-                .fail(internal(format!("threads can't be started: {error}"))),
+            Ok(read_back) => self.read_back = Work::told_on(read_back),
+            Err(failure) => self.machine.fail(failure),
         }
     }
 
     fn apply_read_back(&mut self, now: Instant, read_back: ReadBack) {
-        self.read_back = None;
         match read_back {
             Ok(digest) => {
                 self.machine.handle_read_back(now, digest);
@@ -674,27 +567,24 @@ where
             }
             Volume::Away => {
                 self.machine
-                    .fail(internal("the target volume is away".to_owned()));
+                    .fail(Failure::internal("the target volume is away".to_owned()));
                 return;
             }
         };
         let known = self.held.known.clone();
-        let (sender, done) = oneshot::channel();
-        let cpu = self.context.cpu.clone();
-        let started = thread::Builder::new()
-            .name("target-prepare".to_owned())
-            .spawn(move || {
-                let _counted = cpu.count_this_thread();
-                let prepared = volume.prepare(&known, &geometry);
-                let sink = prepared.as_deref().ok();
-                let begin = sink.map(|sink| known.begin(geometry, &hello, sink));
-                let _nobody_waits = sender.send((prepared, begin));
-            });
-        match started {
-            Ok(_joins_by_channel) => self.preparing = Some(Preparing { geometry, done }),
-            Err(error) => self
-                .machine
-                .fail(internal(format!("a thread can't be started: {error}"))),
+        let work = move || {
+            let sink = volume.prepare(&known, &geometry);
+            let ready = sink.as_deref().ok();
+            let begin = ready.map(|sink| known.begin(geometry, &hello, sink));
+            Prepared {
+                geometry,
+                sink,
+                begin,
+            }
+        };
+        let begun = (self.preparing).begin(&self.context.cpu, "target-prepare", work);
+        if let Err(failure) = begun {
+            self.machine.fail(failure);
         }
     }
 
@@ -714,14 +604,16 @@ where
     }
 
     fn apply_prepared(&mut self, prepared: Prepared) {
-        let Some(Preparing { geometry, .. }) = self.preparing.take() else {
-            return;
-        };
-        let (sink, begin) = prepared;
+        let Prepared {
+            geometry,
+            sink,
+            begin,
+        } = prepared;
         if let Ok(sink) = &sink {
             self.held.volume = Volume::Ready(Arc::clone(sink));
         }
-        let begin = begin.unwrap_or_else(|| Err(internal("no volume, no begin".to_owned())));
+        let begin =
+            begin.unwrap_or_else(|| Err(Failure::internal("no volume, no begin".to_owned())));
         self.start_transfer(geometry, sink, begin, true);
     }
 
@@ -769,14 +661,12 @@ where
         let written_sender = self
             .written_sender
             .clone()
-            .ok_or_else(|| internal("the session is at its end".to_owned()))?;
+            .ok_or_else(|| Failure::internal("the session is at its end".to_owned()))?;
         let crew = self.crew(Arc::clone(&sink), geometry, queue_receiver, written_sender);
         crew.is_fresh.store(is_fresh, Ordering::Relaxed);
         let is_fresh = Arc::clone(&crew.is_fresh);
         let checked_bytes = Arc::clone(&crew.checked_bytes);
-        let jobs = crew
-            .start(self.config.writers, &self.context.cpu)
-            .map_err(|error| internal(format!("threads can't be started: {error}")))?;
+        let jobs = crew.start(self.config.writers, &self.context.cpu)?;
         let token = new_token()?;
         let claims = Arc::new(Claims::of(standing.ledger.written().clone()));
         self.context
@@ -841,16 +731,4 @@ fn resized(before: u64, geometry: &Geometry) -> Failure {
         geometry.volume_size()
     );
     Failure::new(FailureCode::SourceChanged, text)
-}
-
-/// Whether the peer or the way to it failed, not this end or its volume.
-pub(crate) fn is_of_peer(failure: &Failure) -> bool {
-    matches!(
-        failure.code.class(),
-        FailureClass::Network | FailureClass::Identity
-    )
-}
-
-fn internal(text: String) -> Failure {
-    Failure::new(FailureCode::Internal, text)
 }

@@ -80,12 +80,10 @@ where
     /// # Errors
     /// When no connection can come any more.
     pub(crate) async fn next(&mut self) -> Result<Greeted<S>, Failure> {
-        self.sorted.recv().await.unwrap_or_else(|| {
-            Err(Failure::new(
-                FailureCode::Internal,
-                "nothing accepts connections any more",
-            ))
-        })
+        self.sorted
+            .recv()
+            .await
+            .unwrap_or_else(|| Err(Failure::internal("nothing accepts connections any more")))
     }
 
     /// Ends it and closes the port.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::Failure;
 use volferry_protocol::frame::SessionToken;
 
 /// The books of a session's data connections and their frames.
@@ -70,7 +70,7 @@ pub(crate) fn new_token() -> Result<SessionToken, Failure> {
         Ok(32) => Ok(SessionToken(token)),
         other => {
             let text = format!("the kernel gives no random bytes: {other:?}");
-            Err(Failure::new(FailureCode::Internal, text))
+            Err(Failure::internal(text))
         }
     }
 }

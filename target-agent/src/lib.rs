@@ -15,19 +15,17 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinSet;
 use uuid::Uuid;
 use volferry_agent::failure;
 use volferry_agent::metrics::Metrics;
 use volferry_agent::options::TransportOptions;
-use volferry_agent::outcome::{Outcome, cancelled};
+use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::Failure;
-use volferry_protocol::receipt::{Receipt, Verified};
+use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{TargetOptions, TargetVolume};
@@ -35,10 +33,11 @@ use volferry_transport::{
     Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportChoice, TransportError,
 };
 
-use crate::driver::{Ask, Held, SessionEnd, Volume};
-use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::driver::{Held, Volume};
+use crate::greeter::Greeter;
 use crate::journal::Journal;
 use crate::resume::{Known, is_blank, read_checkpoint};
+use crate::session::{Ask, serve_sessions};
 use crate::tree::HeldTree;
 
 pub use crate::resume::Resume;
@@ -51,7 +50,9 @@ mod journal;
 pub mod options;
 mod readback;
 mod resume;
+mod session;
 mod tree;
+mod work;
 mod writers;
 
 /// How a target agent does its work.
@@ -86,9 +87,6 @@ pub struct TargetConfig {
     /// into a directory, from 0 to 1.
     pub filesystem_overhead: f64,
 }
-
-/// How long a target whose clone is proven waits for a source that may not have heard of it.
-const LINGER_TIME: Duration = Duration::from_secs(60);
 
 impl TargetConfig {
     /// Defaults for `volume`: up to 64 connections, a writer for each processor (at most four),
@@ -265,142 +263,4 @@ where
         journal.remove();
     }
     outcome
-}
-
-/// What takes in a clone, session by session.
-trait Receiver<S> {
-    /// Who may have the next session.
-    fn fence(&mut self) -> &mut Fence;
-
-    /// Runs one session with the source that asked; its data connections come through `greeter`.
-    async fn receive(
-        &mut self,
-        config: &TargetConfig,
-        context: &Context,
-        ask: Ask<S>,
-        greeter: &mut Greeter<S>,
-    ) -> SessionEnd<S>;
-}
-
-impl<S> Receiver<S> for Held
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    fn fence(&mut self) -> &mut Fence {
-        &mut self.fence
-    }
-
-    async fn receive(
-        &mut self,
-        config: &TargetConfig,
-        context: &Context,
-        ask: Ask<S>,
-        greeter: &mut Greeter<S>,
-    ) -> SessionEnd<S> {
-        driver::run(config, context, self, ask, greeter).await
-    }
-}
-
-async fn serve_sessions<S>(
-    config: &TargetConfig,
-    context: &Context,
-    held: &mut impl Receiver<S>,
-    mut asked: Option<Ask<S>>,
-    greeter: &mut Greeter<S>,
-) -> Outcome
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // A receipt that its source may not have heard of, and how long that is waited for.
-    let mut unheard: Option<(Receipt, Instant)> = None;
-    loop {
-        let ask = match asked.take() {
-            Some(ask) => ask,
-            None => {
-                let next = next_source(context, held.fence(), greeter);
-                match &unheard {
-                    None => next.await?,
-                    Some((receipt, until)) => {
-                        match tokio::time::timeout_at((*until).into(), next).await {
-                            Ok(Ok(ask)) => ask,
-                            Ok(Err(_)) | Err(_) => return Ok(receipt.clone()),
-                        }
-                    }
-                }
-            }
-        };
-        match held.receive(config, context, ask, greeter).await {
-            SessionEnd::Proven {
-                receipt,
-                is_heard: true,
-            } => return Ok(*receipt),
-            SessionEnd::Proven { receipt, .. } => {
-                tracing::warn!(
-                    "the clone is proven, but the source may not have heard of it: waiting for it \
-                     to come back"
-                );
-                let until = Instant::now() + LINGER_TIME;
-                unheard.get_or_insert((*receipt, until));
-            }
-            SessionEnd::Failed(failure) => {
-                context.metrics.count_failure(&failure);
-                // What was proven stays so.
-                return unheard.map(|(receipt, _)| receipt).ok_or(failure);
-            }
-            SessionEnd::Interrupted(failure, next) => {
-                tracing::warn!(
-                    code = failure.code.label(),
-                    "a session ended early, waiting for the source: {failure}"
-                );
-                context.patience.note(&failure);
-                context.metrics.count_failure(&failure);
-                asked = next;
-            }
-        }
-    }
-}
-
-/// Waits for a source that is granted a session.
-async fn next_source<S>(
-    context: &Context,
-    fence: &mut Fence,
-    greeter: &mut Greeter<S>,
-) -> Result<Ask<S>, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut shutdown = context.shutdown.clone();
-    // Goodbyes to those who are turned away.
-    let mut refusals = JoinSet::new();
-    loop {
-        let Greeted {
-            purpose,
-            stream,
-            peer_address,
-        } = tokio::select! {
-            greeted = greeter.next() => greeted?,
-            failure = context.patience.exhausted() => return Err(failure),
-            () = shutdown.requested() => return Err(cancelled()),
-        };
-        let Purpose::Control(hello) = purpose else {
-            tracing::warn!(%peer_address, "a data connection came without a session");
-            context.metrics.count_rejection("no_session");
-            continue;
-        };
-        match fence.ask(&hello, Ok::<(), Failure>(())) {
-            Ok(epoch) => {
-                return Ok(Ask {
-                    hello: *hello,
-                    epoch,
-                    stream,
-                });
-            }
-            Err(failure) => {
-                tracing::warn!(%peer_address, "a session was turned away: {failure}");
-                context.metrics.count_rejection(failure.code.label());
-                refusals.spawn(refuse(stream, failure));
-                while refusals.try_join_next().is_some() {}
-            }
-        }
-    }
 }

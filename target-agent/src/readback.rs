@@ -3,11 +3,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use tokio::sync::oneshot;
 use volferry_agent::cpu::CpuMeter;
 use volferry_protocol::digest::{Digest, DigestTree};
+use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_storage::{BufferPool, Sink, StorageError};
 
@@ -39,7 +39,7 @@ pub(crate) fn start(
     geometry: Geometry,
     pool: BufferPool,
     checked_bytes: Arc<AtomicU64>,
-) -> std::io::Result<oneshot::Receiver<ReadBack>> {
+) -> Result<oneshot::Receiver<ReadBack>, Failure> {
     let (done, result) = oneshot::channel();
     let shared = Arc::new(Shared {
         sink,
@@ -51,15 +51,12 @@ pub(crate) fn start(
         done: Mutex::new(Some(done)),
     });
     for number in 0..count {
-        let (shared, cpu) = (Arc::clone(&shared), cpu.clone());
-        thread::Builder::new()
-            .name(format!("target-verify-{number}"))
-            .spawn(move || {
-                let _counted = cpu.count_this_thread();
-                if let Err(error) = shared.read_all() {
-                    shared.finish(Err(error));
-                }
-            })?;
+        let shared = Arc::clone(&shared);
+        let _told_by_channel = cpu.spawn(format!("target-verify-{number}"), move || {
+            if let Err(error) = shared.read_all() {
+                shared.finish(Err(error));
+            }
+        })?;
     }
     Ok(result)
 }

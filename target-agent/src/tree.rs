@@ -23,11 +23,9 @@ use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::Earlier;
 use volferry_storage::tree::{DISK_IMAGE, Reuse, TreeTarget, TreeTargetOptions};
 
-use crate::driver::{Ask, SessionEnd};
 use crate::greeter::{Greeter, refuse};
-use crate::{
-    Receiver, Resume, TargetConfig, next_source, open_volume, serve_sessions, serve_volume,
-};
+use crate::session::{Ask, next_source, serve_sessions};
+use crate::{Resume, TargetConfig, open_volume, serve_volume};
 
 pub(crate) use driver::HeldTree;
 
@@ -104,25 +102,6 @@ where
             }
             serve_sessions(config, context, &mut held, Some(ask), greeter).await
         }
-    }
-}
-
-impl<S> Receiver<S> for HeldTree
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    fn fence(&mut self) -> &mut Fence {
-        &mut self.fence
-    }
-
-    async fn receive(
-        &mut self,
-        config: &TargetConfig,
-        context: &Context,
-        ask: Ask<S>,
-        greeter: &mut Greeter<S>,
-    ) -> SessionEnd<S> {
-        driver::run(config, context, self, ask, greeter).await
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
@@ -110,16 +109,13 @@ impl Writers {
         self,
         count: usize,
         cpu: &CpuMeter,
-    ) -> std::io::Result<async_channel::Sender<Job>> {
+    ) -> Result<async_channel::Sender<Job>, Failure> {
         // The owner asks for one flush at a time, then for its record. A repair asks for one more.
         let (jobs, asked) = async_channel::bounded(2);
         let shared = Arc::new(self);
         let start_thread = |name: String, work: Box<dyn FnOnce(&Self) + Send>| {
-            let (shared, cpu) = (Arc::clone(&shared), cpu.clone());
-            thread::Builder::new().name(name).spawn(move || {
-                let _counted = cpu.count_this_thread();
-                work(&shared);
-            })
+            let shared = Arc::clone(&shared);
+            cpu.spawn(name, move || work(&shared))
         };
         for number in 0..count {
             start_thread(format!("target-write-{number}"), Box::new(Self::write_all))?;

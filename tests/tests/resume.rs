@@ -89,7 +89,7 @@ fn a_clone_goes_on_when_the_network_was_silent() {
         held.target.wait_for("a session ended early");
         held.source.wait_for("the session was lost");
         let noticed = since.elapsed();
-        assert!(noticed < Duration::from_secs(20), "after {noticed:?}");
+        assert!(noticed < Duration::from_secs(60), "after {noticed:?}");
         trial.proxy.heal();
     });
 }

@@ -237,7 +237,7 @@ impl SourceSession {
             && let Err(error) = insert(&mut agreed.tree)
         {
             let text = format!("while reading: {error}");
-            self.fail(Failure::new(FailureCode::Internal, text));
+            self.fail(Failure::internal(text));
             return None;
         }
         Some(agreed.geometry)
@@ -266,7 +266,7 @@ impl SourceSession {
             }));
         } else {
             let text = "not every chunk was read before the connections ended";
-            self.fail(Failure::new(FailureCode::Internal, text));
+            self.fail(Failure::internal(text));
         }
     }
 

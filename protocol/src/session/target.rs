@@ -374,7 +374,7 @@ impl TargetSession {
             Ok(bytes) => standing.matched_bytes = standing.matched_bytes.saturating_add(bytes),
             Err(error) => {
                 let text = format!("the ledger holds {error}");
-                self.fail(Failure::new(FailureCode::Internal, text));
+                self.fail(Failure::internal(text));
                 return;
             }
         }

@@ -56,7 +56,7 @@ pub fn digest(path: &Path, options: &DigestOptions<'_>) -> Result<TreeSummary, F
         match ended.blocking_recv() {
             Some(Ok(())) => {}
             Some(Err(error)) => return Err(of_tree(error)),
-            None => return Err(Failure::new(FailureCode::Internal, "a reader is gone")),
+            None => return Err(Failure::internal("a reader is gone")),
         }
     }
     let walked = walk.finish();

@@ -2,7 +2,6 @@
 //! session: wait for the next event, apply it to the state machine, do what the machine asks for.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -27,8 +26,8 @@ use volferry_storage::tree::{
 use volferry_transport::Connector;
 
 use super::manifest::TreeManifest;
-use crate::SourceConfig;
 use crate::data::DataConnection;
+use crate::{Clones, SourceConfig};
 
 /// Frames that were sent, on their way to the owner, who only wants to know that something moves.
 const SENT_QUEUE_LEN: usize = 64;
@@ -43,35 +42,33 @@ pub(super) struct Standing {
     pub(super) digest: Option<Digest>,
 }
 
-/// Runs one session on `control`, a fresh connection to the target.
-pub(super) async fn run<C>(
-    config: &SourceConfig,
-    context: &Context,
-    connector: Arc<C>,
-    control: C::Stream,
-    hello: Hello,
-    standing: &mut Standing,
-) -> Outcome
-where
-    C: Connector + 'static,
-{
-    let agent = hello.agent.clone();
-    let conversation = Conversation::with_target(control, context).await?;
-    let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
-    let session = Session {
-        config,
-        context,
-        connector,
-        agent,
-        machine: TreeSourceSession::new(Instant::now(), hello, standing.digest),
-        standing,
-        conversation,
-        sent_sender,
-        sent,
-        reading: None,
-        walked: None,
-    };
-    session.run().await
+impl<C: Connector + 'static> Clones<C> for Standing {
+    async fn session(
+        &mut self,
+        config: &SourceConfig,
+        context: &Context,
+        connector: Arc<C>,
+        control: C::Stream,
+        hello: Hello,
+    ) -> Outcome {
+        let agent = hello.agent.clone();
+        let conversation = Conversation::with_target(control, context).await?;
+        let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
+        let session = Session {
+            config,
+            context,
+            connector,
+            agent,
+            machine: TreeSourceSession::new(Instant::now(), hello, self.digest),
+            standing: self,
+            conversation,
+            sent_sender,
+            sent,
+            reading: None,
+            walked: None,
+        };
+        session.run().await
+    }
 }
 
 struct Session<'a, C> {
@@ -123,16 +120,28 @@ impl<C: Connector + 'static> Session<'_, C> {
             reading.queue.close();
         }
         self.conversation.drop_connections().await;
-        // Threads that still read would read beside those of the next session.
-        if let Some(reading) = &mut self.reading {
-            while reading.threads_left > 0 && reading.ended.recv().await.is_some() {
-                reading.threads_left -= 1;
+        // Threads that still read would read beside those of the next session, if there is one.
+        if matches!(&outcome, Err(failure) if failure.code.is_retryable()) {
+            let context = self.context;
+            let mut shutdown = context.shutdown.clone();
+            tokio::select! {
+                () = self.join_threads() => {}
+                () = shutdown.requested() => {}
+                _at_its_end = context.patience.exhausted() => {}
             }
         }
         self.standing.sent = self.sent();
         self.standing.digest = self.machine.digest();
         self.conversation.close().await;
         outcome
+    }
+
+    async fn join_threads(&mut self) {
+        if let Some(reading) = &mut self.reading {
+            while reading.threads_left > 0 && reading.ended.recv().await.is_some() {
+                reading.threads_left -= 1;
+            }
+        }
     }
 
     /// The only wait.
@@ -360,18 +369,11 @@ pub(super) fn start_threads<E: WalkEnd + 'static>(
 ) -> Result<usize, Failure> {
     let count = count.clamp(1, walk.threads_max());
     for number in 0..count {
-        let (walk, cpu, ended) = (Arc::clone(walk), cpu.clone(), ended.clone());
-        let started = thread::Builder::new()
-            .name(format!("source-read-{number}"))
-            .spawn(move || {
-                let result = {
-                    let _counted = cpu.count_this_thread();
-                    walk.run()
-                };
-                // There is room for all.
-                let _nobody_waits = ended.try_send(result);
-            });
-        started.map_err(|error| internal(format!("threads can't be started: {error}")))?;
+        let (walk, ended) = (Arc::clone(walk), ended.clone());
+        let _told_by_channel = cpu.spawn(format!("source-read-{number}"), move || {
+            // There is room for all.
+            let _nobody_waits = ended.try_send(walk.run());
+        })?;
     }
     Ok(count)
 }
@@ -399,8 +401,4 @@ pub(super) fn changed_failure(changed: &Loss) -> Failure {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn internal(text: String) -> Failure {
-    Failure::new(FailureCode::Internal, text)
 }

@@ -1,24 +1,20 @@
 //! The owner of a session that clones a tree, at the target. It mirrors the owner of a block
 //! session: wait for the next event, apply it to the state machine, do what the machine asks for.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use volferry_agent::conversation::{Conversation, Heard};
 use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
-use volferry_protocol::message::{Hello, Message};
+use volferry_protocol::message::Message;
 use volferry_protocol::receipt::Verified;
-use volferry_protocol::session::fence::fenced;
-use volferry_protocol::session::{Fence, Stage};
+use volferry_protocol::session::Fence;
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
 use volferry_protocol::tree::session::{
     Earlier, TreeLimits, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
@@ -29,9 +25,10 @@ use volferry_storage::tree::{ReadBack, Restore, TreeError, TreeTarget, Walk};
 use super::data::DataConnection;
 use super::writers::{Applied, Incoming, Writers};
 use crate::TargetConfig;
-use crate::driver::{Ask, DRAIN_TIMEOUT, SessionEnd, is_of_peer};
-use crate::greeter::{Greeted, Greeter, Purpose, refuse};
+use crate::greeter::{Greeted, Greeter, Purpose};
 use crate::intake::{Intake, new_token};
+use crate::session::{Ask, Receiver, Remains, Rivals, SessionEnd, drain_in_time, turn_away_data};
+use crate::work::Work;
 
 /// Applied frames on their way to the owner's books.
 const APPLIED_QUEUE_LEN: usize = 64;
@@ -54,54 +51,55 @@ pub(crate) struct HeldTree {
     pub(crate) repairs: u32,
 }
 
-/// Runs one session with the source that asked; its data connections come through `greeter`.
-pub(super) async fn run<S>(
-    config: &TargetConfig,
-    context: &Context,
-    held: &mut HeldTree,
-    ask: Ask<S>,
-    greeter: &mut Greeter<S>,
-) -> SessionEnd<S>
+impl<S> Receiver<S> for HeldTree
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let agent = volferry_agent::agent_name("volferry-target");
-    let clone_id = context.progress.clone_id();
-    let (applied_sender, applied) = mpsc::channel(APPLIED_QUEUE_LEN);
-    let mut machine = TreeTargetSession::new(
-        Instant::now(),
-        clone_id,
-        ask.epoch,
-        agent.clone(),
-        TreeLimits {
+    fn fence(&mut self) -> &mut Fence {
+        &mut self.fence
+    }
+
+    async fn receive(
+        &mut self,
+        config: &TargetConfig,
+        context: &Context,
+        ask: Ask<S>,
+        greeter: &mut Greeter<S>,
+    ) -> SessionEnd<S> {
+        let agent = volferry_agent::agent_name("volferry-target");
+        let clone_id = context.progress.clone_id();
+        let (applied_sender, applied) = mpsc::channel(APPLIED_QUEUE_LEN);
+        let limits = TreeLimits {
             streams_max: config.streams_max,
             terms: config.terms,
             verify: config.verify,
-        },
-        held.earlier.clone(),
-    );
-    machine.handle_message(Instant::now(), Message::Hello(ask.hello));
-    let session = Session {
-        config,
-        context,
-        greeter,
-        machine,
-        agent,
-        held,
-        epoch: ask.epoch,
-        preparing: None,
-        conversation: Conversation::with_source(ask.stream, context),
-        transfer: None,
-        checkpoint: Checkpoint::default(),
-        completing: None,
-        reading_back: None,
-        concluding: None,
-        refusals: JoinSet::new(),
-        next: None,
-        applied_sender,
-        applied,
-    };
-    session.run().await
+        };
+        let now = Instant::now();
+        let earlier = self.earlier.clone();
+        let mut machine =
+            TreeTargetSession::new(now, clone_id, ask.epoch, agent.clone(), limits, earlier);
+        machine.handle_message(now, Message::Hello(ask.hello));
+        let session = Session {
+            config,
+            context,
+            greeter,
+            machine,
+            agent,
+            held: self,
+            epoch: ask.epoch,
+            preparing: Work::default(),
+            conversation: Conversation::with_source(ask.stream, context),
+            transfer: None,
+            checkpoint: Checkpoint::default(),
+            completing: Work::default(),
+            reading_back: None,
+            concluding: Work::default(),
+            rivals: Rivals::default(),
+            applied_sender,
+            applied,
+        };
+        session.run().await
+    }
 }
 
 struct Session<'a, S> {
@@ -112,21 +110,19 @@ struct Session<'a, S> {
     agent: String,
     held: &'a mut HeldTree,
     epoch: u64,
-    preparing: Option<oneshot::Receiver<Prepared>>,
+    preparing: Work<Prepared>,
     conversation: Conversation,
     /// From the welcome on.
     transfer: Option<Transfer>,
     checkpoint: Checkpoint,
     /// When all came.
-    completing: Option<oneshot::Receiver<Result<TreeSummary, TreeError>>>,
+    completing: Work<Result<TreeSummary, TreeError>>,
     /// While what was made is read back.
     reading_back: Option<ReadingBack>,
     /// When all is proven.
-    concluding: Option<oneshot::Receiver<Result<(), TreeError>>>,
-    /// Goodbyes to those who came too late.
-    refusals: JoinSet<()>,
-    /// The source whose session ends this one.
-    next: Option<Ask<S>>,
+    concluding: Work<Result<(), TreeError>>,
+    /// Sources that come meanwhile.
+    rivals: Rivals<S>,
     applied_sender: mpsc::Sender<Result<Applied, TreeError>>,
     applied: mpsc::Receiver<Result<Applied, TreeError>>,
 }
@@ -148,7 +144,7 @@ struct Transfer {
 #[derive(Default)]
 struct Checkpoint {
     due_at: Option<Instant>,
-    under_way: Option<oneshot::Receiver<Result<u64, TreeError>>>,
+    under_way: Work<Result<u64, TreeError>>,
     /// All came meanwhile: what comes last waits for it.
     is_last: bool,
 }
@@ -171,7 +167,7 @@ enum Event<S> {
     Completed(Result<TreeSummary, TreeError>),
     ReadBack(Result<(), TreeError>),
     Concluded(Result<(), TreeError>),
-    ThreadDied,
+    ThreadDied(Failure),
 }
 
 impl<S> Session<'_, S>
@@ -188,22 +184,16 @@ where
         };
         self.conversation.drop_connections().await;
         let drained = match &outcome {
-            // Nothing that was received is thrown away, unless the filesystem failed.
-            Err(failure) if failure.code.class() != FailureClass::Target => {
-                tokio::time::timeout(DRAIN_TIMEOUT, self.drain())
-                    .await
-                    .unwrap_or_else(|_late| Err(overdue()))
-            }
-            _ => Ok(()),
+            Err(failure) => drain_in_time(self.context, failure, self.drain()).await,
+            Ok(_) => Ok(()),
         };
         if let Some(transfer) = &self.transfer {
             transfer.pool.close();
             transfer.queue.close();
         }
         let is_heard = self.conversation.close().await;
-        self.refusals.shutdown().await;
+        let next = self.rivals.close().await;
         self.held.fence.release(self.epoch);
-        let is_untouched = self.machine.stage() == Stage::Handshake || self.transfer.is_none();
         self.held.earlier = self.machine.into_earlier();
         if let (Err(failure), Some(target)) = (&outcome, &mut self.held.target) {
             let distrusted = match failure.code {
@@ -223,17 +213,11 @@ where
             }
             (Err(_), Err(failure)) => SessionEnd::Failed(failure),
             (Err(failure), Ok(())) => {
-                let may_go_on = self.held.target.is_some()
-                    && !self.context.shutdown.is_requested()
-                    && (failure.code.is_retryable()
-                        || self.next.is_some()
-                        || is_untouched && is_of_peer(&failure));
-                if may_go_on {
-                    self.context.progress.set_stage(Stage::Handshake);
-                    SessionEnd::Interrupted(failure, self.next)
-                } else {
-                    SessionEnd::Failed(failure)
-                }
+                let remains = Remains {
+                    is_usable: self.held.target.is_some(),
+                    is_untouched: self.transfer.is_none(),
+                };
+                SessionEnd::failed(failure, self.context, remains, next)
             }
         }
     }
@@ -242,23 +226,18 @@ where
     /// noted. Only then the next session may begin, so that no write of this one comes after it.
     async fn drain(&mut self) -> Result<(), Failure> {
         let of_tree = |error: TreeError| failure::of_tree(End::Target, &error);
-        if let Some(preparing) = self.preparing.take()
-            && let Ok((target, prepared)) = preparing.await
-        {
+        if let Some((target, prepared)) = self.preparing.finish().await? {
             self.held.target = Some(target);
             prepared.map_err(of_tree)?;
         }
         if let Some(transfer) = &self.transfer {
             transfer.restore.stop_reading();
         }
-        if let Some(under_way) = self.checkpoint.under_way.take() {
-            // A flush that failed says so once: no later one vouches for what it lost.
-            if let Ok(Err(error)) = under_way.await {
-                return Err(of_tree(error));
-            }
+        // A flush that failed says so once: no later one vouches for what it lost.
+        if let Some(Err(error)) = self.checkpoint.under_way.finish().await? {
+            return Err(of_tree(error));
         }
-        if let Some(completing) = self.completing.take()
-            && let Ok(Err(error)) = completing.await
+        if let Some(Err(error)) = self.completing.finish().await?
             && failure::of_tree(End::Target, &error).code.class() == FailureClass::Target
         {
             return Err(of_tree(error));
@@ -269,8 +248,8 @@ where
                 reading.threads_left -= 1;
             }
         }
-        if let Some(concluding) = self.concluding.take()
-            && let (Ok(Ok(())), Some(target)) = (concluding.await, &mut self.held.target)
+        if let Some(Ok(())) = self.concluding.finish().await?
+            && let Some(target) = &mut self.held.target
         {
             target.set_concluded();
             return Ok(());
@@ -283,18 +262,14 @@ where
         // Threads that wait for room to tell what they did would wait for ever.
         self.applied.close();
         while self.applied.recv().await.is_some() {}
-        let drained = self.on_thread("target-drain", move || {
+        let mut draining = Work::default();
+        draining.begin(&self.context.cpu, "target-drain", move || {
             if let Some(writers) = writers {
                 writers.join();
             }
             restore.checkpoint()
-        });
-        let durable = match drained {
-            Some(drained) => drained.await.ok(),
-            None => None,
-        };
-        let durable = durable.ok_or_else(|| internal("a thread died".to_owned()))?;
-        let durable_bytes = durable.map_err(of_tree)?;
+        })?;
+        let durable_bytes = draining.done().await?.map_err(of_tree)?;
         self.machine.handle_durable(durable_bytes);
         self.context.progress.set_durable(durable_bytes);
         Ok(())
@@ -309,26 +284,26 @@ where
             .into_iter()
             .chain(checkpoint_at)
             .min();
-        let prepared = wait_for(&mut self.preparing);
-        let checkpointed = wait_for(&mut self.checkpoint.under_way);
-        let completed = wait_for(&mut self.completing);
-        let concluded = wait_for(&mut self.concluding);
         let read_back = async {
             match &mut self.reading_back {
                 Some(reading) => reading.ended.recv().await,
                 None => std::future::pending().await,
             }
         };
+        let died = Event::ThreadDied;
         tokio::select! {
             // What was applied counts before the news that depend on it.
             biased;
             Some(applied) = self.applied.recv() => Event::Applied(applied),
             heard = self.conversation.next(wake_at) => Event::Heard(heard),
-            prepared = prepared => prepared.map_or(Event::ThreadDied, Event::Prepared),
-            durable = checkpointed => durable.map_or(Event::ThreadDied, Event::Checkpointed),
-            completed = completed => completed.map_or(Event::ThreadDied, Event::Completed),
-            Some(read) = read_back => Event::ReadBack(read),
-            concluded = concluded => concluded.map_or(Event::ThreadDied, Event::Concluded),
+            done = self.preparing.done() => done.map_or_else(died, Event::Prepared),
+            done = self.checkpoint.under_way.done() => done.map_or_else(died, Event::Checkpointed),
+            done = self.completing.done() => done.map_or_else(died, Event::Completed),
+            read = read_back => {
+                let died = || died(Failure::internal("a thread that reads back died"));
+                read.map_or_else(died, Event::ReadBack)
+            }
+            done = self.concluding.done() => done.map_or_else(died, Event::Concluded),
             greeted = self.greeter.next() => Event::Greeted(greeted),
         }
     }
@@ -381,7 +356,7 @@ where
             },
             Event::ReadBack(Ok(())) => self.end_reading(),
             Event::Concluded(Ok(())) => self.seal(),
-            Event::ThreadDied => self.machine.fail(internal("a thread died".to_owned())),
+            Event::ThreadDied(failure) => self.machine.fail(failure),
             Event::Applied(Err(error))
             | Event::Checkpointed(Err(error))
             | Event::Completed(Err(error))
@@ -425,13 +400,20 @@ where
             peer_address,
         } = greeted;
         match purpose {
-            Purpose::Control(hello) => self.admit_source(*hello, stream, peer_address),
+            Purpose::Control(hello) => {
+                let checked = self.machine.check_hello(&hello);
+                let rival = (*hello, stream, peer_address);
+                let (fence, held) = (&mut self.held.fence, self.machine.hello());
+                let end = self.rivals.admit(self.context, fence, held, checked, rival);
+                if let Some(end) = end {
+                    self.apply(Event::Heard(end));
+                }
+            }
             Purpose::Data { number, token } => {
                 let mut transfer = self.transfer.as_mut();
                 let admit = |transfer: &mut &mut Transfer| transfer.intake.admit(number, token);
                 let Some(transfer) = transfer.take_if(admit) else {
-                    tracing::warn!(%peer_address, "a data connection of no session was turned away");
-                    self.context.metrics.count_rejection("no_session");
+                    turn_away_data(self.context, peer_address);
                     return;
                 };
                 let connection = DataConnection {
@@ -440,35 +422,6 @@ where
                     progress: Arc::clone(&self.context.progress),
                 };
                 self.conversation.add(connection.run(stream));
-            }
-        }
-    }
-
-    fn admit_source(&mut self, hello: Hello, stream: S, peer_address: SocketAddr) {
-        let checked = self.machine.check_hello(&hello);
-        match self.held.fence.ask(&hello, checked) {
-            Ok(epoch) => {
-                tracing::info!(%peer_address, epoch, "a newer session takes over");
-                let held = self.machine.hello().map(|held| held.instance);
-                let is_same = held == Some(hello.instance);
-                self.next = Some(Ask {
-                    hello,
-                    epoch,
-                    stream,
-                });
-                if is_same {
-                    let text = "the source connected anew";
-                    self.machine
-                        .end(Failure::new(FailureCode::Disconnected, text));
-                } else {
-                    self.machine.fail(fenced());
-                }
-            }
-            Err(failure) => {
-                tracing::warn!(%peer_address, "a second session was turned away: {failure}");
-                self.context.metrics.count_rejection(failure.code.label());
-                self.refusals.spawn(refuse(stream, failure));
-                while self.refusals.try_join_next().is_some() {}
             }
         }
     }
@@ -512,35 +465,20 @@ where
     fn prepare(&mut self, terms: TreeTerms) {
         let Some(mut target) = self.held.target.take() else {
             self.machine
-                .fail(internal("the target directory is away".to_owned()));
+                .fail(Failure::internal("the target directory is away".to_owned()));
             return;
         };
         let epoch = self.epoch;
-        self.preparing = self.on_thread("target-prepare", move || {
+        let begun = (self.preparing).begin(&self.context.cpu, "target-prepare", move || {
             let prepared = target.prepare(terms, epoch).map(Box::new);
             (target, prepared)
         });
+        self.check_begun(begun);
     }
 
-    /// Runs `work` on a thread of its own.
-    fn on_thread<T: Send + 'static>(
-        &mut self,
-        name: &str,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<oneshot::Receiver<T>> {
-        let (sender, done) = oneshot::channel();
-        let cpu = self.context.cpu.clone();
-        let started = thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let _counted = cpu.count_this_thread();
-            let _nobody_waits = sender.send(work());
-        });
-        match started {
-            Ok(_joins_by_channel) => Some(done),
-            Err(error) => {
-                let text = format!("a thread can't be started: {error}");
-                self.machine.fail(internal(text));
-                None
-            }
+    fn check_begun(&mut self, begun: Result<(), Failure>) {
+        if let Err(failure) = begun {
+            self.machine.fail(failure);
         }
     }
 
@@ -561,8 +499,7 @@ where
             &self.applied_sender,
             self.config.writers,
             &self.context.cpu,
-        )
-        .map_err(|error| internal(format!("threads can't be started: {error}")))?;
+        )?;
         let token = new_token()?;
         let streams = self.machine.handle_prepared(
             token,
@@ -585,19 +522,21 @@ where
 
     fn begin_checkpoint(&mut self) {
         self.checkpoint.due_at = None;
-        if self.completing.is_some() || self.concluding.is_some() {
+        if self.completing.is_under_way() || self.concluding.is_under_way() {
             return;
         }
         if let Some(transfer) = &self.transfer {
             let restore = Arc::clone(&transfer.restore);
-            let under_way = self.on_thread("target-flush", move || restore.checkpoint());
-            self.checkpoint.under_way = under_way;
+            let flush = move || restore.checkpoint();
+            let under_way = &mut self.checkpoint.under_way;
+            let begun = under_way.begin(&self.context.cpu, "target-flush", flush);
+            self.check_begun(begun);
         }
     }
 
     /// Lets the writers end, and does what comes last on a thread of its own.
     fn complete(&mut self) {
-        if self.checkpoint.under_way.is_some() {
+        if self.checkpoint.under_way.is_under_way() {
             self.checkpoint.is_last = true;
             return;
         }
@@ -608,12 +547,13 @@ where
         transfer.queue.close();
         let restore = Arc::clone(&transfer.restore);
         let writers = transfer.writers.take();
-        self.completing = self.on_thread("target-flush", move || {
+        let begun = (self.completing).begin(&self.context.cpu, "target-flush", move || {
             if let Some(writers) = writers {
                 writers.join();
             }
             restore.complete()
         });
+        self.check_begun(begun);
     }
 
     /// Reads what was made back from the storage, with as many threads as wrote it.
@@ -625,11 +565,16 @@ where
         let walk = Arc::new(transfer.restore.read_back(transfer.pool.clone()));
         let count = self.config.writers.clamp(1, walk.threads_max());
         let (sender, ended) = mpsc::channel(count);
-        for _ in 0..count {
+        for number in 0..count {
             let (walk, sender) = (Arc::clone(&walk), sender.clone());
             // There is room for all.
             let work = move || drop(sender.try_send(walk.run()));
-            if self.on_thread("target-check", work).is_none() {
+            let started = self
+                .context
+                .cpu
+                .spawn(format!("target-verify-{number}"), work);
+            if let Err(failure) = started {
+                self.machine.fail(failure);
                 return;
             }
         }
@@ -684,7 +629,9 @@ where
     fn conclude(&mut self) {
         if let Some(transfer) = &self.transfer {
             let restore = Arc::clone(&transfer.restore);
-            self.concluding = self.on_thread("target-flush", move || restore.conclude());
+            let conclude = move || restore.conclude();
+            let begun = (self.concluding).begin(&self.context.cpu, "target-flush", conclude);
+            self.check_begun(begun);
         }
     }
 
@@ -699,24 +646,4 @@ where
             .map_or(0, |time| time.as_secs());
         self.machine.seal(Instant::now(), unix_seconds, stats);
     }
-}
-
-/// What a thread gives, when there is one; nothing when it died.
-async fn wait_for<T>(done: &mut Option<oneshot::Receiver<T>>) -> Option<T> {
-    let Some(receiver) = done else {
-        return std::future::pending().await;
-    };
-    let value = receiver.await.ok();
-    *done = None;
-    value
-}
-
-fn overdue() -> Failure {
-    let text = "the target filesystem did not take in time what was received; it may hang: look at \
-                the kernel log";
-    Failure::new(FailureCode::TargetWrite, text)
-}
-
-fn internal(text: String) -> Failure {
-    Failure::new(FailureCode::Internal, text)
 }

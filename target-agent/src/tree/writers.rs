@@ -2,11 +2,12 @@
 //! and applies it.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::failure::Failure;
 use volferry_protocol::tree::frame::pack_digest;
 use volferry_protocol::tree::offer::{Answer, Pieces, Stamp};
 use volferry_protocol::zero_map::ZeroMap;
@@ -84,25 +85,22 @@ impl Writers {
         applied: &mpsc::Sender<Result<Applied, TreeError>>,
         count: usize,
         cpu: &CpuMeter,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, Failure> {
         let start = |number| {
             let (queue, applied) = (queue.clone(), applied.clone());
-            let (mut worker, cpu) = (restore.worker(), cpu.clone());
-            thread::Builder::new()
-                .name(format!("target-write-{number}"))
-                .spawn(move || {
-                    let _counted = cpu.count_this_thread();
-                    while let Ok(incoming) = queue.recv_blocking() {
-                        let result = apply(&mut worker, &incoming);
-                        let has_failed = result.is_err();
-                        drop(incoming);
-                        // A session that has ended no longer asks, but what it received is written.
-                        let _not_asked = applied.blocking_send(result);
-                        if has_failed {
-                            break;
-                        }
+            let mut worker = restore.worker();
+            cpu.spawn(format!("target-write-{number}"), move || {
+                while let Ok(incoming) = queue.recv_blocking() {
+                    let result = apply(&mut worker, &incoming);
+                    let has_failed = result.is_err();
+                    drop(incoming);
+                    // A session that has ended no longer asks, but what it received is written.
+                    let _not_asked = applied.blocking_send(result);
+                    if has_failed {
+                        break;
                     }
-                })
+                }
+            })
         };
         let threads = (0..count).map(start).collect::<Result<_, _>>()?;
         Ok(Self { threads })

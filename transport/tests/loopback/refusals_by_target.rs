@@ -326,7 +326,7 @@ async fn a_client_that_goes_away_at_once() {
 #[tokio::test]
 async fn a_client_that_dawdles_holds_up_nobody_and_is_closed_in_time() {
     let clone = Clone::new();
-    let handshake_timeout = Duration::from_secs(2);
+    let handshake_timeout = Duration::from_secs(5);
     let limits = ListenLimits {
         handshake_timeout,
         ..ListenLimits::default()
