@@ -46,7 +46,7 @@ use crate::handle::{Handle, advise};
 mod offers;
 
 pub use offers::Unasked;
-use offers::{Answered, Offers, Questions, stamp_of};
+use offers::{Asked, Offers, Questions, stamp_of};
 
 /// How often something that changes is read before it is told as changed.
 const ATTEMPTS: u32 = 3;
@@ -360,8 +360,7 @@ enum Task {
     Directory(Waiting),
     Pieces(Arc<LargeFile>),
     Names(Arc<Listing>, Batch),
-    Answered(Answered),
-    Probe(Arc<LargeFile>, u64, u32),
+    Asked(Asked),
 }
 
 /// Why a thread ends early.
@@ -509,10 +508,10 @@ impl<End: WalkEnd> Walk<End> {
             if self.is_stopped.load(Ordering::Relaxed) {
                 return None;
             }
-            if let Some(task) = work.questions.next_task() {
+            if let Some(asked) = work.questions.next_task() {
                 work.busy += 1;
                 *was_busy = true;
-                return Some(task);
+                return Some(Task::Asked(asked));
             }
             if let Some(file) = work.files.front() {
                 let file = Arc::clone(file);
@@ -616,8 +615,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
                 Some(Task::Directory(waiting)) => self.enter(&waiting)?,
                 Some(Task::Pieces(file)) => self.read_pieces(&file)?,
                 Some(Task::Names(listing, batch)) => self.read_batch(&listing, &batch)?,
-                Some(Task::Answered(answered)) => self.take_answer(answered)?,
-                Some(Task::Probe(file, index, count)) => self.probe(&file, index, count)?,
+                Some(Task::Asked(asked)) => self.go_on(asked)?,
                 None => break,
             }
         }

@@ -28,13 +28,16 @@ use volferry_protocol::zero_map::ZeroMap;
 use super::super::TreeError;
 use super::super::metadata::{self, Handle as MetadataHandle};
 use super::{
-    Begun, Directory, Group, LargeFile, Outgoing, Stop, Task, Walk, WalkEnd, Worker, is_changed,
-    lock, name_of, open_for_reading, read_up_to, size_of,
+    Begun, Directory, Group, LargeFile, Outgoing, Stop, Walk, WalkEnd, Worker, is_changed, lock,
+    name_of, open_for_reading, read_up_to, size_of,
 };
 use crate::error::Operation;
 
 /// Bytes of offers in a pack, at most: another one, with the longest path, still fits.
 const OFFERS_LEN_MAX: usize = 512 << 10;
+
+/// Inodes with several names in a pack of offers, at most: each is held open until it was answered.
+const GROUPS_MAX: usize = 32;
 
 /// A file that was offered.
 #[derive(Debug)]
@@ -44,6 +47,9 @@ pub(super) struct Offered {
     path: Vec<u8>,
     stat: Stat,
     group: Group,
+    /// The file itself, where other names of it are told meanwhile and need its content, whatever
+    /// becomes of this one.
+    file: Option<File>,
 }
 
 /// Offers that a thread collects.
@@ -53,12 +59,14 @@ pub(super) struct Offers {
     records: Vec<u8>,
     entered: Option<TreePath>,
     large: usize,
+    groups: usize,
 }
 
 impl Offers {
     fn is_full(&self) -> bool {
         self.files.len() >= OFFERS_MAX
             || self.large >= LARGE_OFFERS_MAX
+            || self.groups >= GROUPS_MAX
             || self.records.len() >= OFFERS_LEN_MAX
     }
 }
@@ -70,6 +78,15 @@ pub(super) enum Question {
     Files(u64, Vec<Offered>),
     /// What pieces it holds, of so many from this one on.
     Pieces(Arc<LargeFile>, u64, u32),
+}
+
+/// What is to be done about a question.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// Go on with what was answered.
+    Answered(Answered),
+    /// Ask for pieces of a file, so many from this one on.
+    Probe(Arc<LargeFile>, u64, u32),
 }
 
 /// What the target was asked, and has answered.
@@ -100,9 +117,9 @@ impl Questions {
     }
 
     /// The next thing to do about them.
-    pub(super) fn next_task(&mut self) -> Option<Task> {
+    pub(super) fn next_task(&mut self) -> Option<Asked> {
         if let Some(answered) = self.answered.pop_front() {
-            return Some(Task::Answered(answered));
+            return Some(Asked::Answered(answered));
         }
         if self.open.len() >= QUESTIONS_MAX {
             return None;
@@ -118,7 +135,7 @@ impl Questions {
         }
         self.open
             .push(Question::Pieces(Arc::clone(&file), index, count));
-        Some(Task::Probe(file, index, count))
+        Some(Asked::Probe(file, index, count))
     }
 
     fn take(&mut self, is_it: impl Fn(&Question) -> bool) -> Option<Question> {
@@ -186,16 +203,25 @@ impl<End: WalkEnd> Worker<'_, End> {
             self.found.fidelity.note(FidelityClass::Unreadable, &path);
             return Ok(());
         }
-        let Some(stat) = self.stat_name(directory, name, &path)? else {
+        let Some(mut stat) = self.stat_name(directory, name, &path)? else {
             return Ok(());
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             self.found.changed.note(&path);
             return Ok(());
         }
+        let mut file = None;
+        if stat.st_nlink > 1 {
+            let Some(opened) = self.open_file(directory, name)? else {
+                return Ok(());
+            };
+            stat = opened.stat;
+            file = Some(opened.file);
+        }
         let Some(group) = self.meet(directory, name, &path, &stat)? else {
             return Ok(());
         };
+        let file = file.filter(|_| group.is_some());
         let offers = &mut self.offers;
         if offers.entered.as_ref() != Some(&directory.path) {
             Record::Enter(directory.path.clone()).encode(&mut offers.records);
@@ -210,12 +236,14 @@ impl<End: WalkEnd> Worker<'_, End> {
         };
         Record::Offer(offer).encode(&mut offers.records);
         offers.large += usize::from(size > u64::from(INLINE_SIZE_MAX));
+        offers.groups += usize::from(file.is_some());
         offers.files.push(Offered {
             directory: Arc::clone(directory),
             name: name.to_vec(),
             path,
             stat,
             group,
+            file,
         });
         if offers.is_full() {
             self.ask()?;
@@ -276,16 +304,20 @@ impl<End: WalkEnd> Worker<'_, End> {
                 work = walk.news.wait(work).unwrap_or_else(PoisonError::into_inner);
             };
             drop(work);
-            match task {
-                Task::Answered(answered) => self.take_answer(answered)?,
-                Task::Probe(file, index, count) => self.probe(&file, index, count)?,
-                Task::Directory(_) | Task::Names(..) | Task::Pieces(_) => {} // of no question
-            }
+            self.go_on(task)?;
+        }
+    }
+
+    /// Does what is to be done about a question.
+    pub(super) fn go_on(&mut self, asked: Asked) -> Result<(), Stop> {
+        match asked {
+            Asked::Answered(answered) => self.take_answer(answered),
+            Asked::Probe(file, index, count) => self.probe(&file, index, count),
         }
     }
 
     /// Asks for pieces of a file.
-    pub(super) fn probe(&self, file: &LargeFile, index: u64, count: u32) -> Result<(), Stop> {
+    fn probe(&self, file: &LargeFile, index: u64, count: u32) -> Result<(), Stop> {
         self.put(Outgoing::Probe {
             file: file.number,
             index,
@@ -294,7 +326,7 @@ impl<End: WalkEnd> Worker<'_, End> {
     }
 
     /// Goes on with what was answered.
-    pub(super) fn take_answer(&mut self, answered: Answered) -> Result<(), Stop> {
+    fn take_answer(&mut self, answered: Answered) -> Result<(), Stop> {
         match answered {
             Answered::Files(files, holdings) => {
                 for (offered, holding) in files.into_iter().zip(holdings) {
@@ -326,29 +358,32 @@ impl<End: WalkEnd> Worker<'_, End> {
             path,
             stat,
             group,
+            file,
         } = offered;
-        let fd = match open_for_reading(&directory.fd, &name) {
-            Ok(fd) => fd,
+        let opened = match file {
+            Some(file) => Ok(file),
+            None => open_for_reading(&directory.fd, &name).map(File::from),
+        };
+        let file = match opened {
+            Ok(file) => file,
             Err(error) => {
                 self.give_up(&directory, &holding)?;
                 return self.cannot_open(&path, error);
             }
         };
-        let now = self.stat(&fd, &path)?;
+        let now = self.stat(&file, &path)?;
         let is_regular = FileType::from_raw_mode(now.st_mode) == FileType::RegularFile;
         let is_same = is_regular && now.st_ino == stat.st_ino && !is_changed(&stat, &now);
         if !is_same {
             self.give_up(&directory, &holding)?;
             // Its other names stand for what it was.
-            if group.is_some() || now.st_ino != stat.st_ino {
+            if !is_regular || group.is_some() || now.st_ino != stat.st_ino {
                 self.found.changed.note(&path);
             }
         }
         if !is_regular {
-            self.found.changed.note(&path);
             return Ok(());
         }
-        let file = File::from(fd);
         let size = size_of(&now);
         let is_large = size > u64::from(INLINE_SIZE_MAX);
         match holding {
