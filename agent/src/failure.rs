@@ -57,6 +57,7 @@ pub fn of_tree(end: End, error: &TreeError) -> Failure {
             code => code,
         },
         (End::Target, TreeError::Leftover { .. }) => FailureCode::TargetOpen,
+        (End::Target, TreeError::NamesMissing { .. }) => FailureCode::TargetWrite,
         (End::Source, TreeError::Storage(error)) if !is_opening(error) => FailureCode::SourceRead,
         (End::Source, _) => FailureCode::SourceOpen,
     };

@@ -54,6 +54,14 @@ pub enum TreeError {
         /// The directory.
         path: PathBuf,
     },
+    /// Names that were made are not there.
+    #[error("{}: {count} of the names that were made are not there", path.display())]
+    NamesMissing {
+        /// The root of the tree.
+        path: PathBuf,
+        /// How many.
+        count: u64,
+    },
     /// The peer sent a record that is none.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -143,6 +151,10 @@ impl TreeError {
             Self::NotEmpty { .. } => Some("choose an empty directory, or allow overwriting"),
             Self::Merged { .. } => Some("add --delete-extra, or leave out --verify readback"),
             Self::Leftover { .. } => Some("remove it, or clone what it was a clone of"),
+            Self::NamesMissing { .. } => Some(
+                "its filesystem takes two names for one (case, Unicode): choose one that doesn't; \
+                 or somebody removed them: end that, and clone again",
+            ),
             Self::InUse { .. } => Some("wait for it, or choose another target"),
             Self::Corrupt { .. } => {
                 Some("memory or a processor of one of the two nodes is failing; clone again")

@@ -328,7 +328,7 @@ impl TreeTarget {
                 path: self.path.clone(),
             });
         }
-        let names = sweeps.then(|| Names::create(&staging));
+        let names = is_dirty.then(|| Names::create(&staging));
         let names = names
             .transpose()
             .map_err(StorageError::io(Operation::Create, &self.path))?;
@@ -354,6 +354,9 @@ impl TreeTarget {
                 record: Vec::new(),
             }),
             names: names.map(Mutex::new),
+            sweeps,
+            names_given_up: AtomicU64::new(0),
+            directories_made: AtomicU64::new(0),
             key: VoucherKey::new(random()?),
             durable_bytes: AtomicU64::new(journal.durable_bytes()),
             journal: Mutex::new(journal),
@@ -445,8 +448,13 @@ pub struct Restore {
     staging: OwnedFd,
     links: OwnedFd,
     spool: Mutex<Spool>,
-    /// Where what the source doesn't have is to be removed.
+    /// The names that came, where not all that is there was made by this session.
     names: Option<Mutex<Names>>,
+    /// Whether what the source doesn't have is removed.
+    sweeps: bool,
+    /// Names that came and can't be made, which was told.
+    names_given_up: AtomicU64,
+    directories_made: AtomicU64,
     key: VoucherKey,
     journal: Mutex<TreeJournal>,
     /// Files that are in their place, and not in the journal, and the bytes of each that are news to
@@ -1000,12 +1008,17 @@ impl RestoreWorker {
             match open_directory(directory, name) {
                 Ok(opened) => return Ok(opened),
                 Err(error) => match Errno::from_io_error(&error) {
-                    Some(Errno::NOENT) => match make_directory(directory, name) {
-                        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                            return Err(error);
+                    Some(Errno::NOENT) => {
+                        match make_directory(directory, name) {
+                            Ok(()) => {
+                                let made = &self.shared.directories_made;
+                                made.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                            Err(error) => return Err(error),
                         }
-                        _ => last = error,
-                    },
+                        last = error;
+                    }
                     Some(Errno::NOTDIR | Errno::LOOP) if self.shared.is_dirty => {
                         match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
                             Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => last = error,
@@ -1117,6 +1130,7 @@ impl RestoreWorker {
                 if is_device && matches!(error.errno(), Some(Errno::PERM | Errno::INVAL)) =>
             {
                 self.found.fidelity.note(FidelityClass::Devices, &path);
+                self.shared.names_given_up.fetch_add(1, Ordering::Relaxed);
                 let content = Content::Special(special);
                 self.add(&path, &content, &entry.metadata, entry.group)?;
                 if entry.group != 0 {
@@ -1518,6 +1532,7 @@ impl RestoreWorker {
         let is_lost = lock(&shared.groups).is_lost(group);
         if is_lost.map_err(|error| shared.io(Operation::Read, &path, error))? {
             self.found.fidelity.note(FidelityClass::Devices, &path);
+            self.shared.names_given_up.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         let kept = group.to_string();

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod offers;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -427,10 +429,21 @@ impl Mount {
     }
 
     fn new(mkfs: &str) -> Option<Self> {
+        Self::with(mkfs, &["-q"], &[])
+    }
+
+    /// A filesystem to which upper and lower case are one.
+    fn that_folds_case() -> Option<Self> {
+        let options = ["-t", "lowntfs-3g", "-o", "ignore_case,permissions"];
+        Self::with("mkfs.ntfs", &["-q", "-f"], &options)
+    }
+
+    fn with(mkfs: &str, arguments: &[&str], options: &[&str]) -> Option<Self> {
         let device = Loop::empty(512 << 20)?;
-        try_run(mkfs, &["-q"], &device.device)?;
+        try_run(mkfs, arguments, &device.device)?;
         let dir = tempfile::tempdir().unwrap();
-        try_run("mount", &[device.device.to_str().unwrap()], dir.path())?;
+        let device_path = device.device.to_str().unwrap();
+        try_run("mount", &[options, &[device_path]].concat(), dir.path())?;
         Some(Self(dir, device))
     }
 
