@@ -2,16 +2,20 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::limit::Limit;
+use crate::paths::PathsArgs;
 use crate::row::Row;
 use crate::size::Size;
 
 /// Clones the same volumes with volferry and with its peers, and compares.
 #[derive(Debug, Parser)]
-#[command(name = "bench")]
+#[command(name = "bench", args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    /// Something else than clones.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Volumes to clone.
     #[arg(long, value_delimiter = ',', value_enum,
         default_values = ["dense-memory", "dense-disk", "sparse", "image"])]
@@ -49,6 +53,12 @@ pub(crate) struct Args {
     /// Processors of a limited process.
     #[arg(long, default_value_t = 0.75)]
     pub limit_cpu: f64,
+}
+
+/// Measurements that are not clones.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Paths(PathsArgs),
 }
 
 impl Args {

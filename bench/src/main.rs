@@ -11,6 +11,7 @@
 //! alone shows kernel threads.
 //!
 //! Where to start reading: [`run`] is the loop, [`peer`] the table of peers, [`row`] the volumes.
+//! [`paths`] is apart from it: transports without volumes.
 
 mod args;
 mod chart;
@@ -21,6 +22,7 @@ mod input;
 mod limit;
 mod machine;
 mod output;
+mod paths;
 mod peer;
 mod pki;
 mod port;
@@ -40,7 +42,12 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    match run::run(&args::Args::parse()) {
+    let args = args::Args::parse();
+    let done = match &args.command {
+        Some(args::Command::Paths(args)) => paths::run(args),
+        None => run::run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::progress(&format!("bench: {}", error::chain(&error)));

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use volferry_transport::Role;
 
+use crate::device::Namespaces;
 use crate::gate::Gate;
 use crate::identity::Identity;
 use crate::programs::{self, Ended, Running};
@@ -63,6 +64,37 @@ impl Agents {
         let mut target = self.launch_target(identity, volume, arguments);
         target.wait_until_it_listens();
         target
+    }
+
+    /// The same at the right end of two namespaces.
+    #[must_use]
+    pub fn start_target_within(&self, ends: &Namespaces, volume: &Path, args: &[&str]) -> Agent {
+        let identity = self.identity.good(Role::Target);
+        let command = programs::command_in_namespace(&ends.right, programs::TARGET);
+        let mut target = self.launch(Role::Target, &identity, command, |command| {
+            let listen = format!("{}:0", Namespaces::RIGHT_ADDRESS);
+            command.args(["--listen", &listen]).args(args);
+            command.arg("--volume").arg(volume);
+        });
+        target.wait_until_it_listens();
+        target
+    }
+
+    /// Starts a source agent at the left end of two namespaces.
+    #[must_use]
+    pub fn start_source_within(
+        &self,
+        ends: &Namespaces,
+        address: SocketAddr,
+        volume: &Path,
+        args: &[&str],
+    ) -> Agent {
+        let identity = self.identity.good(Role::Source);
+        let command = programs::command_in_namespace(&ends.left, programs::SOURCE);
+        self.launch(Role::Source, &identity, command, |command| {
+            command.arg("--target").arg(address.to_string());
+            command.arg("--volume").arg(volume).args(args);
+        })
     }
 
     /// Runs a target agent that ends before it listens.

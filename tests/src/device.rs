@@ -2,12 +2,15 @@
 //! test is skipped aloud.
 
 use std::ffi::OsStr;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use crate::skip::skip;
@@ -107,7 +110,7 @@ impl Mount {
     #[must_use]
     pub fn made_by(mkfs: &str, size: u64) -> Option<Self> {
         let device = Loop::made_by(512, |backing| {
-            let file = std::fs::File::create_new(backing).unwrap();
+            let file = File::create_new(backing).unwrap();
             file.set_len(size).unwrap();
         })?;
         Self::on(mkfs, device)
@@ -203,32 +206,68 @@ impl Namespaces {
     /// that exists nowhere else.
     pub const RIGHT_ADDRESS: &str = "192.0.2.2";
 
-    /// Makes them.
+    /// Makes them, or skips the test.
     #[must_use]
     pub fn new() -> Option<Self> {
+        Self::with_cable().map_or_else(|why| skip(&why), Some)
+    }
+
+    fn with_cable() -> Result<Self, String> {
+        let ends = Self::apart()?;
+        let Self { left, right } = &ends;
+        ip(&format!(
+            "-n {left} link add cable type veth peer name cable netns {right}"
+        ))?;
+        ends.set_up("cable")?;
+        Ok(ends)
+    }
+
+    /// Makes them with nothing between them.
+    pub(crate) fn apart() -> Result<Self, String> {
         let unique = &uuid::Uuid::new_v4().simple().to_string()[..8];
         let ends = Self {
             left: format!("vf-{unique}-l"),
             right: format!("vf-{unique}-r"),
         };
-        let Self { left, right } = &ends;
-        for words in [
-            format!("netns add {left}"),
-            format!("netns add {right}"),
-            format!("-n {left} link add cable type veth peer name cable netns {right}"),
-            format!("-n {left} address add 192.0.2.1/24 dev cable"),
-            format!(
-                "-n {right} address add {}/24 dev cable",
-                Self::RIGHT_ADDRESS
-            ),
-            format!("-n {left} link set lo up"),
-            format!("-n {right} link set lo up"),
-            format!("-n {left} link set cable up"),
-            format!("-n {right} link set cable up"),
-        ] {
-            run(Command::new("ip").args(words.split(' ')))?;
+        for name in [&ends.left, &ends.right] {
+            ip(&format!("netns add {name}"))?;
+            ip(&format!("-n {name} link set lo up"))?;
         }
-        Some(ends)
+        Ok(ends)
+    }
+
+    /// Sets up what lies between them: a device of one name in both.
+    pub(crate) fn set_up(&self, device: &str) -> Result<(), String> {
+        for (name, address) in [
+            (&self.left, "192.0.2.1"),
+            (&self.right, Self::RIGHT_ADDRESS),
+        ] {
+            ip(&format!("-n {name} address add {address}/24 dev {device}"))?;
+            // Nothing is to be lost but what is meant to be.
+            ip(&format!(
+                "-n {name} link set dev {device} up txqueuelen 10000"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on a thread within the namespace `name`: the sockets and devices that it makes stay there.
+    ///
+    /// # Errors
+    /// When there is no such namespace or it can't be entered, and those of `work`.
+    pub fn run_in<T: Send>(
+        name: &str,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        thread::scope(|scope| {
+            let within = scope.spawn(|| {
+                let namespace = File::open(format!("/run/netns/{name}"))?;
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(namespace.as_fd(), kind)?;
+                work()
+            });
+            within.join().unwrap()
+        })
     }
 }
 
@@ -242,15 +281,23 @@ impl Drop for Namespaces {
 
 /// Runs a tool. When it fails, the test is skipped for what it said.
 pub fn run(command: &mut Command) -> Option<String> {
+    try_run(command).map_or_else(|why| skip(&why), Some)
+}
+
+fn ip(words: &str) -> Result<String, String> {
+    try_run(Command::new("ip").args(words.split(' ')))
+}
+
+fn try_run(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().to_string_lossy().into_owned();
     match command.output() {
         Ok(output) if output.status.success() => {
-            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         }
-        Ok(output) => skip(&format!(
+        Ok(output) => Err(format!(
             "{program}: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         )),
-        Err(error) => skip(&format!("{program}: {error}")),
+        Err(error) => Err(format!("{program}: {error}")),
     }
 }

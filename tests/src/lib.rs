@@ -12,6 +12,7 @@
 //! - [`identity`] mints what must be accepted and what must be refused;
 //! - [`proxy`] stands between two agents and fails as networks do, and [`gate`] stops a clone in the
 //!   middle, for as long as wanted;
+//! - [`link`] is a path between two network namespaces: slow, long, lossy, for any protocol;
 //! - [`relay`] carries datagrams between them, and changes its address;
 //! - [`nbd`] makes files whose storage loses, fails or stalls;
 //! - [`trial`] is a clone whose network fails and whose agents are started again;
@@ -36,6 +37,7 @@ pub mod device;
 pub mod gate;
 pub mod http;
 pub mod identity;
+pub mod link;
 pub mod nbd;
 pub mod peer;
 pub mod programs;

@@ -324,20 +324,8 @@ fn agents_in_two_network_namespaces() {
     volume::create(&source_volume, size, 9);
     volume::create_dirty(&target_volume, size);
     volume::assert_holds_only(&target_volume, 0, size, DIRT);
-    let listen = format!("{}:0", Namespaces::RIGHT_ADDRESS);
-    let identity = agents.identity.good(Role::Target);
-    let command = programs::command_in_namespace(&ends.right, programs::TARGET);
-    let mut target = agents.launch(Role::Target, &identity, command, |command| {
-        command.args(["--overwrite", "--listen", &listen]);
-        command.arg("--volume").arg(&target_volume);
-    });
-    target.wait_until_it_listens();
-    let identity = agents.identity.good(Role::Source);
-    let command = programs::command_in_namespace(&ends.left, programs::SOURCE);
-    let source = agents.launch(Role::Source, &identity, command, |command| {
-        command.arg("--target").arg(target.address().to_string());
-        command.arg("--volume").arg(&source_volume);
-    });
+    let target = agents.start_target_within(&ends, &target_volume, &["--overwrite"]);
+    let source = agents.start_source_within(&ends, target.address(), &source_volume, &[]);
     let _proven = source.end().succeeded();
     let _proven = target.end().succeeded();
     volume::assert_same(&source_volume, &target_volume, size);

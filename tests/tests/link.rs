@@ -1,0 +1,181 @@
+//! The emulated link does to packets what it says, and clones get through what it does.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use volferry_tests::agents::Agents;
+use volferry_tests::device::Namespaces;
+use volferry_tests::link::{Link, Path};
+use volferry_tests::{MIB, PATIENCE, tree, volume};
+use volferry_transport::Role;
+
+/// A socket at each end, and where the right one is.
+fn datagrams(link: &Link) -> (UdpSocket, UdpSocket) {
+    let bind = |namespace: &str, address: &str| {
+        let socket = Namespaces::run_in(namespace, || UdpSocket::bind((address, 0))).unwrap();
+        socket.set_read_timeout(Some(QUIET)).unwrap();
+        socket
+    };
+    let left = bind(&link.ends().left, "0.0.0.0");
+    let right = bind(&link.ends().right, Namespaces::RIGHT_ADDRESS);
+    left.connect(right.local_addr().unwrap()).unwrap();
+    (left, right)
+}
+
+/// Nothing more comes when nothing came for so long.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Sends `count` numbered datagrams to the right, and gives the numbers that came.
+fn numbers_that_come(path: Path, count: u32) -> Option<Vec<u32>> {
+    let link = Link::new(path)?;
+    let (left, right) = datagrams(&link);
+    let receiver = thread::spawn(move || {
+        let mut number = [0; 4];
+        let mut came = Vec::new();
+        while right.recv(&mut number).is_ok() {
+            came.push(u32::from_be_bytes(number));
+        }
+        came
+    });
+    for number in 0..count {
+        left.send(&number.to_be_bytes()).unwrap();
+        // Never more at once than waits before the narrowest place.
+        thread::sleep(Duration::from_micros(50));
+    }
+    Some(receiver.join().unwrap())
+}
+
+#[test]
+fn a_clear_link_brings_every_datagram_in_order() {
+    let Some(came) = numbers_that_come(Path::default(), 2000) else {
+        return;
+    };
+    assert_eq!(came, (0..2000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_lossy_link_loses_and_reorders_datagrams() {
+    let path = Path {
+        lost_ppm: 100_000,
+        late_ppm: 50_000,
+        ..Path::default()
+    };
+    let Some(came) = numbers_that_come(path, 4000) else {
+        return;
+    };
+    let lost = 4000 - came.len();
+    assert!((300..500).contains(&lost), "{lost}");
+    assert!(!came.is_sorted());
+}
+
+#[test]
+fn an_answer_takes_no_less_than_the_round_trip() {
+    let round_trip = Duration::from_millis(40);
+    let path = Path {
+        round_trip,
+        ..Path::default()
+    };
+    let Some(link) = Link::new(path) else { return };
+    let (left, right) = datagrams(&link);
+    let start = Instant::now();
+    left.send(b"?").unwrap();
+    let mut byte = [0];
+    let (_, from) = right.recv_from(&mut byte).unwrap();
+    assert!(start.elapsed() >= round_trip / 2);
+    right.send_to(b"!", from).unwrap();
+    left.recv(&mut byte).unwrap();
+    assert!(start.elapsed() >= round_trip);
+    assert_eq!(&byte, b"!");
+}
+
+/// The kernel's TCP mends what is lost, and gets no more through than the link lets.
+#[test]
+fn tcp_gets_through_a_lossy_link_at_its_rate() {
+    let path = Path {
+        lost_ppm: 10_000,
+        bits_per_second: 40_000_000,
+        ..Path::default()
+    };
+    let Some(link) = Link::new(path) else { return };
+    let listen = || TcpListener::bind((Namespaces::RIGHT_ADDRESS, 0));
+    let port = Namespaces::run_in(&link.ends().right, listen).unwrap();
+    let address = port.local_addr().unwrap();
+    let mut sent = vec![0; 1 << 20];
+    volferry_tests::random::Random::new(5).fill(&mut sent);
+    let start = Instant::now();
+    let receiver = thread::spawn(move || -> io::Result<Vec<u8>> {
+        let (mut stream, _) = port.accept()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received)?;
+        Ok(received)
+    });
+    let connect = || TcpStream::connect(address);
+    let mut stream = Namespaces::run_in(&link.ends().left, connect).unwrap();
+    stream.write_all(&sent).unwrap();
+    drop(stream);
+    assert!(receiver.join().unwrap().unwrap() == sent);
+    // 8 Mib at 40 Mb/s, headers aside.
+    assert!(start.elapsed() >= Duration::from_millis(209));
+}
+
+/// Long, lossy, unsteady: 5 ms with jitter, 1 % lost, 1 % out of order.
+const BAD: Path = Path {
+    round_trip: Duration::from_millis(5),
+    jitter: Duration::from_millis(2),
+    lost_ppm: 10_000,
+    late_ppm: 10_000,
+    bits_per_second: 200_000_000,
+    queue: Duration::from_millis(25),
+    seed: 7,
+};
+
+#[test]
+fn a_volume_gets_through_a_bad_link_over_both_transports() {
+    for transport in ["tls", "quic"] {
+        let Some(link) = Link::new(BAD) else { return };
+        let agents = Agents::default();
+        let [source_volume, target_volume] = ["source", "target"].map(|name| agents.path(name));
+        let size = 12 * MIB + 512;
+        volume::create(&source_volume, size, 9);
+        volume::create_dirty(&target_volume, size);
+        let over = ["--transport", transport];
+        let overwrite = ["--transport", transport, "--overwrite"];
+        let target = agents.start_target_within(link.ends(), &target_volume, &overwrite);
+        let address = target.address();
+        let source = agents.start_source_within(link.ends(), address, &source_volume, &over);
+        let _proven = source.end().succeeded();
+        let _proven = target.end().succeeded();
+        volume::assert_same(&source_volume, &target_volume, size);
+        let receipt = agents.receipt(Role::Source);
+        assert_eq!(receipt["source"]["transport"], transport, "{receipt}");
+        assert_eq!(receipt["sessions"], 1, "{receipt}");
+    }
+}
+
+#[test]
+fn a_tree_gets_through_a_bad_link_over_both_transports() {
+    for transport in ["tls", "quic"] {
+        let Some(link) = Link::new(BAD) else { return };
+        let agents = Agents::default();
+        let (source, target) = (agents.path("source"), agents.path("target"));
+        fs::create_dir_all(source.join("a/b")).unwrap();
+        fs::create_dir(&target).unwrap();
+        volume::create_dense(&source.join("large"), 5 * MIB, 3);
+        for number in 0..200 {
+            fs::write(source.join(format!("a/{number}")), vec![1; number]).unwrap();
+        }
+        let over = ["--transport", transport];
+        let target_agent = agents.start_target_within(link.ends(), &target, &over);
+        let address = target_agent.address();
+        let source_agent = agents.start_source_within(link.ends(), address, &source, &over);
+        let _proven = source_agent.end().succeeded();
+        let _proven = target_agent.end().succeeded();
+        tree::assert_same(&source, &target);
+    }
+}
