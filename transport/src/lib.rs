@@ -46,7 +46,7 @@ pub use name::{PeerName, Role};
 pub use quic::Congestion;
 pub use rejection::{Class, Refusal, Rejection};
 pub use stream::SecureStream;
-pub use tls::{ALPN, TlsFailure, set_process_default};
+pub use tls::{ALPN, RecordPair, TlsFailure, set_process_default};
 
 /// The dialing end: opens streams to one target.
 pub trait Connector: Send + Sync {

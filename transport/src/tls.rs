@@ -34,12 +34,14 @@ use judge::{Judge, PeerSide};
 use pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use record::{RecordError, Socket};
 
+mod alone;
 mod handshake;
 mod judge;
 mod key;
 mod quic;
 mod record;
 
+pub use alone::RecordPair;
 pub use volferry_protocol::frame::ALPN;
 
 /// Gives rustls a cryptographic library for the whole process. Nothing here needs it; Kubernetes' client,
