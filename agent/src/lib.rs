@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod options;
 pub mod outcome;
 pub mod patience;
+pub mod pressure;
 pub mod progress;
 pub mod run;
 pub mod shutdown;

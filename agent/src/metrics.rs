@@ -137,6 +137,12 @@ const READINGS: &[Reading] = &[
         Kind::Gauge,
         |r| r.bandwidth_limit as f64,
     ),
+    (
+        "volferry_pressure_limit_bytes_per_second",
+        "Bytes that may move each second because of the pressure on the node; 0 for no limit",
+        Kind::Gauge,
+        |r| r.pressure_limit as f64,
+    ),
 ];
 
 impl Metrics {

@@ -49,6 +49,12 @@ pub struct AgentOptions {
     #[arg(long, env = "VOLFERRY_IO_PRIORITY", value_name = "CLASS", value_parser = parse_io_priority)]
     pub io_priority: Option<IoPriority>,
 
+    /// Slow down while tasks on the node stall for storage or memory for more than this percentage of the
+    /// time, this agent's own stalls included
+    #[arg(long, env = "VOLFERRY_PRESSURE_LIMIT", value_name = "PERCENT")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=99))]
+    pub pressure_limit: Option<u8>,
+
     /// Memory for chunks in flight, in MiB
     #[arg(
         long,

@@ -70,11 +70,11 @@ pub struct Progress {
     pub volume_wait: Clock,
     /// Time that they waited for the peer.
     pub peer_wait: Clock,
-    /// Time that they waited for the bandwidth limit.
+    /// Time that they waited for the bandwidth limit, or gave way to others.
     pub throttle_wait: Clock,
     /// What the threads behind the volume did.
     pub effort: Arc<Effort>,
-    /// The bandwidth limit of what this agent sends.
+    /// The limit of what this agent moves.
     pub throttle: Throttle,
     samples: Mutex<VecDeque<Sample>>,
 }
@@ -207,6 +207,9 @@ pub struct Report {
     /// Bytes that may be sent each second; 0 for no limit.
     #[serde(default)]
     pub bandwidth_limit: u64,
+    /// Bytes that may move each second because of the pressure on the node; 0 for no limit.
+    #[serde(default)]
+    pub pressure_limit: u64,
     /// What the session runs over, and why.
     #[serde(flatten)]
     pub transport: TransportStats,
@@ -432,6 +435,7 @@ impl Progress {
             waits: self.waits(),
             recent_waits,
             bandwidth_limit: self.throttle.bytes_per_second(),
+            pressure_limit: self.throttle.yielded(),
             transport: self.transport(),
             checkpoint: self
                 .checkpoint
@@ -453,6 +457,16 @@ impl Progress {
             bytes as f64 / seconds
         } else {
             0.0
+        }
+    }
+
+    /// Waits until `len` bytes more may move.
+    pub async fn wait_turn(&self, mut len: usize) {
+        while len > 0 {
+            match self.throttle.try_take(len) {
+                Some(piece) => len -= piece,
+                None => self.throttle_wait.time(self.throttle.wait()).await,
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::options::AgentOptions;
 use crate::outcome::{self, Outcome};
 use crate::patience::{Patience, PatienceLimits};
+use crate::pressure::Pressure;
 use crate::progress::{End, Progress};
 use crate::shutdown::{Shutdown, shutdown, signalled};
 use crate::telemetry;
@@ -192,6 +193,14 @@ where
                 None => std::future::pending().await,
             }
         };
+        let pressure = options.pressure_limit.map(open_pressure).transpose()?;
+        let progress = Arc::clone(&context.progress);
+        let give_way = async {
+            match pressure {
+                Some((pressure, share_max)) => pressure.give_way(&progress, share_max).await,
+                None => std::future::pending().await,
+            }
+        };
         let ask_to_end = async {
             signalled.await;
             trigger.request();
@@ -203,11 +212,24 @@ where
             outcome = work(context) => outcome,
             outcome = ask_to_end => outcome,
             outcome = serve_admin => outcome,
+            outcome = give_way => outcome,
         }
     });
     // A reader that hangs in a dead disk must not keep the agent from ending.
     runtime.shutdown_background();
     outcome
+}
+
+/// The pressure of the node, and the share of time up to which it is left alone.
+fn open_pressure(percent: u8) -> Result<(Pressure, f64), Failure> {
+    let pressure = Pressure::open().map_err(|error| {
+        let text = format!(
+            "--pressure-limit needs the kernel's pressure-stall information in /proc/pressure, which can't be \
+             read: {error}; boot the node with psi=1, or leave the flag out"
+        );
+        Failure::new(FailureCode::Usage, text)
+    })?;
+    Ok((pressure, f64::from(percent) / 100.0))
 }
 
 /// Binds the admin port, and logs which one it is: port 0 takes a free one.

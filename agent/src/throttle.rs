@@ -1,4 +1,5 @@
-//! The bandwidth limit: how many bytes the data connections of an agent may send, all together.
+//! How many bytes the data connections of an agent may move, all together: the bandwidth limit, and what
+//! the pressure on the node leaves.
 //!
 //! It hands out pieces that take `PIECE_TIME` each at the rate, so what is sent is smooth over any
 //! tenth of a second, and a rate that is changed holds for the next piece.
@@ -22,6 +23,8 @@ const CREDIT_TIME: Duration = Duration::from_millis(20);
 pub struct Throttle {
     /// Bytes for each second; 0 for no limit.
     bytes_per_second: AtomicU64,
+    /// What is left to this agent where others are to go first, likewise.
+    yielded: AtomicU64,
     /// When the next piece may go; `None` before the first.
     free_at: Mutex<Option<Instant>>,
 }
@@ -39,14 +42,26 @@ impl Throttle {
             .store(bytes_per_second, Ordering::Relaxed);
     }
 
+    /// From now on only so many bytes may move each second, whatever else the limit is.
+    pub fn yield_to_others(&self, bytes_per_second: Option<u64>) {
+        self.yielded
+            .store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// What is left where others are to go first, in bytes a second; 0 for no limit.
+    #[must_use]
+    pub fn yielded(&self) -> u64 {
+        self.yielded.load(Ordering::Relaxed)
+    }
+
     /// Takes leave to send a piece of `wanted` bytes at once: all of it without a limit, else as much as is
     /// due, and at least 1 byte. Nothing if it has to be waited for first: then [`Throttle::wait`].
     #[must_use]
     pub fn try_take(&self, wanted: usize) -> Option<usize> {
-        let rate = self.bytes_per_second();
-        if rate == 0 {
+        let limits = [self.bytes_per_second(), self.yielded()];
+        let Some(rate) = limits.into_iter().filter(|&rate| rate > 0).min() else {
             return Some(wanted);
-        }
+        };
         let now = Instant::now();
         let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
         let earliest = now.checked_sub(CREDIT_TIME).unwrap_or(now);

@@ -95,6 +95,7 @@ impl DataConnection {
                         return Ok(frames); // the session ends
                     };
                     bytes.set_len(self.geometry.chunk_len(index) as usize);
+                    self.progress.wait_turn(payload_len as usize).await;
                     let payload = read_payload(&mut stream, &zero_map, &mut bytes);
                     self.progress.peer_wait.time(payload).await?;
                     self.progress.wire_bytes.add(u64::from(payload_len));

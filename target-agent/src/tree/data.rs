@@ -119,6 +119,7 @@ impl DataConnection {
             return Ok(None);
         };
         bytes.set_len(len as usize);
+        self.progress.wait_turn(payload_len as usize).await;
         let payload = read_payload(stream, &zero_map, &mut bytes);
         self.progress.peer_wait.time(payload).await?;
         self.progress.wire_bytes.add(u64::from(payload_len));
