@@ -33,7 +33,8 @@ pub struct Conversation {
     connections: JoinSet<Result<u64, Failure>>,
     /// A data connection that broke, and when that counts as the cause.
     lost: Option<(Instant, Failure)>,
-    patience: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    /// Patience at its end, or a thread that died.
+    trouble: Pin<Box<dyn Future<Output = Failure> + Send>>,
     shutdown: Shutdown,
 }
 
@@ -77,12 +78,17 @@ impl Conversation {
     }
 
     fn new(control: Control, context: &Context) -> Self {
-        let patience = context.patience.clone();
+        let (patience, cpu) = (context.patience.clone(), context.cpu.clone());
         Self {
             control,
             connections: JoinSet::new(),
             lost: None,
-            patience: Box::pin(async move { patience.exhausted().await }),
+            trouble: Box::pin(async move {
+                tokio::select! {
+                    failure = patience.exhausted() => failure,
+                    failure = cpu.thread_died() => failure,
+                }
+            }),
             shutdown: context.shutdown.clone(),
         }
     }
@@ -111,7 +117,7 @@ impl Conversation {
                     let lost = self.lost.take_if(|(at, _)| *at <= now);
                     return lost.map_or(Heard::Tick, |(_, failure)| Heard::Fail(failure));
                 }
-                failure = &mut self.patience => return Heard::Fail(failure),
+                failure = &mut self.trouble => return Heard::Fail(failure),
                 () = self.shutdown.requested() => return Heard::Fail(cancelled()),
             };
             match ended.unwrap_or_else(|error| Err(Failure::internal(error.to_string()))) {

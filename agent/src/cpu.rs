@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::thread::gettid;
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
 use volferry_protocol::failure::Failure;
 
 /// Adds up the processor time of the threads that registered.
@@ -26,6 +27,8 @@ struct Shared {
     ended: AtomicU64,
     /// Thread ids that live.
     live: Mutex<BTreeSet<i32>>,
+    /// The name of a thread that panicked.
+    died: watch::Sender<Option<String>>,
 }
 
 /// Counts the thread that made it, until it is dropped there.
@@ -58,12 +61,33 @@ impl CpuMeter {
     ) -> Result<JoinHandle<T>, Failure> {
         let (name, cpu) = (name.into(), self.clone());
         let text = format!("the thread {name} can't be started");
+        let mortal = Mortal {
+            name: name.clone(),
+            shared: Arc::clone(&self.shared),
+        };
         let counted = move || {
+            let _mortal = mortal;
             let _counted = cpu.count_this_thread();
             work()
         };
         let started = thread::Builder::new().name(name).spawn(counted);
         started.map_err(|error| Failure::internal(format!("{text}: {error}")))
+    }
+
+    /// Waits until a thread that was started here has panicked, and says so: whoever waits for its work
+    /// waits in vain.
+    pub async fn thread_died(&self) -> Failure {
+        let mut died = self.shared.died.subscribe();
+        let name = died
+            .wait_for(Option::is_some)
+            .await
+            .map(|name| name.clone());
+        let Ok(Some(name)) = name else {
+            return std::future::pending().await; // nobody is left who could die
+        };
+        Failure::internal(format!(
+            "the thread {name} died; its last words are in the log"
+        ))
     }
 
     /// Processor time of all counted threads so far, user and system.
@@ -72,6 +96,21 @@ impl CpuMeter {
         let live = lock(&self.shared.live);
         let running: u64 = live.iter().filter_map(|tid| running_nanos(*tid)).sum();
         Duration::from_nanos(running + self.shared.ended.load(Ordering::Relaxed))
+    }
+}
+
+/// Tells if its thread panics.
+struct Mortal {
+    name: String,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let name = std::mem::take(&mut self.name);
+            self.shared.died.send_replace(Some(name));
+        }
     }
 }
 
@@ -123,6 +162,18 @@ mod tests {
             Duration::from_nanos(nanos.unsigned_abs())
         };
         while used() < time && begun.elapsed() < time * 100 {}
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_is_told() {
+        let meter = CpuMeter::default();
+        let well = meter.spawn("well", || 7).unwrap();
+        assert_eq!(well.join().unwrap(), 7);
+        assert_eq!(*meter.shared.died.borrow(), None);
+        let ill = meter.spawn("ill", || panic!("as it should")).unwrap();
+        let failure = meter.thread_died().await;
+        assert!(failure.text.contains("the thread ill died"), "{failure}");
+        let _panicked = ill.join();
     }
 
     #[test]

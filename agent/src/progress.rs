@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
+use volferry_protocol::geometry::ChunkIndex;
 use volferry_protocol::journal::Checkpoint;
-use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::receipt::TransportStats;
 use volferry_protocol::session::Stage;
 use volferry_protocol::waits::{Limit, Waits, limit_at_source, limit_at_target};
@@ -91,9 +90,22 @@ pub struct Effort {
 /// The chunks that went from end to end, in all sessions of this agent.
 #[derive(Debug, Default)]
 struct Travelled {
-    chunks: ChunkSet,
+    /// A bit for each chunk up to the last that travelled: what is sparse or compared has many gaps.
+    chunks: Vec<u64>,
     sent_bytes: u64,
     resent_bytes: u64,
+}
+
+impl Travelled {
+    /// Says whether the chunk had travelled before.
+    fn note(&mut self, index: ChunkIndex) -> bool {
+        let (at, bit) = ((index.0 / 64) as usize, 1 << (index.0 % 64));
+        if at >= self.chunks.len() {
+            self.chunks.resize(at + 1, 0);
+        }
+        let word = self.chunks.get_mut(at);
+        word.is_some_and(|word| std::mem::replace(word, *word | bit) & bit != 0)
+    }
 }
 
 /// Progress at a moment when durable bytes grew.
@@ -318,10 +330,8 @@ impl Progress {
         let mut travelled = self.travelled();
         let data_len = u64::from(data_len);
         travelled.sent_bytes += data_len;
-        if travelled.chunks.contains(index) {
+        if travelled.note(index) {
             travelled.resent_bytes += data_len;
-        } else {
-            travelled.chunks.insert(ChunkRange::one(index));
         }
     }
 
@@ -402,7 +412,9 @@ impl Progress {
         let durable_bytes = self.durable_bytes.load(Ordering::Relaxed);
         let bytes_per_second = self.rate();
         let left = logical_bytes.saturating_sub(durable_bytes);
-        let eta_seconds = (bytes_per_second > 0.0).then(|| left as f64 / bytes_per_second);
+        // How large a tree is, nobody knows before its end.
+        let is_known = logical_bytes > 0 && bytes_per_second > 0.0;
+        let eta_seconds = is_known.then(|| left as f64 / bytes_per_second);
         let (sent_bytes, resent_bytes) = {
             let travelled = self.travelled();
             (travelled.sent_bytes, travelled.resent_bytes)

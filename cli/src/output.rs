@@ -88,7 +88,7 @@ fn describe(source: &Report, target: &Report) -> String {
         Limit::Unknown => String::new(),
         _ => format!("  limit: {limited}"),
     };
-    if target.entries > 0 && target.durable_bytes == 0 {
+    if target.entries > 0 && target.logical_bytes == 0 {
         // How large a tree is shows when it was walked.
         return format!(
             "{} of {} names made  data {}{limit}",

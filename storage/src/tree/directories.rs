@@ -38,8 +38,7 @@ pub(super) fn open_beneath(
     loop {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat2(&directory, path, flags, mode, RESOLVE) {
-            // The kernel could not rule out that a rename raced with `..`; it asks to try again.
-            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::INTR) => {}
             answer => return Ok(answer?),
         }
     }

@@ -160,7 +160,7 @@ pub(super) fn read_xattrs(
         }
         // A filesystem without attributes has none.
         Err(Errno::OPNOTSUPP | Errno::NODATA) => return Ok(Vec::new()),
-        Err(Errno::ACCESS | Errno::PERM) => {
+        Err(Errno::ACCESS | Errno::PERM | Errno::TOOBIG) => {
             lost(FidelityClass::Xattrs);
             return Ok(Vec::new());
         }
@@ -175,17 +175,17 @@ pub(super) fn read_xattrs(
         match read_value(handle, name) {
             Ok(value) => {
                 bytes += name.len() + value.len();
+                if bytes > XATTRS_LEN_MAX {
+                    lost(FidelityClass::Xattrs);
+                    return Ok(Vec::new());
+                }
                 let name = name.to_vec();
                 xattrs.push(Xattr { name, value });
             }
             Err(Errno::NODATA) => {} // it went in between
-            Err(Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP) => lost(class),
+            Err(Errno::ACCESS | Errno::PERM | Errno::OPNOTSUPP | Errno::TOOBIG) => lost(class),
             Err(errno) => return Err(errno.into()),
         }
-    }
-    if bytes > XATTRS_LEN_MAX {
-        lost(FidelityClass::Xattrs);
-        xattrs.clear();
     }
     xattrs.sort_unstable();
     Ok(xattrs)
@@ -213,6 +213,9 @@ fn read_value(handle: Handle<'_>, name: &[u8]) -> Result<Vec<u8>, Errno> {
     Ok(value)
 }
 
+/// The owner may write.
+const OWNER_WRITE: u32 = 0o200;
+
 /// How metadata is put on an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
@@ -227,8 +230,8 @@ pub(super) struct Terms {
 /// Gives an entry its metadata, and calls `lost` once for each class that it could not be given.
 ///
 /// The order: the owner first, since a change of it takes setuid bits and capabilities away; then
-/// the mode; then attributes, of which an access control list repeats the mode; then the times,
-/// which everything before them changes. At the end the entry is looked at again: a filesystem may
+/// attributes, which an owner without privileges may only set on what it may write; then the mode; then
+/// access control lists, which repeat it; then the times, which everything before them changes. At the end the entry is looked at again: a filesystem may
 /// say yes and do something else.
 pub(super) fn adorn(
     handle: Handle<'_>,
@@ -243,15 +246,28 @@ pub(super) fn adorn(
         true => wanted.mode,
         false => wanted.mode & !OWNER_BITS,
     };
+    let mut mode_before = before.st_mode & MODE_MASK;
+    let sets_some = terms.is_dirty || !wanted.xattrs.is_empty();
+    if sets_some && !terms.is_symlink && mode_before & OWNER_WRITE == 0 {
+        let writable = Mode::from_raw_mode(mode_before | OWNER_WRITE);
+        if handle.chmod(writable).is_ok() {
+            mode_before |= OWNER_WRITE;
+        }
+    }
+    if terms.is_dirty {
+        remove_xattrs(handle, wanted, terms, &mut lost)?;
+    }
+    let is_acl = |class| class == FidelityClass::Acls;
+    set_xattrs(handle, wanted, terms, |class| !is_acl(class), &mut lost)?;
     let owner_changed = before.st_uid != wanted.uid || before.st_gid != wanted.gid;
-    if !terms.is_symlink && (before.st_mode & MODE_MASK != mode || owner_changed) {
+    if !terms.is_symlink && (mode_before != mode || owner_changed) {
         match handle.chmod(Mode::from_raw_mode(mode)) {
             // Whether it has the mode is seen below.
             Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
-    set_xattrs(handle, wanted, terms, &mut lost)?;
+    set_xattrs(handle, wanted, terms, is_acl, &mut lost)?;
     let times = Timestamps {
         last_access: timespec(wanted.atime),
         last_modification: timespec(wanted.mtime),
@@ -291,29 +307,40 @@ fn set_owner(handle: Handle<'_>, wanted: &Metadata, before: &Stat) -> io::Result
     }
 }
 
-fn set_xattrs(
+/// Removes what the entry bears and must not.
+fn remove_xattrs(
     handle: Handle<'_>,
     wanted: &Metadata,
     terms: Terms,
     mut lost: impl FnMut(FidelityClass),
 ) -> io::Result<()> {
-    if terms.is_dirty {
-        for present in read_xattrs(handle, terms.selinux, |_| {})? {
-            if !wanted.xattrs.iter().any(|xattr| xattr.name == present.name) {
-                // What can't be removed would make the entry another one.
-                match handle.remove_xattr(&present.name) {
-                    Ok(()) | Err(Errno::NODATA) => {}
-                    Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {
-                        class_of(&present.name, terms.selinux).map(&mut lost);
-                    }
-                    Err(errno) => return Err(errno.into()),
-                }
+    for present in read_xattrs(handle, terms.selinux, |_| {})? {
+        if wanted.xattrs.iter().any(|xattr| xattr.name == present.name) {
+            continue;
+        }
+        // What can't be removed would make the entry another one.
+        match handle.remove_xattr(&present.name) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {
+                class_of(&present.name, terms.selinux).map(&mut lost);
             }
+            Err(errno) => return Err(errno.into()),
         }
     }
+    Ok(())
+}
+
+/// Sets the attributes whose class is one of `these`.
+fn set_xattrs(
+    handle: Handle<'_>,
+    wanted: &Metadata,
+    terms: Terms,
+    these: impl Fn(FidelityClass) -> bool,
+    mut lost: impl FnMut(FidelityClass),
+) -> io::Result<()> {
     let mut lost_classes: Vec<FidelityClass> = Vec::new();
     for Xattr { name, value } in &wanted.xattrs {
-        let Some(class) = class_of(name, terms.selinux) else {
+        let Some(class) = class_of(name, terms.selinux).filter(|class| these(*class)) else {
             continue;
         };
         match handle.set_xattr(name, value) {

@@ -17,6 +17,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, major, minor};
 use rustix::io::Errno;
@@ -278,6 +279,22 @@ struct Work {
     busy: usize,
 }
 
+impl Work {
+    /// What is to be done first of what there is.
+    fn next_task(&mut self) -> Option<Task> {
+        if let Some(asked) = self.questions.next_task() {
+            return Some(Task::Asked(asked));
+        }
+        if let Some(file) = self.files.front() {
+            return Some(Task::Pieces(Arc::clone(file)));
+        }
+        if let Some((listing, batch)) = self.batches.pop_front() {
+            return Some(Task::Names(listing, batch));
+        }
+        self.directories.pop().map(Task::Directory)
+    }
+}
+
 /// A directory that was not entered yet.
 #[derive(Debug)]
 struct Waiting {
@@ -451,6 +468,7 @@ impl<End: WalkEnd> Walk<End> {
     /// # Errors
     /// When something can't be read that its owner should be able to read.
     pub fn run(&self) -> Result<(), TreeError> {
+        let _stops = StopOnPanic(self);
         let mut worker = Worker::new(self);
         let result = worker.work();
         if result.is_err() {
@@ -501,33 +519,13 @@ impl<End: WalkEnd> Walk<End> {
     fn next_task(&self, was_busy: &mut bool, mut idle: impl FnMut() -> bool) -> Option<Task> {
         let mut is_flushed = false;
         let mut work = lock(&self.work);
-        if std::mem::take(was_busy) {
-            work.busy -= 1;
-        }
         loop {
             if self.is_stopped.load(Ordering::Relaxed) {
                 return None;
             }
-            if let Some(asked) = work.questions.next_task() {
-                work.busy += 1;
-                *was_busy = true;
-                return Some(Task::Asked(asked));
-            }
-            if let Some(file) = work.files.front() {
-                let file = Arc::clone(file);
-                work.busy += 1;
-                *was_busy = true;
-                return Some(Task::Pieces(file));
-            }
-            if let Some((listing, batch)) = work.batches.pop_front() {
-                work.busy += 1;
-                *was_busy = true;
-                return Some(Task::Names(listing, batch));
-            }
-            if let Some(directory) = work.directories.pop() {
-                work.busy += 1;
-                *was_busy = true;
-                return Some(Task::Directory(directory));
+            if let Some(task) = work.next_task() {
+                work.busy += usize::from(!std::mem::replace(was_busy, true));
+                return Some(task);
             }
             if !is_flushed {
                 // What this thread has packed travels while it waits, and may be answered.
@@ -539,6 +537,8 @@ impl<End: WalkEnd> Walk<End> {
                 work = lock(&self.work);
                 continue;
             }
+            // Only now: what this thread asked for may have brought work.
+            work.busy -= usize::from(std::mem::take(was_busy));
             if work.busy == 0 && work.questions.is_empty() {
                 self.news.notify_all();
                 return None;
@@ -552,6 +552,17 @@ impl<End: WalkEnd> Walk<End> {
             return self.source.path.clone();
         }
         self.source.path.join(show(path))
+    }
+}
+
+/// The other threads would wait for a thread that panicked.
+struct StopOnPanic<'a, End: WalkEnd>(&'a Walk<End>);
+
+impl<End: WalkEnd> Drop for StopOnPanic<'_, End> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop();
+        }
     }
 }
 
@@ -687,6 +698,12 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             })?;
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
+                continue;
+            }
+            if Name::new(name).is_err() {
+                // FUSE, vfat and others have names of more than 255 bytes, and ext4 and xfs don't.
+                let path = join(directory.path.as_bytes(), name);
+                self.found.fidelity.note(FidelityClass::Unreadable, &path);
                 continue;
             }
             if directory.path.is_root() {
@@ -868,8 +885,12 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             name,
             path,
             file,
-            stat,
+            mut stat,
         } = opened;
+        if size_of(&stat) > u64::from(INLINE_SIZE_MAX) {
+            // Others were read since it was opened, which may have taken long.
+            stat = self.stat(&file, &path)?;
+        }
         let Some(group) = self.meet(directory, name, &path, &stat)? else {
             return Ok(());
         };
@@ -1438,19 +1459,34 @@ const _: () = assert!(
     "every record fits an empty pack"
 );
 
-/// A name that the kernel gave.
+/// A name that was listed.
 fn name_of(name: &[u8]) -> Name<'_> {
-    #[expect(
-        clippy::expect_used,
-        reason = "no filesystem gives such names; it would be a fault"
-    )]
-    Name::new(name).expect("the kernel gives names without slashes, of at most 255 bytes")
+    #[expect(clippy::expect_used, reason = "a directory's listing leaves them out")]
+    Name::new(name).expect("a name without slashes, of at most 255 bytes")
 }
 
 /// Opens what should be a regular file. Whatever it became meanwhile, opening it waits for nobody.
 fn open_for_reading(directory: &OwnedFd, name: &[u8]) -> io::Result<OwnedFd> {
-    open_quietly(directory, name, OFlags::RDONLY | OFlags::NONBLOCK)
+    let begun = Instant::now();
+    loop {
+        match open_quietly(directory, name, OFlags::RDONLY | OFlags::NONBLOCK) {
+            // Somebody has a lease on it, of which the kernel is taking it (fcntl(2)).
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < LEASE_TIME =>
+            {
+                std::thread::sleep(LEASE_LOOK_INTERVAL);
+            }
+            answer => return answer,
+        }
+    }
 }
+
+/// How long a file is waited for on which somebody has a lease: longer than the kernel lets anybody
+/// keep it (/proc/sys/fs/lease-break-time, 45 s).
+const LEASE_TIME: Duration = Duration::from_secs(60);
+
+/// Between two looks whether the lease has ended.
+const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Opens without leaving a trace in the time of access, where that is allowed.
 fn open_quietly(directory: &OwnedFd, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {

@@ -15,6 +15,7 @@ use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::message::Message;
 use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::Fence;
+use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
 use volferry_protocol::tree::session::{
     Earlier, TreeLimits, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
@@ -87,6 +88,7 @@ where
             agent,
             held: self,
             epoch: ask.epoch,
+            terms: config.terms,
             preparing: Work::default(),
             conversation: Conversation::with_source(ask.stream, context),
             transfer: None,
@@ -110,6 +112,8 @@ struct Session<'a, S> {
     agent: String,
     held: &'a mut HeldTree,
     epoch: u64,
+    /// What both ends agreed on, from the greeting on.
+    terms: TreeTerms,
     preparing: Work<Prepared>,
     conversation: Conversation,
     /// From the welcome on.
@@ -259,9 +263,6 @@ where
         };
         transfer.queue.close();
         let (restore, writers) = (Arc::clone(&transfer.restore), transfer.writers.take());
-        // Threads that wait for room to tell what they did would wait for ever.
-        self.applied.close();
-        while self.applied.recv().await.is_some() {}
         let mut draining = Work::default();
         draining.begin(&self.context.cpu, "target-drain", move || {
             if let Some(writers) = writers {
@@ -269,7 +270,15 @@ where
             }
             restore.checkpoint()
         })?;
-        let durable_bytes = draining.done().await?.map_err(of_tree)?;
+        let mut applied = Ok(());
+        let durable_bytes = loop {
+            tokio::select! {
+                biased;
+                Some(one) = self.applied.recv() => applied = applied.and_then(|()| one.map(drop)),
+                durable = draining.done() => break durable?.map_err(of_tree)?,
+            }
+        };
+        applied.map_err(of_tree)?;
         self.machine.handle_durable(durable_bytes);
         self.context.progress.set_durable(durable_bytes);
         Ok(())
@@ -463,6 +472,7 @@ where
 
     /// Makes the directory ready on a thread of its own: removing what is there may take long.
     fn prepare(&mut self, terms: TreeTerms) {
+        self.terms = terms;
         let Some(mut target) = self.held.target.take() else {
             self.machine
                 .fail(Failure::internal("the target directory is away".to_owned()));
@@ -597,7 +607,10 @@ where
             return;
         };
         let read = reading.walk.finish().summary;
-        if let Some(complaint) = read.fidelity.complaint(self.config.terms.accept) {
+        // What can't be read can't be compared, though its loss was accepted.
+        let hides = |class| matches!(class, FidelityClass::Unreadable | FidelityClass::Mounts);
+        let accepted = self.terms.accept.iter().filter(|class| !hides(*class));
+        if let Some(complaint) = read.fidelity.complaint(accepted.collect()) {
             let text = format!(
                 "the target tree can't be read back: {complaint}; leave out --verify readback"
             );

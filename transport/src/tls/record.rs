@@ -239,9 +239,9 @@ impl<S: Socket> AsyncRead for TlsStream<S> {
                 State::Failed(_) if gave => return Poll::Ready(Ok(())),
                 State::Failed(error) => {
                     if let Some(alert) = error.alert() {
-                        this.outbound.end(FATAL, alert)?;
                         // Whether the peer still listens changes nothing.
-                        let _ = this.poll_send(cx)?;
+                        let _told = this.outbound.end(FATAL, alert);
+                        let _heard = this.poll_send(cx);
                     }
                     return Poll::Ready(Err(error.into()));
                 }
