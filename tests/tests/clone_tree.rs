@@ -250,7 +250,11 @@ fn an_unprivileged_pair() {
     fs::write(source.join("setuid"), "mine").unwrap();
     fs::set_permissions(source.join("setuid"), Permissions::from_mode(0o4755)).unwrap();
     fs::write(source.join("closed/inner/file"), "content").unwrap();
-    fs::set_permissions(source.join("closed/inner"), Permissions::from_mode(0o555)).unwrap();
+    let set = rustix::fs::XattrFlags::empty();
+    for closed in ["closed/inner", "closed/inner/file"] {
+        rustix::fs::setxattr(source.join(closed), "user.kept", b"value", set).unwrap();
+        fs::set_permissions(source.join(closed), Permissions::from_mode(0o555)).unwrap();
+    }
     fs::create_dir(&target).unwrap();
     let owned = Command::new("chown")
         .arg("65534:65534")
@@ -284,6 +288,11 @@ fn an_unprivileged_pair() {
         fs::read_to_string(target.join("closed/inner/file")).unwrap(),
         "content"
     );
+    for closed in ["closed/inner", "closed/inner/file"] {
+        let mut value = [0; 8];
+        let len = rustix::fs::getxattr(target.join(closed), "user.kept", &mut value).unwrap();
+        assert_eq!(&value[..len], b"value", "{closed}");
+    }
     // What it may not read is told as well.
     fs::write(source.join("secret"), "secret").unwrap();
     fs::set_permissions(source.join("secret"), Permissions::from_mode(0o600)).unwrap();

@@ -169,7 +169,7 @@ fn a_thin_target_that_runs_dry() {
 }
 
 /// How long the agent that is left waits for the other to come back.
-const PATIENCE: [&str; 2] = ["--stall-timeout", "5s"];
+const PATIENCE: [&str; 2] = ["--stall-timeout", "8s"];
 
 /// Whoever is signalled ends and says so; the other waits for it to come back, as a pod does that
 /// is moved, and when nobody comes, tells what the last was that it heard.

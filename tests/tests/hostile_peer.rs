@@ -33,7 +33,7 @@ impl AgainstTarget {
         let agents = Agents::default();
         let volume = agents.path("target");
         volume::create_dirty(&volume, SIZE);
-        let target = agents.start_target(&volume, &["--overwrite", "--stall-timeout", "3s"]);
+        let target = agents.start_target(&volume, &["--overwrite", "--stall-timeout", "8s"]);
         let credentials = agents.identity.good(Role::Source);
         let clone_id = agents.identity.clone_id;
         let source = FakeSource::welcomed(target.address(), credentials, clone_id, SIZE);

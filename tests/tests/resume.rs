@@ -700,8 +700,8 @@ fn a_checkpoint_of_another_clone_is_refused() {
 #[test]
 fn a_clone_that_makes_no_progress_ends() {
     let trial = Trial::default();
-    let held = trial.start_and_hold(&[], &["--stall-timeout", "4s"]);
-    let words = ["nothing became durable for 4 s"];
+    let held = trial.start_and_hold(&[], &["--stall-timeout", "8s"]);
+    let words = ["nothing became durable for 8 s"];
     held.source.end().failed(5, &words);
     assert_eq!(failure_code(&trial, Role::Source), "stalled");
     held.target.end().failed(5, &words);
@@ -710,18 +710,18 @@ fn a_clone_that_makes_no_progress_ends() {
 #[test]
 fn a_target_whose_source_is_gone_ends_when_nothing_more_comes() {
     let trial = Trial::default();
-    let held = trial.start_and_hold(&["--stall-timeout", "4s"], &[]);
+    let held = trial.start_and_hold(&["--stall-timeout", "8s"], &[]);
     kill(held.source);
     held.target
         .end()
-        .failed(5, &["nothing became durable for 4 s"]);
+        .failed(5, &["nothing became durable for 8 s"]);
     assert_eq!(failure_code(&trial, Role::Target), "stalled");
 }
 
 #[test]
 fn a_clone_ends_at_its_deadline() {
     let trial = Trial::default();
-    let held = trial.start_and_hold(&[], &["--deadline", "6s"]);
+    let held = trial.start_and_hold(&[], &["--deadline", "12s"]);
     held.source.end().failed(5, &["--deadline"]);
     assert_eq!(failure_code(&trial, Role::Source), "deadline");
     held.target.end().failed(5, &["--deadline"]);

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::tree::fidelity::ClassSet;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{
@@ -161,22 +162,27 @@ fn a_file_that_changes_is_told() {
     fs::create_dir(&from).unwrap();
     let path = from.join("growing");
     fs::write(&path, vec![1; 5 << 20]).unwrap();
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let writer = {
-        let stop = Arc::clone(&stop);
-        thread::spawn(move || {
-            let mut file = OpenOptions::new().append(true).open(path).unwrap();
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                file.write_all(b"more").unwrap();
-                thread::sleep(Duration::from_micros(200));
-            }
-        })
-    };
-    let walked = digest(&from);
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    writer.join().unwrap();
+    let walked = walk(3, &from, Grows(path));
     assert_eq!(walked.changed.paths, ["growing"]);
     assert!(digest(&from).changed.paths.is_empty());
+}
+
+/// Windows counts a name in units of UTF-16, of which one can have three bytes.
+#[test]
+fn a_name_that_others_cannot_have_is_told() {
+    let Some(mount) = Mount::that_folds_case() else {
+        return;
+    };
+    let long = "\u{5377}".repeat(100);
+    fs::write(mount.path().join(&long), "content").unwrap();
+    fs::write(mount.path().join("short"), "content").unwrap();
+    let walked = digest(mount.path());
+    assert_eq!(walked.summary.counts.files, 1);
+    let lost = walked.summary.fidelity.complaint(ClassSet::NONE).unwrap();
+    assert!(
+        lost.contains("unreadable") && lost.contains(&long),
+        "{lost}"
+    );
 }
 
 /// A directory is looked at again when the last of its files was read, whoever read it.
@@ -193,6 +199,19 @@ fn an_entry_that_appears_is_told() {
     let appears = Appears(from.join("late"));
     assert_eq!(walk(3, &from, appears).changed.paths, ["."]);
     assert!(digest(&from).changed.paths.is_empty());
+}
+
+/// A file that grows whenever a piece of it comes.
+struct Grows(PathBuf);
+
+impl WalkEnd for Grows {
+    fn put(&self, outgoing: Outgoing) -> bool {
+        if matches!(outgoing, Outgoing::Piece { .. }) {
+            let mut file = OpenOptions::new().append(true).open(&self.0).unwrap();
+            file.write_all(b"more").unwrap();
+        }
+        true
+    }
 }
 
 /// Makes a file when a piece comes.
