@@ -71,6 +71,7 @@ enum Strike {
     Silence,
     Corrupt,
     Duplicate,
+    Handshake,
     KillSource,
     KillTarget,
     KillBoth,
@@ -81,12 +82,14 @@ enum Strike {
     TakeOver,
 }
 
-const STRIKES: [Strike; 13] = [
+const STRIKES: [Strike; 15] = [
     Strike::Cut,
     Strike::Reset,
     Strike::Silence,
     Strike::Corrupt,
     Strike::Duplicate,
+    Strike::Handshake,
+    Strike::Handshake,
     Strike::KillSource,
     Strike::KillTarget,
     Strike::KillBoth,
@@ -115,7 +118,13 @@ struct Round {
     tree: Option<Tree>,
     /// Where the target is killed together with its storage, which then loses what was not flushed.
     storage: Option<Storage>,
+    /// Whether a byte of a handshake was turned over: who then can't prove itself is refused for
+    /// good, and started again by whoever wants the clone.
+    is_refused: bool,
 }
+
+/// Bytes of a connection in which either end shakes hands, and a little more.
+const HANDSHAKE_LEN: u64 = 3000;
 
 /// How an agent that ended well did so.
 enum Done {
@@ -189,6 +198,7 @@ impl Round {
             durable_bytes: 0,
             tree: None,
             storage,
+            is_refused: false,
         }
     }
 
@@ -229,6 +239,7 @@ impl Round {
             durable_bytes: 0,
             tree: Some(tree),
             storage: None,
+            is_refused: false,
         }
     }
 
@@ -322,25 +333,27 @@ impl Round {
         let end_at = Instant::now() + Duration::from_millis(milliseconds);
         while Instant::now() < end_at {
             self.start_missing();
-            if self
-                .target
-                .as_mut()
-                .is_some_and(|agent| !agent.is_running())
-            {
-                let _receipt = self.target.take().unwrap().end().succeeded();
-                return Some(Done::Target);
-            }
-            if self
-                .source
-                .as_mut()
-                .is_some_and(|agent| !agent.is_running())
-            {
-                let _receipt = self.source.take().unwrap().end().succeeded();
-                return Some(Done::Source);
+            for (role, done) in [(Role::Target, Done::Target), (Role::Source, Done::Source)] {
+                let agent = match role {
+                    Role::Target => &mut self.target,
+                    _ => &mut self.source,
+                };
+                if agent.as_mut().is_some_and(|agent| !agent.is_running()) {
+                    let ended = agent.take().unwrap().end();
+                    if !self.was_refused(&ended) {
+                        let _receipt = ended.succeeded();
+                        return Some(done);
+                    }
+                }
             }
             thread::sleep(Duration::from_millis(10));
         }
         None
+    }
+
+    /// Whether an agent ended because a handshake was damaged.
+    fn was_refused(&self, ended: &Ended) -> bool {
+        self.is_refused && [5, 6].contains(&ended.code())
     }
 
     fn start_missing(&mut self) {
@@ -409,6 +422,31 @@ impl Round {
                 }
                 proxy.forget_plans();
             }
+            Strike::Handshake => {
+                let way = self.random.pick(&[Way::ToTarget, Way::ToSource]);
+                let fault = self.random.pick(&[
+                    Fault::End(Ending::Cut),
+                    Fault::End(Ending::Reset),
+                    Fault::Silence,
+                    Fault::Corrupt,
+                ]);
+                // The control connection that comes next, or one for data.
+                let connection = proxy.connections() + self.random.within(0..1 + self.streams);
+                let at = self.random.within(0..HANDSHAKE_LEN);
+                let before = proxy.happened();
+                proxy.plan(Some(connection), way, at, fault);
+                self.is_refused |= fault == Fault::Corrupt;
+                proxy.end_all(Ending::Reset);
+                let end_at = Instant::now() + milliseconds(2000);
+                while proxy.happened() == before && Instant::now() < end_at {
+                    thread::sleep(milliseconds(10));
+                }
+                if fault == Fault::Silence {
+                    thread::sleep(milliseconds(self.random.within(100..2000)));
+                }
+                proxy.forget_plans();
+                proxy.heal();
+            }
             Strike::KillSource => self.kill(true, false),
             Strike::KillTarget => self.kill(false, true),
             Strike::KillBoth => {
@@ -419,8 +457,14 @@ impl Round {
                     tree.change(&self.trial.source_volume, &mut self.random);
                 }
             }
-            Strike::EndSource => end(self.source.take()),
-            Strike::EndTarget => end(self.target.take()),
+            Strike::EndSource => {
+                let source = self.source.take();
+                self.end(source);
+            }
+            Strike::EndTarget => {
+                let target = self.target.take();
+                self.end(target);
+            }
             Strike::PauseSource => self.pause(Role::Source),
             Strike::PauseTarget => self.pause(Role::Target),
             Strike::TakeOver => {
@@ -436,11 +480,23 @@ impl Round {
                     first.signal(Signal::KILL);
                 }
                 let ended = first.end();
-                let is_well = may_wait || [0, 5].contains(&ended.code());
+                let is_well =
+                    may_wait || [0, 5].contains(&ended.code()) || self.was_refused(&ended);
                 assert!(is_well, "{}", ended.stderr);
             }
         }
         thread::sleep(milliseconds(self.random.within(0..500)));
+    }
+
+    /// Asks an agent to end, which it may just have done.
+    fn end(&self, agent: Option<Agent>) {
+        if let Some(agent) = agent {
+            agent.signal(Signal::TERM);
+            let ended = agent.end();
+            // One that had just been started dies of the signal.
+            let is_well = [0, 8, -1].contains(&ended.code()) || self.was_refused(&ended);
+            assert!(is_well, "{}", ended.stderr);
+        }
     }
 
     fn kill(&mut self, source: bool, target: bool) {
@@ -535,14 +591,5 @@ impl Tree {
                 _ => fs::write(root.join(format!("new{number}")), "new").unwrap(),
             }
         }
-    }
-}
-
-/// Asks an agent to end, which it may just have done.
-fn end(agent: Option<Agent>) {
-    if let Some(agent) = agent {
-        agent.signal(Signal::TERM);
-        let ended = agent.end();
-        assert!([0, 8].contains(&ended.code()), "{}", ended.stderr);
     }
 }
