@@ -7,7 +7,7 @@
 //! shows what happens:
 //!
 //! ```sh
-//! VOLFERRY_SIM_SEED=17 cargo test -p volferry-protocol --test simulation -- --nocapture seeds
+//! VOLFERRY_SIM_SEED=17 cargo test -p volferry-protocol --test simulation -- --nocapture seeds_of_trees
 //! ```
 //!
 //! What has to hold after each step is in `checker`; the drivers of both agents are played by
@@ -19,19 +19,19 @@
     reason = "a test may panic"
 )]
 
-mod checker;
-mod content;
+mod block;
+mod fencing;
+mod journal_file;
 mod network;
+mod realm;
 mod rng;
-mod source;
-mod storage;
-mod target;
-mod world;
+mod tag;
+mod tree;
 
 use std::env;
 
-use checker::Violation;
-use world::{Broken, Story, World};
+use fencing::Violation;
+use realm::{Broken, Scene, Story};
 
 /// Seeds of each test run.
 const RUNS: u64 = 2000;
@@ -41,8 +41,18 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().expect("a number"))
 }
 
-fn run(seed: u64, broken: Broken, is_shown: bool) -> Result<Story, Violation> {
-    World::new(seed, broken, is_shown).run()
+/// What is cloned.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Volume,
+    Tree,
+}
+
+fn run(kind: Kind, seed: u64, broken: Broken, is_shown: bool) -> Result<Story, Violation> {
+    match kind {
+        Kind::Volume => block::World::new(seed, broken, is_shown).run(),
+        Kind::Tree => tree::World::new(seed, broken, is_shown).run(),
+    }
 }
 
 /// Names the seed, should the machines panic.
@@ -60,46 +70,59 @@ impl Drop for Named {
     }
 }
 
-fn run_well(seed: u64, is_shown: bool) -> Story {
+fn run_well(kind: Kind, seed: u64, is_shown: bool) -> Story {
     let _named = Named(seed);
-    match run(seed, Broken::Nothing, is_shown) {
+    match run(kind, seed, Broken::Nothing, is_shown) {
         Ok(story) => story,
         Err(Violation(text)) => panic!("{text}"),
     }
 }
 
-#[test]
 #[expect(clippy::print_stdout, reason = "how much was tried")]
-fn all_seeds_hold() {
+fn all_seeds_hold(kind: Kind) {
     if let Some(seed) = number("VOLFERRY_SIM_SEED") {
-        println!("{:?}", run_well(seed, true));
+        println!("{:?}", run_well(kind, seed, true));
         return;
     }
     let runs = number("VOLFERRY_SIM_RUNS").unwrap_or(RUNS);
     let first = number("VOLFERRY_SIM_FIRST").unwrap_or(0);
     let mut all = Story::default();
     for seed in first..first + runs {
-        let story = run_well(seed, false);
+        let story = run_well(kind, seed, false);
         all.receipts += story.receipts;
         all.sessions += story.sessions;
         all.steps += story.steps;
     }
-    println!("{runs} seeds: {all:?}");
+    println!("{kind:?}, {runs} seeds: {all:?}");
     assert!(all.receipts as u64 > runs / 2, "most clones are proven");
     assert!(all.sessions > runs, "some are cut");
 }
 
 #[test]
+fn all_seeds_of_volumes_hold() {
+    all_seeds_hold(Kind::Volume);
+}
+
+#[test]
+fn all_seeds_of_trees_hold() {
+    all_seeds_hold(Kind::Tree);
+}
+
+#[test]
 fn a_seed_goes_the_same_way_each_time() {
-    for seed in 0..50 {
-        assert_eq!(run_well(seed, false), run_well(seed, false));
+    for kind in [Kind::Volume, Kind::Tree] {
+        for seed in 0..50 {
+            let story = run_well(kind, seed, false);
+            assert_eq!(story, run_well(kind, seed, false));
+        }
+        let [one, two] = [1, 2].map(|seed| run_well(kind, seed, false).trace);
+        assert_ne!(one, two);
     }
-    assert_ne!(run_well(1, false).trace, run_well(2, false).trace);
 }
 
 /// Whether the checker says so of some seed.
-fn is_found(broken: Broken, words: &str) -> bool {
-    (0..RUNS).any(|seed| match run(seed, broken, false) {
+fn is_found(kind: Kind, broken: Broken, words: &str) -> bool {
+    (0..RUNS).any(|seed| match run(kind, seed, broken, false) {
         Err(Violation(text)) => text.contains(words),
         Ok(_) => false,
     })
@@ -107,16 +130,48 @@ fn is_found(broken: Broken, words: &str) -> bool {
 
 #[test]
 fn a_target_that_does_not_flush_is_found_out() {
-    assert!(is_found(Broken::Flush, "told as durable and holds"));
-    assert!(is_found(Broken::Flush, "journaled as durable and holds"));
+    let volume = |words| is_found(Kind::Volume, Broken::Flush, words);
+    assert!(volume("told as durable and holds"));
+    assert!(volume("journaled as durable and holds"));
+    assert!(is_found(
+        Kind::Tree,
+        Broken::Flush,
+        "journaled as durable, and holds"
+    ));
 }
 
 #[test]
 fn a_target_that_does_not_journal_is_found_out() {
-    assert!(is_found(Broken::Journal, "what the journal lacks"));
+    let is_found = |kind, words| is_found(kind, Broken::Journal, words);
+    assert!(is_found(Kind::Volume, "what the journal lacks"));
+    assert!(is_found(Kind::Tree, "are told, and durable are"));
 }
 
 #[test]
 fn a_target_without_a_fence_is_found_out() {
-    assert!(is_found(Broken::Fence, "writes while"));
+    for kind in [Kind::Volume, Kind::Tree] {
+        assert!(is_found(kind, Broken::Fence, "writes while"));
+    }
+}
+
+/// Pieces of two states of a file make neither.
+#[test]
+fn a_target_that_mixes_states_of_a_file_is_found_out() {
+    let words = "journaled as durable, and holds";
+    assert!(is_found(Kind::Tree, Broken::Stamp, words));
+}
+
+#[test]
+fn a_target_that_trusts_what_read_back_wrong_is_found_out() {
+    assert!(is_found(
+        Kind::Tree,
+        Broken::Distrust,
+        "ends with bytes arrived"
+    ));
+}
+
+#[test]
+fn a_target_that_notes_what_no_flush_covers_is_found_out() {
+    let words = "journaled as durable, and holds";
+    assert!(is_found(Kind::Tree, Broken::Early, words));
 }

@@ -3,13 +3,7 @@
 
 use std::time::Duration;
 
-use volferry_protocol::digest::Digest;
-use volferry_protocol::frame::SessionToken;
-use volferry_protocol::geometry::ChunkRange;
-use volferry_protocol::message::Message;
-
-use super::storage::Tag;
-use super::world::{Event, World};
+use super::realm::{Event, Realm};
 
 pub(crate) type ConnectionId = usize;
 
@@ -26,29 +20,11 @@ pub(crate) enum Side {
 }
 
 /// What travels.
-#[derive(Clone, Debug)]
-pub(crate) enum Payload {
-    Control(Message),
-    Preamble {
-        number: u16,
-        token: SessionToken,
-    },
-    Chunk {
-        index: u64,
-        tag: Tag,
-    },
-    Zero(ChunkRange),
-    Offer {
-        index: u64,
-        digest: Digest,
-    },
-    End {
-        frames: u64,
-    },
-    /// The target has read all until the end.
-    Closed,
+pub(crate) trait Carried: Clone + std::fmt::Debug {
     /// The connection is over for who reads this.
-    Lost,
+    const LOST: Self;
+
+    fn is_lost(&self) -> bool;
 }
 
 #[derive(Debug)]
@@ -81,26 +57,26 @@ impl Connection {
     }
 }
 
-impl World {
+impl<P: Carried, Job> Realm<P, Job> {
     pub(crate) fn connect(&mut self, source: usize, purpose: Purpose) -> ConnectionId {
         self.connections.push(Connection {
             source,
-            source_run: self.sources[source].run,
-            target_run: self.target.run,
+            source_run: self.lives[source].run,
+            target_run: self.target_run,
             purpose,
-            is_cut: self.time < self.partition_until,
+            is_cut: self.is_partitioned(),
             ways: Default::default(),
         });
         let id = self.connections.len() - 1;
         if self.connections[id].is_cut {
             let notice = self.rng.millis(1000, 30_000);
-            self.after(notice, Event::Deliver(id, Side::Source, Payload::Lost));
+            self.after(notice, Event::Deliver(id, Side::Source, P::LOST));
         }
         id
     }
 
-    pub(crate) fn send(&mut self, id: ConnectionId, to: Side, payload: Payload) {
-        let latency = if self.rng.chance(self.setting.slow_percent) {
+    pub(crate) fn send(&mut self, id: ConnectionId, to: Side, payload: P) {
+        let latency = if self.rng.chance(self.slow_percent) {
             self.rng.millis(20, 3000)
         } else {
             self.rng.micros(100, 5000)
@@ -117,10 +93,10 @@ impl World {
     }
 
     /// Whether what arrives now does: it may be lost, or held up.
-    pub(crate) fn arrives(&mut self, id: ConnectionId, to: Side, payload: &Payload) -> bool {
+    pub(crate) fn arrives(&mut self, id: ConnectionId, to: Side, payload: &P) -> bool {
         let time = self.time;
         let way = self.connections[id].way(to);
-        if way.is_lost && !matches!(payload, Payload::Lost) {
+        if way.is_lost && !payload.is_lost() {
             return false;
         }
         let held_until = way.held_until;
@@ -159,13 +135,13 @@ impl World {
         }
         let noticed_at = way.held_until.max(way.last_at).max(time + notice);
         if says_so || is_data {
-            self.at(noticed_at, Event::Deliver(id, side, Payload::Lost));
+            self.at(noticed_at, Event::Deliver(id, side, P::LOST));
         }
     }
 
     /// A run of a source is gone, and so are its ends of its connections.
     pub(crate) fn cut_of_source(&mut self, source: usize, says_so: bool) {
-        let run = self.sources[source].run;
+        let run = self.lives[source].run;
         for id in 0..self.connections.len() {
             let connection = &self.connections[id];
             let is_its = connection.source == source && connection.source_run == run;

@@ -1,32 +1,19 @@
 //! What has to hold after every step.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
-use uuid::Uuid;
 use volferry_protocol::digest::{Digest, Subtree};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::journal::{Checkpoint, replay};
-use volferry_protocol::message::{Hello, Watermark};
+use volferry_protocol::message::Watermark;
 use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::receipt::Receipt;
 
 use super::content;
-use super::storage::{Disk, Journal, Tag};
-
-/// Why a run is no good.
-#[derive(Debug)]
-pub(crate) struct Violation(pub(crate) String);
-
-pub(crate) type Checked = Result<(), Violation>;
-
-/// Gives a violation unless `holds`.
-pub(crate) fn check(holds: bool, text: impl FnOnce() -> String) -> Checked {
-    if holds {
-        Ok(())
-    } else {
-        Err(Violation(text()))
-    }
-}
+use super::disk::Disk;
+use crate::fencing::{Checked, Fencing, check};
+use crate::journal_file::JournalFile;
+use crate::tag::Tag;
 
 /// What is known of the source, and what was said of the target.
 #[derive(Debug)]
@@ -42,16 +29,7 @@ pub(crate) struct Checker {
     told: ChunkSet,
     told_generation: usize,
     told_bytes: u64,
-    /// The last session that began in this run of the target.
-    epoch: u64,
-    /// Who was let in last in this run of the target.
-    holder: Option<Uuid>,
-    /// The last attempt that was let in, by who made it.
-    attempts: BTreeMap<Uuid, u32>,
-    /// Who was shut out in this run of the target.
-    shut_out: HashSet<Uuid>,
-    /// The last session that could write, in any run.
-    epoch_max: u64,
+    pub(crate) fencing: Fencing,
     /// What the journal says, as it would be read now and after a loss of power.
     records: [Option<Record>; 2],
 }
@@ -72,11 +50,7 @@ impl Checker {
             told: ChunkSet::default(),
             told_generation: 0,
             told_bytes: 0,
-            epoch: 0,
-            holder: None,
-            attempts: BTreeMap::new(),
-            shut_out: HashSet::new(),
-            epoch_max: 0,
+            fencing: Fencing::default(),
             records: [None, None],
         }
     }
@@ -109,50 +83,10 @@ impl Checker {
 
     /// The target agent runs anew; it may have lost its journal.
     pub(crate) fn target_restarted(&mut self, is_journal_lost: bool) {
-        self.epoch = 0;
-        self.holder = None;
-        self.attempts.clear();
-        self.shut_out.clear();
-        if is_journal_lost {
-            self.epoch_max = 0;
-        }
+        self.fencing.target_restarted(is_journal_lost);
         if is_journal_lost || !self.has_journal {
             self.forget();
         }
-    }
-
-    /// A source was let in.
-    pub(crate) fn granted(&mut self, hello: &Hello) -> Checked {
-        let instance = hello.instance;
-        check(!self.shut_out.contains(&instance), || {
-            format!("{instance} was shut out and is let in")
-        })?;
-        let before = self.attempts.insert(instance, hello.attempt);
-        check(before.is_none_or(|before| before < hello.attempt), || {
-            format!("attempt {} comes after {before:?}", hello.attempt)
-        })?;
-        if let Some(before) = self.holder.replace(instance)
-            && before != instance
-            && hello.take_over
-        {
-            self.shut_out.insert(before);
-        }
-        Ok(())
-    }
-
-    pub(crate) fn session_begins(&mut self, epoch: u64) -> Checked {
-        check(epoch > self.epoch, || {
-            format!("session {epoch} begins after {}", self.epoch)
-        })?;
-        self.epoch = epoch;
-        Ok(())
-    }
-
-    /// A session's chunk reaches the disk.
-    pub(crate) fn session_writes(&self, epoch: u64) -> Checked {
-        check(epoch == self.epoch, || {
-            format!("session {epoch} writes while {} runs", self.epoch)
-        })
     }
 
     /// A session welcomes its source, which was told of these chunks.
@@ -162,10 +96,7 @@ impl Checker {
         generation: usize,
         durable: &[Subtree],
     ) -> Checked {
-        check(!self.has_journal || epoch > self.epoch_max, || {
-            format!("session {epoch} may write after {}", self.epoch_max)
-        })?;
-        self.epoch_max = epoch;
+        self.fencing.welcomed(epoch, self.has_journal)?;
         let durable = chunks_of(&self.geometry, durable);
         let bytes = bytes_of(&self.geometry, &durable);
         check(bytes >= self.told_bytes, || {
@@ -217,7 +148,7 @@ impl Checker {
         })
     }
 
-    pub(crate) fn journal_changed(&mut self, journal: &Journal) -> Checked {
+    pub(crate) fn journal_changed(&mut self, journal: &JournalFile) -> Checked {
         for (record, bytes) in self
             .records
             .iter_mut()

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::geometry::{BLOCK_SIZE, ChunkIndex, ChunkSize, Geometry};
 
-use super::rng::Rng;
-use super::storage::Tag;
+use crate::rng::Rng;
+use crate::tag::Tag;
 
 /// A volume of `count` chunks, a third of them zero, and each other content unlike any before.
 pub(crate) fn random(rng: &mut Rng, count: usize) -> Vec<Tag> {

@@ -1,34 +1,26 @@
 //! The source agent as its driver would be: reads chunks, sends or offers them on its data
 //! connections, and dials again when its session was cut.
 
-use std::time::Duration;
-
 use uuid::Uuid;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, ChunkSize};
 use volferry_protocol::message::{Hello, Sent};
-use volferry_protocol::receipt::{AgentStats, Receipt};
+use volferry_protocol::receipt::AgentStats;
 use volferry_protocol::session::source::Transfer;
 use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 
-use super::checker::{Checked, generation_text};
+use super::checker::generation_text;
 use super::content;
-use super::network::{ConnectionId, Payload, Purpose, Side};
-use super::world::{CLONE, DEADLINE, Event, World};
+use super::world::{Job, Payload, World};
+use crate::fencing::{Checked, check};
+use crate::network::{ConnectionId, Purpose, Side};
+use crate::realm::{CLONE, Event};
 
-/// A source agent, in all its runs.
-#[derive(Debug)]
+/// What a run of a source agent knows.
+#[derive(Debug, Default)]
 pub(crate) struct SourceAgent {
-    pub(crate) is_running: bool,
-    /// Counts the runs.
-    pub(crate) run: u64,
-    pub(crate) take_over: bool,
-    attempt: u32,
     sent: Sent,
     pub(crate) session: Option<SourceEnd>,
-    /// How the last run ended.
-    pub(crate) outcome: Option<Result<Receipt, FailureCode>>,
-    pub(crate) paused_until: Duration,
 }
 
 /// A session at the source.
@@ -54,73 +46,33 @@ struct Lane {
     is_closed: bool,
 }
 
-impl SourceAgent {
-    pub(crate) fn new(take_over: bool) -> Self {
-        Self {
-            is_running: false,
-            run: 0,
-            take_over,
-            attempt: 0,
-            sent: Sent::default(),
-            session: None,
-            outcome: None,
-            paused_until: Duration::ZERO,
-        }
-    }
-}
-
 impl World {
-    /// A run of a source agent begins.
-    pub(crate) fn start_source(&mut self, source: usize) -> Checked {
-        let agent = &mut self.sources[source];
-        agent.is_running = true;
-        agent.run += 1;
-        agent.attempt = 0;
-        agent.sent = Sent::default();
-        agent.outcome = None;
-        agent.paused_until = Duration::ZERO;
-        self.dial(source)
-    }
-
-    /// A run of a source agent is killed; another begins later.
-    pub(crate) fn kill_source(&mut self, source: usize) {
-        let agent = &mut self.sources[source];
-        if !agent.is_running || agent.outcome.is_some() {
-            return;
-        }
-        agent.is_running = false;
-        agent.session = None;
-        let says_so = self.rng.chance(80);
-        self.cut_of_source(source, says_so);
-        let later = self.rng.millis(50, 20_000);
-        self.after(later, Event::StartSource(source));
-    }
-
-    /// Begins a session, or tries again later.
-    pub(crate) fn dial(&mut self, source: usize) -> Checked {
-        self.count_session();
+    pub(crate) fn begin_session(&mut self, source: usize) -> Checked {
         let generation = self.checker.generation();
-        if !self.can_dial() {
-            return self.dial_again(source, FailureCode::Connect);
+        if !self.realm.can_dial() {
+            self.dial_again(source, FailureCode::Connect);
+            return Ok(());
         }
-        let control = self.connect(source, Purpose::Control);
-        let now = self.now();
+        let control = self.realm.connect(source, Purpose::Control);
+        let now = self.realm.now();
+        let hello = self.realm.lives[source].greet(
+            source,
+            Hello {
+                clone_id: CLONE,
+                instance: Uuid::nil(),
+                attempt: 0,
+                take_over: false,
+                volume_size: self.geometry.volume_size(),
+                chunk_size: ChunkSize::MIN,
+                streams: self.setting.streams,
+                generation: generation_text(generation),
+                features: vec![],
+                required_features: vec![],
+                tree: None,
+                agent: String::new(),
+            },
+        );
         let agent = &mut self.sources[source];
-        agent.attempt += 1;
-        let hello = Hello {
-            clone_id: CLONE,
-            instance: Uuid::from_u128(u128::from(agent.run) << 8 | source as u128),
-            attempt: agent.attempt,
-            take_over: agent.take_over,
-            volume_size: self.geometry.volume_size(),
-            chunk_size: ChunkSize::MIN,
-            streams: self.setting.streams,
-            generation: generation_text(generation),
-            features: vec![],
-            required_features: vec![],
-            tree: None,
-            agent: String::new(),
-        };
         agent.session = Some(SourceEnd {
             machine: SourceSession::new(now, hello, agent.sent),
             control,
@@ -133,29 +85,18 @@ impl World {
         self.settle_source(source)
     }
 
-    fn dial_again(&mut self, source: usize, code: FailureCode) -> Checked {
-        if code == FailureCode::SourceChanged && self.setting.offers_changed {
-            // Whoever wants the clone starts the agent anew.
-            self.sources[source].is_running = false;
-            let later = self.rng.millis(50, 5000);
-            self.after(later, Event::StartSource(source));
-        } else if !code.is_retryable() || self.time >= DEADLINE {
-            self.sources[source].outcome = Some(Err(code));
-        } else {
-            let backoff = self.rng.millis(50, 3000);
-            let run = self.sources[source].run;
-            self.after(backoff, Event::Dial(source, run));
-        }
-        Ok(())
+    fn dial_again(&mut self, source: usize, code: FailureCode) {
+        let again = code == FailureCode::SourceChanged && self.setting.offers_changed;
+        self.realm.dial_again(source, code, again);
     }
 
-    pub(crate) fn source_receives(
+    pub(crate) fn tell_source(
         &mut self,
         source: usize,
         connection: ConnectionId,
         payload: Payload,
     ) -> Checked {
-        let now = self.now();
+        let now = self.realm.now();
         let Some(session) = &mut self.sources[source].session else {
             return Ok(());
         };
@@ -173,7 +114,7 @@ impl World {
                 session.machine.handle_message(now, message);
                 let is_same_session = session.machine.stage() != Stage::Handshake;
                 let after = session.machine.watermark();
-                super::checker::check(
+                check(
                     !is_same_session || after.durable_bytes >= before.durable_bytes,
                     || format!("the source knew {before:?}, now {after:?}"),
                 )?;
@@ -194,8 +135,8 @@ impl World {
         self.settle_source(source)
     }
 
-    pub(crate) fn source_timeout(&mut self, source: usize) -> Checked {
-        let now = self.now();
+    pub(crate) fn wake_source(&mut self, source: usize) -> Checked {
+        let now = self.realm.now();
         if let Some(session) = &mut self.sources[source].session {
             session.machine.handle_timeout(now);
         }
@@ -204,27 +145,30 @@ impl World {
 
     fn settle_source(&mut self, source: usize) -> Checked {
         loop {
-            let now = self.now();
+            let now = self.realm.now();
             let Some(session) = &mut self.sources[source].session else {
                 return Ok(());
             };
             // The last word is said before the connection ends.
             if let Some(message) = session.machine.poll_message(now) {
                 let control = session.control;
-                self.trace(|| format!("source {source} says {}", message.name()));
-                self.send(control, Side::Target, Payload::Control(message));
+                self.realm
+                    .trace(|| format!("source {source} says {}", message.name()));
+                self.realm
+                    .send(control, Side::Target, Payload::Control(message));
                 continue;
             }
             match session.machine.poll_action() {
                 Some(SourceAction::Transfer(transfer)) => self.start_round(source, transfer),
                 Some(SourceAction::Done(receipt)) => {
                     self.hang_up_source(source);
-                    self.sources[source].outcome = Some(Ok(*receipt));
+                    self.realm.lives[source].outcome = Some(Ok(*receipt));
                 }
                 Some(SourceAction::Fail(failure)) => {
-                    self.trace(|| format!("source {source} fails: {failure}"));
+                    self.realm
+                        .trace(|| format!("source {source} fails: {failure}"));
                     self.hang_up_source(source);
-                    self.dial_again(source, failure.code)?;
+                    self.dial_again(source, failure.code);
                 }
                 None => return Ok(()),
             }
@@ -239,18 +183,19 @@ impl World {
         agent.sent = session.machine.sent();
         let lanes = session.lanes.iter().map(|lane| lane.connection);
         for connection in lanes.chain([session.control]) {
-            self.send(connection, Side::Target, Payload::Lost);
+            self.realm.send(connection, Side::Target, Payload::Lost);
         }
     }
 
     fn start_round(&mut self, source: usize, transfer: Transfer) {
         let offered = transfer.offer;
-        self.trace(|| format!("source {source} begins a round, offers: {offered}"));
+        self.realm
+            .trace(|| format!("source {source} begins a round, offers: {offered}"));
         let lanes: Vec<_> = (0..transfer.streams)
             .map(|number| {
                 let token = transfer.token;
-                let connection = self.connect(source, Purpose::Data);
-                self.send(
+                let connection = self.realm.connect(source, Purpose::Data);
+                self.realm.send(
                     connection,
                     Side::Target,
                     Payload::Preamble { number, token },
@@ -265,7 +210,8 @@ impl World {
             .collect();
         for lane in &lanes {
             let pause = self.pace();
-            self.after(pause, Event::Read(source, lane.connection));
+            self.realm
+                .after(pause, Event::Job(Job::Read(source, lane.connection)));
         }
         if let Some(session) = &mut self.sources[source].session {
             session.lanes = lanes;
@@ -298,7 +244,8 @@ impl World {
         if index >= count {
             let frames = lane.frames;
             if !std::mem::replace(&mut lane.is_ended, true) {
-                self.send(connection, Side::Target, Payload::End { frames });
+                self.realm
+                    .send(connection, Side::Target, Payload::End { frames });
             }
             return Ok(());
         }
@@ -323,7 +270,7 @@ impl World {
             if transfer.offer {
                 session.machine.handle_offer(at, digest);
                 // An offer that is damaged costs a chunk's way, no more.
-                let is_corrupt = self.rng.chance(self.setting.corrupt_offers);
+                let is_corrupt = self.realm.rng.chance(self.setting.corrupt_offers);
                 let digest = if is_corrupt {
                     volferry_protocol::digest::Digest::of_chunk(b"damaged")
                 } else {
@@ -345,9 +292,10 @@ impl World {
         for at in chunks {
             self.checker.source_sends(generation, at as usize, tag);
         }
-        self.send(connection, Side::Target, payload);
+        self.realm.send(connection, Side::Target, payload);
         let pause = self.pace();
-        self.after(pause, Event::Read(source, connection));
+        self.realm
+            .after(pause, Event::Job(Job::Read(source, connection)));
         self.settle_source(source)
     }
 

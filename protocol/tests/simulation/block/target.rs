@@ -8,7 +8,7 @@ use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::SessionToken;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
-use volferry_protocol::journal::{Checkpoint, replay};
+use volferry_protocol::journal::{Checkpoint, JOURNAL_MAGIC, replay};
 use volferry_protocol::message::{Hello, Message};
 use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::receipt::AgentStats;
@@ -16,18 +16,20 @@ use volferry_protocol::session::{
     Admission, Fence, Stage, Standing, TargetAction, TargetLimits, TargetSession,
 };
 
-use super::checker::{Checked, check, chunks_of, generation_of};
+use super::checker::{chunks_of, generation_of};
 use super::content;
-use super::network::{ConnectionId, Payload, Side};
-use super::storage::Tag;
-use super::world::{Broken, CLONE, Event, World};
+use super::world::{Job, Payload, World};
+use crate::fencing::{Checked, Violation, check};
+use crate::network::{ConnectionId, Side};
+use crate::realm::{Broken, CLONE, Event};
+use crate::tag::Tag;
 
-/// The target agent, in all its runs.
+/// Bytes after which the journal is written anew: small, so that it happens.
+const REWRITE_LEN: usize = 2048;
+
+/// What a run of the target agent knows.
 #[derive(Debug, Default)]
 pub(crate) struct TargetAgent {
-    pub(crate) is_running: bool,
-    /// Counts the runs.
-    pub(crate) run: u64,
     fence: Fence,
     standing: Option<Standing>,
     /// What the journal said when this run began.
@@ -95,55 +97,47 @@ fn lost() -> Failure {
 
 impl World {
     /// A run of the target agent begins.
-    pub(crate) fn start_target(&mut self) -> Checked {
+    pub(crate) fn run_target(&mut self) {
+        self.realm.run_target();
         let journal = replay(&self.journal.cached).ok();
         let checkpoint = journal.and_then(|replay| replay.checkpoint);
         let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
         self.target = TargetAgent {
-            is_running: true,
-            run: self.target.run + 1,
             fence: Fence::after(epoch),
             checkpoint: checkpoint.filter(|_| self.setting.has_journal),
             ..TargetAgent::default()
         };
-        Ok(())
     }
 
     /// The target agent is killed, with or without its host; another run begins later.
-    pub(crate) fn kill_target(&mut self, has_power: bool, is_journal_lost: bool) -> Checked {
-        if !self.target.is_running {
+    pub(crate) fn crash_target(&mut self, has_power: bool, is_journal_lost: bool) -> Checked {
+        if !self.realm.is_target_running {
             return Ok(());
         }
-        self.target.is_running = false;
         self.target.sessions.clear();
         for (index, tag) in std::mem::take(&mut self.target.writes).into_values() {
-            self.disk.write_in_part(&mut self.rng, index as usize, tag);
+            self.disk
+                .write_in_part(&mut self.realm.rng, index as usize, tag);
         }
         self.disk.forget_flush();
-        self.journal.crash(&mut self.rng, has_power);
+        self.journal.crash(&mut self.realm.rng, has_power);
         if !has_power {
-            self.disk.crash(&mut self.rng);
+            self.disk.crash(&mut self.realm.rng);
         }
         if is_journal_lost {
             self.journal.lose();
         }
         self.checker.target_restarted(is_journal_lost);
         self.storage_changed()?;
-        self.cut_of_target(has_power);
-        let later = self.rng.millis(50, 20_000);
-        self.after(later, Event::StartTarget);
+        self.realm.stop_target(has_power);
         Ok(())
     }
 
-    pub(crate) fn target_receives(
-        &mut self,
-        connection: ConnectionId,
-        payload: Payload,
-    ) -> Checked {
+    pub(crate) fn tell_target(&mut self, connection: ConnectionId, payload: Payload) -> Checked {
         match payload {
             Payload::Control(Message::Hello(hello)) => self.admit(connection, hello)?,
             Payload::Control(message) => {
-                let now = self.now();
+                let now = self.realm.now();
                 if let Some(session) = self.session_of(connection) {
                     session.machine.handle_message(now, message);
                 }
@@ -161,7 +155,7 @@ impl World {
                     session.numbers.insert(number);
                     session.lanes.insert(connection, Lane::default());
                 } else {
-                    self.send(connection, Side::Source, Payload::Lost);
+                    self.realm.send(connection, Side::Source, Payload::Lost);
                 }
             }
             Payload::Lost => self.target_lost(connection),
@@ -174,7 +168,7 @@ impl World {
                         session.fail(Failure::new(FailureCode::Protocol, text));
                     }
                 }
-                self.send(connection, Side::Source, Payload::Closed);
+                self.realm.send(connection, Side::Source, Payload::Closed);
                 self.check_drained(connection);
             }
             Payload::Closed => {}
@@ -215,12 +209,13 @@ impl World {
 
     fn admit(&mut self, control: ConnectionId, hello: Hello) -> Checked {
         let admission = self.target.fence.admit(&hello);
-        self.trace(|| format!("target: {} is {admission:?}", hello.instance.as_u128()));
+        self.realm
+            .trace(|| format!("target: {} is {admission:?}", hello.instance.as_u128()));
         let refusal = match admission {
             Admission::Busy => Some(FailureCode::Busy),
             Admission::Fenced => Some(FailureCode::Fenced),
             Admission::Granted(epoch) => {
-                self.checker.granted(&hello)?;
+                self.checker.fencing.granted(&hello)?;
                 let waiting = Waiting {
                     control,
                     hello,
@@ -252,8 +247,9 @@ impl World {
 
     fn refuse(&mut self, control: ConnectionId, code: FailureCode) {
         let refusal = Message::Error(Failure::new(code, ""));
-        self.send(control, Side::Source, Payload::Control(refusal));
-        self.send(control, Side::Source, Payload::Lost);
+        self.realm
+            .send(control, Side::Source, Payload::Control(refusal));
+        self.realm.send(control, Side::Source, Payload::Lost);
     }
 
     /// Begins the session that waits, once nobody else can write.
@@ -267,7 +263,7 @@ impl World {
         else {
             return Ok(());
         };
-        self.checker.session_begins(epoch)?;
+        self.checker.fencing.session_begins(epoch)?;
         let limits = TargetLimits {
             flush_bytes: self.setting.flush_bytes,
             has_journal: self.setting.has_journal,
@@ -275,11 +271,11 @@ impl World {
             ..TargetLimits::default()
         };
         let mut token = [0; 32];
-        token[..8].copy_from_slice(&self.rng.u64().to_be_bytes());
-        let mut machine = TargetSession::new(self.now(), CLONE, epoch, String::new(), limits);
+        token[..8].copy_from_slice(&self.realm.rng.u64().to_be_bytes());
+        let mut machine = TargetSession::new(self.realm.now(), CLONE, epoch, String::new(), limits);
         let instance = hello.instance;
         let generation = generation_of(&hello.generation);
-        machine.handle_message(self.now(), Message::Hello(hello));
+        machine.handle_message(self.realm.now(), Message::Hello(hello));
         let session = TargetEnd {
             machine,
             control,
@@ -343,23 +339,24 @@ impl World {
     }
 
     fn begin_work(&mut self, epoch: u64, work: Work) {
-        let time = if self.rng.chance(1) {
-            self.rng.millis(1000, 25_000)
+        let time = if self.realm.rng.chance(1) {
+            self.realm.rng.millis(1000, 25_000)
         } else {
-            self.rng.micros(100, 50_000)
+            self.realm.rng.micros(100, 50_000)
         };
         if let Some(session) = self.target.sessions.get_mut(&epoch) {
             session.in_flight += 1;
         }
-        let run = self.target.run;
-        self.after(time, Event::WorkDone { run, epoch, work });
+        let run = self.realm.target_run;
+        self.realm
+            .after(time, Event::Job(Job::Done { run, epoch, work }));
     }
 
     pub(crate) fn work_done(&mut self, epoch: u64, work: Work) -> Checked {
-        let now = self.now();
+        let now = self.realm.now();
         let geometry = self.geometry;
         if matches!(work, Work::Write { .. } | Work::Zero(_)) {
-            self.checker.session_writes(epoch)?;
+            self.checker.fencing.session_writes(epoch)?;
         }
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
@@ -439,7 +436,7 @@ impl World {
     }
 
     fn prepared(&mut self, epoch: u64) -> Checked {
-        let now = self.now();
+        let now = self.realm.now();
         let geometry = self.geometry;
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
@@ -511,7 +508,7 @@ impl World {
 
     /// Nothing more can come once all data connections have come and gone.
     fn check_drained_session(&mut self, epoch: u64) {
-        let now = self.now();
+        let now = self.realm.now();
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return;
         };
@@ -523,8 +520,8 @@ impl World {
         }
     }
 
-    pub(crate) fn target_timeout(&mut self) -> Checked {
-        let now = self.now();
+    pub(crate) fn wake_target(&mut self) -> Checked {
+        let now = self.realm.now();
         for session in self.target.sessions.values_mut() {
             session.machine.handle_timeout(now);
         }
@@ -541,8 +538,8 @@ impl World {
     }
 
     /// Does the next thing that a session wants; gives whether there was one.
-    fn settle_session(&mut self, epoch: u64) -> Result<bool, super::checker::Violation> {
-        let now = self.now();
+    fn settle_session(&mut self, epoch: u64) -> Result<bool, Violation> {
+        let now = self.realm.now();
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(false);
         };
@@ -565,8 +562,10 @@ impl World {
                 }
                 _ => {}
             }
-            self.trace(|| format!("target says {} in {epoch}", message.name()));
-            self.send(control, Side::Source, Payload::Control(message));
+            self.realm
+                .trace(|| format!("target says {} in {epoch}", message.name()));
+            self.realm
+                .send(control, Side::Source, Payload::Control(message));
             return Ok(true);
         }
         let Some(action) = session.machine.poll_action() else {
@@ -583,7 +582,7 @@ impl World {
                 self.begin_work(epoch, Work::Flush);
             }
             TargetAction::Journal(checkpoint) => {
-                let is_alone = self.journal.begin(checkpoint.encode());
+                let is_alone = self.begin_record(checkpoint.encode());
                 check(is_alone, || "two sessions journal".to_owned())?;
                 let session = self.target.sessions.get_mut(&epoch).expect("it runs");
                 if self.setting.broken == Broken::Journal {
@@ -602,17 +601,29 @@ impl World {
             TargetAction::Seal => session.machine.seal(now, 0, AgentStats::default()),
             TargetAction::Done(receipt) => {
                 let generation = session.generation;
-                self.trace(|| format!("target is done in {epoch}"));
+                self.realm.trace(|| format!("target is done in {epoch}"));
                 self.checker
                     .check_receipt(&receipt, generation, &self.disk)?;
                 self.hang_up_target(epoch);
             }
             TargetAction::Fail(failure) => {
-                self.trace(|| format!("target fails in {epoch}: {failure}"));
+                self.realm
+                    .trace(|| format!("target fails in {epoch}: {failure}"));
                 self.hang_up_target(epoch);
             }
         }
         Ok(true)
+    }
+
+    /// Begins to write a record, into a new file when this one is torn or long. Gives whether no other
+    /// one is being written.
+    fn begin_record(&mut self, record: Vec<u8>) -> bool {
+        let is_whole = replay(&self.journal.cached).is_ok_and(|replay| replay.torn_len == 0);
+        if is_whole && self.journal.cached.len() < REWRITE_LEN {
+            self.journal.append(record)
+        } else {
+            self.journal.replace([&JOURNAL_MAGIC[..], &record].concat())
+        }
     }
 
     fn hang_up_target(&mut self, epoch: u64) {
@@ -623,7 +634,7 @@ impl World {
         let lanes = session.lanes.keys().copied();
         let connections: Vec<_> = lanes.chain([session.control]).collect();
         for connection in connections {
-            self.send(connection, Side::Source, Payload::Lost);
+            self.realm.send(connection, Side::Source, Payload::Lost);
         }
     }
 

@@ -1,17 +1,9 @@
-//! The target's disk and its journal, each with what would be read now and what a loss of power
-//! leaves.
+//! The target's disk, with what would be read now and what a loss of power leaves.
 
 use std::collections::BTreeSet;
 
-use volferry_protocol::journal::{JOURNAL_MAGIC, replay};
-
-use super::rng::Rng;
-
-/// The content of a chunk, by a number: 0 is zeros.
-pub(crate) type Tag = u64;
-
-/// What no source ever holds: a chunk that was written in part.
-const TORN: Tag = 1 << 63;
+use crate::rng::Rng;
+use crate::tag::{TORN, Tag};
 
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -119,79 +111,5 @@ impl Disk {
             flushing[index] = None;
         }
         self.rotten.insert(index);
-    }
-}
-
-/// Bytes after which the journal is written anew: small, so that it happens.
-const REWRITE_LEN: usize = 2048;
-
-#[derive(Debug, Default)]
-pub(crate) struct Journal {
-    pub(crate) durable: Vec<u8>,
-    pub(crate) cached: Vec<u8>,
-    /// What is on its way to the cache: a record at the end, or a file in place of this one.
-    writing: Option<Writing>,
-}
-
-#[derive(Debug)]
-enum Writing {
-    Append(Vec<u8>),
-    /// Another file, which is flushed and renamed: there is the one or the other.
-    Replace(Vec<u8>),
-}
-
-impl Journal {
-    /// Gives whether no other record is being written.
-    pub(crate) fn begin(&mut self, record: Vec<u8>) -> bool {
-        let is_whole = replay(&self.cached).is_ok_and(|replay| replay.torn_len == 0);
-        let writing = if is_whole && self.cached.len() < REWRITE_LEN {
-            Writing::Append(record)
-        } else {
-            Writing::Replace([&JOURNAL_MAGIC[..], &record].concat())
-        };
-        self.writing.replace(writing).is_none()
-    }
-
-    /// The record is written and flushed.
-    pub(crate) fn end(&mut self) {
-        match self.writing.take().expect("a record is being written") {
-            Writing::Append(record) => self.cached.extend(record),
-            Writing::Replace(file) => self.cached = file,
-        }
-        self.durable.clone_from(&self.cached);
-    }
-
-    /// The process ends, and the power may fail.
-    pub(crate) fn crash(&mut self, rng: &mut Rng, has_power: bool) {
-        match self.writing.take() {
-            Some(Writing::Append(mut record)) => {
-                record.truncate(rng.index(record.len() + 1));
-                if rng.chance(20) {
-                    // The file grew, and the bytes didn't come.
-                    let from = rng.index(record.len() + 1);
-                    record[from..].fill(0);
-                }
-                self.cached.extend(record);
-            }
-            Some(Writing::Replace(file)) if rng.chance(50) => {
-                self.cached.clone_from(&file);
-                self.durable = file;
-            }
-            Some(Writing::Replace(_)) | None => {}
-        }
-        if !has_power {
-            let kept = self.cached.len().saturating_sub(self.durable.len());
-            let kept = self.durable.len() + rng.index(kept + 1);
-            if self.cached.starts_with(&self.durable) {
-                self.cached.truncate(kept);
-                self.durable.clone_from(&self.cached);
-            } else {
-                self.cached.clone_from(&self.durable);
-            }
-        }
-    }
-
-    pub(crate) fn lose(&mut self) {
-        *self = Self::default();
     }
 }
