@@ -268,7 +268,9 @@ impl<C: Connector + 'static> Session<'_, C> {
         if let Some(reading) = &self.reading {
             let seen = reading.walk.seen();
             progress.set_entries(seen.names);
-            progress.set_moved(seen.data_bytes, seen.bytes.saturating_sub(seen.data_bytes));
+            // What the target held already did not move.
+            let sent = self.sent();
+            progress.set_moved(sent.data_bytes, sent.zero_bytes);
         }
         let watermark = self.machine.watermark();
         if watermark != Watermark::default() {

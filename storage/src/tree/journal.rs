@@ -128,6 +128,16 @@ impl TreeJournal {
         self.known.parts.get(&stamp)
     }
 
+    /// Bytes that it said to be durable of the file with this stamp.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(super) fn bytes_of(&self, stamp: Stamp) -> io::Result<u64> {
+        let part = self.part(stamp).map_or(0, Partial::durable_bytes);
+        let file = self.find(stamp)?.map_or(0, |file| file.size);
+        Ok(file.max(part))
+    }
+
     /// Writes what a flush has covered, and makes it durable.
     ///
     /// # Errors

@@ -167,8 +167,10 @@ impl TreeTarget {
             epoch: 0,
         };
         target.look_for_journal()?;
-        if target.goes_on && options.reuse == Reuse::Times {
-            // What an attempt wrote and could not flush looks the same and may be anything.
+        let is_begun = exists(&target.root, &target.staging_name());
+        if is_begun && options.reuse == Reuse::Times {
+            // What an attempt wrote and could not flush looks the same and may be anything, whatever
+            // became of its journal.
             target.options.reuse = Reuse::Content;
         }
         if !options.overwrite
@@ -544,7 +546,7 @@ struct LargeState {
     is_placed: bool,
     digest: FileDigest,
     data_bytes: u64,
-    /// Bytes of it of which the journal knows.
+    /// Bytes of this state of it of which the journal knows, under whatever number.
     noted_bytes: u64,
     /// Bytes of it that an earlier session brought, holes included.
     resumed_bytes: u64,
@@ -916,7 +918,8 @@ impl RestoreWorker {
                     size: u64::from(zero_map.chunk_len()),
                     data_bytes: data.len() as u64,
                 };
-                self.shared.note_finished(finished, 0);
+                let noted_bytes = self.shared.noted_bytes(stamp)?;
+                self.shared.note_finished(finished, noted_bytes);
                 Ok(())
             }
             Record::Keep {

@@ -649,14 +649,14 @@ where
     }
 
     fn seal(&mut self) {
-        let bytes = self.machine.durable_bytes();
-        let progress = &self.context.progress;
-        progress.set_size(bytes);
-        progress.set_durable(bytes);
         let stats = self.context.stats(&self.agent);
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
         self.machine.seal(Instant::now(), unix_seconds, stats);
+        let bytes = self.machine.durable_bytes();
+        let progress = &self.context.progress;
+        progress.set_size(bytes);
+        progress.set_durable(bytes);
     }
 }

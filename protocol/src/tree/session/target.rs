@@ -295,7 +295,6 @@ impl TreeTargetSession {
             self.fail(Failure::new(FailureCode::Integrity, text));
             return;
         }
-        self.durable_bytes = summary.counts.bytes;
         self.summary = Some(summary);
         self.course.act(TreeTargetAction::Seal);
     }
@@ -317,6 +316,8 @@ impl TreeTargetSession {
         fidelity.add(&summary.fidelity);
         let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
         let logical_bytes = summary.counts.bytes;
+        // Not before: of what was only compared no journal speaks, should this end be killed.
+        self.durable_bytes = logical_bytes;
         // Either end may have started anew and forgotten what it counted.
         let taken_bytes = self.earlier.taken_bytes.saturating_add(self.taken_bytes);
         let sent_bytes = finish.sent.data_bytes.max(taken_bytes);

@@ -102,6 +102,12 @@ impl Restore {
         self.checked_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of a state of a file of which the journal knows: they are no news, however they came again.
+    pub(super) fn noted_bytes(&self, stamp: Stamp) -> Result<u64, TreeError> {
+        let noted = lock(&self.journal).bytes_of(stamp);
+        noted.map_err(|error| self.io(Operation::Read, &self.journal_path(), error))
+    }
+
     /// Notes that a file is in its place. `noted_bytes` of it are in the journal already.
     pub(super) fn note_finished(&self, finished: Finished, noted_bytes: u64) {
         let news = finished.size.saturating_sub(noted_bytes);
@@ -250,7 +256,6 @@ impl RestoreWorker {
             return Ok(Some(Holding::Other { file: partial.file }));
         }
         let state = LargeState {
-            noted_bytes: partial.durable_bytes(),
             resumed_bytes: partial.durable_bytes(),
             kept_data_bytes: partial.data_bytes,
             digest,
@@ -474,8 +479,10 @@ impl RestoreWorker {
         let Some(file) = self.large_file(number)? else {
             return Ok(());
         };
+        let noted_bytes = self.shared.noted_bytes(stamp)?;
         let mut state = lock(&file.state);
         state.shown_path = path.to_vec();
+        state.noted_bytes = noted_bytes;
         if state.begun.replace((stamp, size)).is_some() {
             let number = format!("file {number}");
             return Err(Restore::refuse(number.as_bytes(), Refusal::Twice));
