@@ -9,9 +9,10 @@
 //!            | generation length (2) | generation
 //!            | witnesses (2) | (chunk index (8) | digest (32))*
 //!            | subtrees (4)  | (start (8) | level (1) | digest (32))*
+//!            | [shut out (2) | instance (16)*]
 //! ```
 //!
-//! with numbers big-endian. A record is appended after each flush and says all that is durable by
+//! with numbers big-endian; where nobody was shut out, the last line is left out. A record is appended after each flush and says all that is durable by
 //! then, so that the last whole record counts and whatever follows it is a torn write. The digest
 //! tree sums up what is durable in a handful of subtrees: a record has a few KiB, whatever the
 //! volume's size, and the file is written anew before it reaches [`JOURNAL_LEN_MAX`].
@@ -38,6 +39,9 @@ pub const SUBTREES_MAX: usize = 4096;
 
 /// Witnesses that a checkpoint may hold.
 pub const WITNESSES_MAX: usize = 16;
+
+/// Runs of the source agent that a checkpoint may say to be shut out.
+const SHUT_OUT_MAX: usize = crate::session::fence::SHUT_OUT_MAX;
 
 /// Bytes that a source's generation may have.
 pub const GENERATION_LEN_MAX: usize = 4096;
@@ -82,6 +86,9 @@ pub struct Checkpoint {
     pub witnesses: Vec<Witness>,
     /// What is durable.
     pub durable: Vec<Subtree>,
+    /// Runs of the source agent that may not come back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shut_out: Vec<Uuid>,
 }
 
 impl Checkpoint {
@@ -123,6 +130,13 @@ impl Checkpoint {
             body.push(u8::try_from(subtree.level).unwrap_or(u8::MAX));
             body.extend(subtree.digest.0);
         }
+        if !self.shut_out.is_empty() {
+            let shut_out = self.shut_out.get(..SHUT_OUT_MAX).unwrap_or(&self.shut_out);
+            body.extend(u16::try_from(shut_out.len()).unwrap_or(0).to_be_bytes());
+            shut_out
+                .iter()
+                .for_each(|instance| body.extend(instance.as_bytes()));
+        }
         let mut record = Vec::with_capacity(body.len().saturating_add(4 + CHECK_LEN));
         record.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
         record.extend(&body);
@@ -159,6 +173,13 @@ impl Checkpoint {
                 })
             })
             .collect::<Result<_, Truncated>>()?;
+        let shut_out_count = match reader.is_empty() {
+            true => 0,
+            false => reader.u16()?,
+        };
+        let shut_out = (0..shut_out_count)
+            .map(|_| Ok(Uuid::from_bytes(reader.array()?)))
+            .collect::<Result<_, Truncated>>()?;
         if !reader.is_empty() {
             return Err(BadRecord);
         }
@@ -174,6 +195,7 @@ impl Checkpoint {
             target_mark,
             witnesses,
             durable,
+            shut_out,
         })
     }
 }
@@ -273,6 +295,7 @@ mod tests {
                 level: 24,
                 digest,
             }],
+            shut_out: vec![Uuid::from_u128(9), Uuid::from_u128(10)],
         }
     }
 

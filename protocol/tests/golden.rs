@@ -665,6 +665,7 @@ fn checkpoint() -> Checkpoint {
             digest: DIGEST,
         }],
         durable: welcome().durable,
+        shut_out: vec![],
     }
 }
 

@@ -672,6 +672,10 @@ where
         self.context
             .progress
             .set_volume(geometry.volume_size(), resumed_bytes);
+        let standing = Standing {
+            shut_out: self.held.fence.shut_out(),
+            ..standing
+        };
         let streams = self
             .machine
             .handle_prepared(Instant::now(), token, standing, offer);

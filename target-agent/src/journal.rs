@@ -177,6 +177,7 @@ mod tests {
             target_mark: 0,
             witnesses: vec![],
             durable: (0..subtrees).map(subtree).collect(),
+            shut_out: vec![],
         }
     }
 

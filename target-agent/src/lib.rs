@@ -123,7 +123,7 @@ enum Claimed {
     /// A block device or a regular file.
     Volume(Box<Held>),
     /// A directory.
-    Directory(HeldTree),
+    Directory(Box<HeldTree>),
 }
 
 /// Claims the volume and the journal of `clone_id`, before anybody may connect.
@@ -133,7 +133,7 @@ enum Claimed {
 pub fn open(config: &TargetConfig, clone_id: Uuid) -> Result<Target, Failure> {
     if config.volume.is_dir() {
         return tree::open(config, clone_id)
-            .map(Claimed::Directory)
+            .map(|held| Claimed::Directory(Box::new(held)))
             .map(Target);
     }
     let held = open_volume(config, clone_id)?;
@@ -158,7 +158,11 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         .flatten()
         .or(handed_over)
         .filter(|_| config.resume != Resume::Nothing);
-    let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
+    let fence = checkpoint
+        .as_ref()
+        .map_or_else(Fence::default, |checkpoint| {
+            Fence::after(checkpoint.epoch, &checkpoint.shut_out)
+        });
     let goes_on = checkpoint.is_some()
         || config.resume == Resume::Digest
         // An earlier run may have made the file and died before the journal's first record.
@@ -181,7 +185,7 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     let held = Held {
         volume: Volume::Claimed(volume),
         journal: journal.map(|journal| Arc::new(Mutex::new(journal))),
-        fence: Fence::after(epoch),
+        fence,
         known,
         standing: None,
         moved: (0, 0),
@@ -237,7 +241,7 @@ where
     context.admin.set_ready(true);
     let outcome = match target.0 {
         Claimed::Volume(held) => serve_volume(config, &context, *held, None, &mut greeter).await,
-        Claimed::Directory(target) => tree::serve(config, &context, target, &mut greeter).await,
+        Claimed::Directory(target) => tree::serve(config, &context, *target, &mut greeter).await,
     };
     context.admin.set_ready(false);
     greeter.close().await;

@@ -16,6 +16,9 @@ use crate::message::Hello;
 /// through more has other troubles, and the oldest are not the ones that come back.
 const KNOWN_MAX: usize = 4096;
 
+/// Of these, runs that were shut out and are remembered across a restart of the target.
+pub const SHUT_OUT_MAX: usize = 64;
+
 /// Who holds the session, and who may not come back.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
@@ -54,13 +57,28 @@ pub enum Admission {
 
 impl Fence {
     /// A fence whose next session has an epoch above `epoch`, that of the last session that is
-    /// known.
+    /// known, and into which those who were shut out are not let again.
     #[must_use]
-    pub fn after(epoch: u64) -> Self {
+    pub fn after(epoch: u64, shut_out: &[Uuid]) -> Self {
+        let known = shut_out.iter().map(|instance| Known {
+            instance: *instance,
+            attempt: 0,
+            is_shut_out: true,
+        });
         Self {
             epoch,
-            ..Self::default()
+            holder: None,
+            known: known.collect(),
         }
+    }
+
+    /// The runs that were shut out, for the journal: those that were known last.
+    #[must_use]
+    pub fn shut_out(&self) -> Vec<Uuid> {
+        let shut_out = self.known.iter().filter(|known| known.is_shut_out);
+        let mut shut_out: Vec<_> = shut_out.map(|known| known.instance).collect();
+        shut_out.drain(..shut_out.len().saturating_sub(SHUT_OUT_MAX));
+        shut_out
     }
 
     /// A source asks for a session.
@@ -172,7 +190,7 @@ mod tests {
 
     #[test]
     fn of_two_sources_one_holds_the_session() {
-        let mut fence = Fence::after(7);
+        let mut fence = Fence::after(7, &[]);
         assert_eq!(fence.admit(&hello(1, 1, false)), Admission::Granted(8));
         assert_eq!(fence.admit(&hello(2, 1, false)), Admission::Busy);
         assert_eq!(
@@ -204,6 +222,30 @@ mod tests {
         fence.release(2);
         assert_eq!(fence.admit(&hello(1, 3, true)), Admission::Fenced);
         assert_eq!(fence.admit(&hello(2, 2, false)), Admission::Granted(3));
+    }
+
+    /// What a journal remembers of a fence keeps out whom that did, and nobody else.
+    #[test]
+    fn who_was_shut_out_stays_out_after_a_restart() {
+        let mut fence = Fence::default();
+        let last = SHUT_OUT_MAX as u128 + 3;
+        for instance in 1..=last {
+            let granted = fence.admit(&hello(instance, 1, true));
+            assert!(matches!(granted, Admission::Granted(_)), "{instance}");
+        }
+        let shut_out = fence.shut_out();
+        assert_eq!(shut_out.len(), SHUT_OUT_MAX);
+        let mut again = Fence::after(fence.epoch(), &shut_out);
+        assert_eq!(again.shut_out(), shut_out);
+        for instance in 3..last {
+            let answer = again.admit(&hello(instance, 2, true));
+            assert_eq!(answer, Admission::Fenced, "{instance}");
+        }
+        let epoch = fence.epoch() + 1;
+        assert_eq!(
+            again.admit(&hello(last, 2, false)),
+            Admission::Granted(epoch)
+        );
     }
 
     #[test]

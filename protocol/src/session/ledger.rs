@@ -380,6 +380,7 @@ mod tests {
             target_mark: 0,
             witnesses: ledger.witnesses().collect(),
             durable: ledger.durable().collect(),
+            shut_out: vec![],
         };
         let resumed = Ledger::resume(geometry, &checkpoint).unwrap();
         assert_eq!(resumed.watermark(), ledger.watermark());

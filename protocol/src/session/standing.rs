@@ -27,6 +27,8 @@ pub struct Standing {
     pub repaired_bytes: u64,
     /// What tells the target file from others; 0 for a device.
     pub target_mark: u64,
+    /// Runs of the source agent that may not come back, as the fence has them.
+    pub shut_out: Vec<Uuid>,
 }
 
 /// Why a clone can't go on from a checkpoint.
@@ -87,6 +89,7 @@ impl Standing {
             matched_bytes: 0,
             repaired_bytes: 0,
             target_mark: 0,
+            shut_out: Vec::new(),
         }
     }
 
@@ -154,6 +157,7 @@ impl Standing {
             taken_bytes: self.taken_bytes,
             matched_bytes: self.matched_bytes,
             target_mark: self.target_mark,
+            shut_out: self.shut_out.clone(),
             witnesses: self.ledger.witnesses().collect(),
             durable: self
                 .ledger

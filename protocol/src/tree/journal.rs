@@ -9,6 +9,7 @@
 //! file     2  stamp: 16, digest: 32, size: 8, data bytes: 8
 //! part     3  stamp: 16, file number: 8, size: 8, data bytes: 8,
 //!             count: 4, count × (start: 8, count: 8, chaining value: 32)
+//! shut out 4  instance: 16
 //! ```
 //!
 //! Numbers are big-endian. A check is the beginning of a BLAKE3 digest of what is before it in the
@@ -48,6 +49,8 @@ pub enum Entry {
         /// Whether the target held nothing else before the clone began.
         is_alone: bool,
     },
+    /// A run of the source agent was shut out.
+    ShutOut(Uuid),
     /// A file is durable, in its place.
     File(Finished),
     /// Pieces of a file are durable. Of two entries for one stamp, the later one counts.
@@ -95,6 +98,7 @@ impl Partial {
 const SESSION: u8 = 1;
 const FILE: u8 = 2;
 const PART: u8 = 3;
+const SHUT_OUT: u8 = 4;
 
 impl Entry {
     /// Appends the form in the file.
@@ -104,6 +108,10 @@ impl Entry {
                 out.push(SESSION);
                 out.extend(epoch.to_be_bytes());
                 out.push(u8::from(*is_alone));
+            }
+            Self::ShutOut(instance) => {
+                out.push(SHUT_OUT);
+                out.extend(instance.as_bytes());
             }
             Self::File(file) => {
                 out.push(FILE);
@@ -139,6 +147,7 @@ impl Entry {
                 epoch: reader.u64()?,
                 is_alone: reader.u8()? == 1,
             },
+            SHUT_OUT => Self::ShutOut(Uuid::from_bytes(reader.array()?)),
             FILE => Self::File(Finished {
                 stamp: Stamp(reader.array()?),
                 digest: Digest(reader.array()?),
@@ -248,6 +257,7 @@ mod tests {
             let entries = [
                 Entry::Session { epoch, is_alone: count > 2 },
                 Entry::File(Finished { stamp, digest, size, data_bytes }),
+                Entry::ShutOut(Uuid::from_bytes(stamp.0)),
                 Entry::Part(Partial { stamp, file, size, data_bytes, parts: vec![part; count] }),
             ];
             let mut payload = Vec::new();

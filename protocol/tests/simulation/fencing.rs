@@ -28,8 +28,10 @@ pub(crate) struct Fencing {
     holder: Option<Uuid>,
     /// The last attempt that was let in, by who made it.
     attempts: BTreeMap<Uuid, u32>,
-    /// Who was shut out in this run of the target.
+    /// Who was shut out, as this run of the target knows it.
     shut_out: HashSet<Uuid>,
+    /// Of these, those of which the journal knows.
+    recorded: HashSet<Uuid>,
     /// The last session that could write, in any run.
     epoch_max: u64,
 }
@@ -37,9 +39,14 @@ pub(crate) struct Fencing {
 impl Fencing {
     /// The target agent runs anew; it may have lost its journal.
     pub(crate) fn target_restarted(&mut self, is_journal_lost: bool) {
-        let epoch_max = if is_journal_lost { 0 } else { self.epoch_max };
+        if is_journal_lost {
+            *self = Self::default();
+            return;
+        }
         *self = Self {
-            epoch_max,
+            epoch_max: self.epoch_max,
+            shut_out: self.recorded.clone(),
+            recorded: std::mem::take(&mut self.recorded),
             ..Self::default()
         };
     }
@@ -47,6 +54,7 @@ impl Fencing {
     /// The journal is gone, and with it the last epoch, should the target's run end now.
     pub(crate) fn journal_removed(&mut self) {
         self.epoch_max = 0;
+        self.recorded.clear();
     }
 
     /// A source was let in.
@@ -89,6 +97,9 @@ impl Fencing {
             format!("session {epoch} may write after {}", self.epoch_max)
         })?;
         self.epoch_max = epoch;
+        if has_journal {
+            self.recorded.clone_from(&self.shut_out);
+        }
         Ok(())
     }
 }

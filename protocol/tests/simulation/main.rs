@@ -154,6 +154,13 @@ fn a_target_without_a_fence_is_found_out() {
     }
 }
 
+#[test]
+fn a_target_that_forgets_who_was_shut_out_is_found_out() {
+    for kind in [Kind::Volume, Kind::Tree] {
+        assert!(is_found(kind, Broken::Forget, "was shut out and is let in"));
+    }
+}
+
 /// Pieces of two states of a file make neither.
 #[test]
 fn a_target_that_mixes_states_of_a_file_is_found_out() {

@@ -34,6 +34,8 @@ pub(crate) enum Broken {
     Journal,
     /// It lets a session begin while another one runs.
     Fence,
+    /// Restarted, it has forgotten who was shut out.
+    Forget,
     /// It knows pieces of a file by its path, whatever state of it they are of.
     Stamp,
     /// It keeps its journal when what was written reads back wrong.

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 use volferry_protocol::codec::Reader;
+use volferry_protocol::session::fence::SHUT_OUT_MAX;
 use volferry_protocol::tree::journal::{self, Entry, Finished, Partial};
 use volferry_protocol::tree::offer::Stamp;
 
@@ -36,6 +37,8 @@ struct Known {
     epoch: u64,
     /// Whether the target held nothing else before the first session.
     is_alone: Option<bool>,
+    /// Runs of the source agent that were shut out, the last ones.
+    shut_out: Vec<Uuid>,
     /// The beginning of each file's stamp and where its entry is, in order.
     files: Vec<(u64, u64)>,
     parts: HashMap<Stamp, Partial>,
@@ -91,6 +94,11 @@ impl TreeJournal {
     /// Whether the target held nothing else before the clone began; `None` when no session is known.
     pub(super) const fn is_alone(&self) -> Option<bool> {
         self.known.is_alone
+    }
+
+    /// Runs of the source agent that may not come back.
+    pub(super) fn shut_out(&self) -> &[Uuid] {
+        &self.known.shut_out
     }
 
     /// Bytes of files that it said to be durable when it was opened.
@@ -250,6 +258,13 @@ impl Known {
                 Ok(Entry::Session { epoch, is_alone }) => {
                     self.epoch = self.epoch.max(epoch);
                     self.is_alone.get_or_insert(is_alone);
+                    // Each session says all of them.
+                    self.shut_out.clear();
+                }
+                Ok(Entry::ShutOut(instance)) => {
+                    if self.shut_out.len() < SHUT_OUT_MAX {
+                        self.shut_out.push(instance);
+                    }
                 }
                 Ok(Entry::File(file)) => {
                     self.files.push((key_of(file.stamp), offset));
@@ -325,7 +340,7 @@ mod tests {
         };
         let files = (1..=200).map(|byte| Entry::File(finished(byte)));
         journal
-            .append(std::iter::once(session).chain(files))
+            .append([session, Entry::ShutOut(ID)].into_iter().chain(files))
             .unwrap();
         let parts = [partial(9, 1), partial(201, 1), partial(202, 1)];
         journal.append(parts.into_iter().map(Entry::Part)).unwrap();
@@ -348,6 +363,7 @@ mod tests {
         assert_eq!(journal.find(Stamp([201; 16])).unwrap(), None);
         assert_eq!(journal.part(Stamp([201; 16])), Some(&partial(201, 2)));
         assert_eq!(journal.part(Stamp([202; 16])), None, "it is whole by now");
+        assert_eq!(journal.shut_out(), [ID]);
         let sizes: u64 = (1..=200).sum::<u64>() + 202;
         assert_eq!(journal.durable_bytes(), sizes + (2 << 20) + (1 << 20));
     }

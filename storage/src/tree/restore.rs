@@ -18,7 +18,7 @@
 //! of what was durable: the next attempt goes on from there. What it can keep is the business of
 //! `held`; what must go because the source doesn't have it, of `sweep`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -116,12 +116,14 @@ pub struct TreeTarget {
     is_blank: bool,
     /// Whether a session came to its end, and its journal is gone.
     is_concluded: bool,
-    /// Whether what was written read back wrong.
-    repairs: bool,
+    /// Bytes of data that were written since something read back wrong, when it did.
+    repaired_bytes: Option<Arc<AtomicU64>>,
     /// Whether the directory held nothing else when the clone began, from the first session on.
     was_alone: Option<bool>,
     /// The last epoch that the journal knows of.
     epoch: u64,
+    /// Runs of the source agent that it says to be shut out.
+    shut_out: Vec<Uuid>,
 }
 
 impl TreeTarget {
@@ -162,9 +164,10 @@ impl TreeTarget {
             goes_on: false,
             is_blank: false,
             is_concluded: false,
-            repairs: false,
+            repaired_bytes: None,
             was_alone: None,
             epoch: 0,
+            shut_out: Vec::new(),
         };
         target.look_for_journal()?;
         let is_begun = exists(&target.root, &target.staging_name());
@@ -200,6 +203,7 @@ impl TreeTarget {
         self.was_alone = journal.is_alone();
         self.is_blank = self.goes_on && journal.is_empty();
         self.epoch = journal.epoch();
+        self.shut_out = journal.shut_out().to_vec();
         Ok(())
     }
 
@@ -225,7 +229,7 @@ impl TreeTarget {
     /// # Errors
     /// When the journal can't be removed.
     pub fn begin_repair(&mut self) -> Result<(), TreeError> {
-        self.repairs = true;
+        self.repaired_bytes.get_or_insert_default();
         self.distrust()
     }
 
@@ -247,6 +251,12 @@ impl TreeTarget {
     #[must_use]
     pub const fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// The runs of the source agent that an attempt of this clone has shut out.
+    #[must_use]
+    pub fn shut_out(&self) -> &[Uuid] {
+        &self.shut_out
     }
 
     /// How much room its filesystem has.
@@ -271,15 +281,21 @@ impl TreeTarget {
     }
 
     /// Makes the directory ready to take the tree in the session `epoch`, the first or a later one:
-    /// everything that an earlier one wrote with has ended.
+    /// everything that an earlier one wrote with has ended. `shut_out` are the runs of the source agent
+    /// that may not come back, for a later run of this end.
     ///
     /// # Errors
     /// When what is in the way can't be removed, or the staging directory can't be made.
-    pub fn prepare(&mut self, terms: TreeTerms, epoch: u64) -> Result<Restore, TreeError> {
+    pub fn prepare(
+        &mut self,
+        terms: TreeTerms,
+        epoch: u64,
+        shut_out: &[Uuid],
+    ) -> Result<Restore, TreeError> {
         allow_open_files();
         let staging_name = self.staging_name();
         let reuse = match self.options.reuse {
-            _ if self.repairs => Reuse::Content,
+            _ if self.repaired_bytes.is_some() => Reuse::Content,
             Reuse::Nothing | Reuse::Journal if self.is_concluded => Reuse::Times,
             reuse => reuse,
         };
@@ -320,8 +336,9 @@ impl TreeTarget {
         let is_alone = journal.is_alone().or(self.was_alone).unwrap_or(is_alone);
         self.was_alone = Some(is_alone);
         let session = JournalEntry::Session { epoch, is_alone };
+        let shut_out = shut_out.iter().copied().map(JournalEntry::ShutOut);
         journal
-            .append(std::iter::once(session))
+            .append(std::iter::once(session).chain(shut_out))
             .map_err(StorageError::io(Operation::Write, &self.path))?;
         let is_dirty = self.goes_on && !clears || !was_empty;
         let sweeps = is_dirty && (is_alone || self.options.delete_extra);
@@ -346,7 +363,7 @@ impl TreeTarget {
             terms,
             epoch,
             reuse,
-            repairs: self.repairs,
+            repaired_bytes: self.repaired_bytes.clone(),
             offers: compares || !journal.is_empty(),
             staging_name,
             staging,
@@ -442,8 +459,8 @@ pub struct Restore {
     owner: (u32, u32),
     epoch: u64,
     reuse: Reuse,
-    /// Whether what differs read back wrong before.
-    repairs: bool,
+    /// Bytes of data that were written since something read back wrong, by all sessions.
+    repaired_bytes: Option<Arc<AtomicU64>>,
     /// Whether there is anything that could be kept.
     offers: bool,
     staging_name: Vec<u8>,
@@ -526,6 +543,13 @@ struct LargeFile {
     state: Mutex<LargeState>,
 }
 
+impl LargeFile {
+    fn piece_twice(&self, index: u64) -> TreeError {
+        let piece = format!("piece {index} of file {}", self.number);
+        Restore::refuse(piece.as_bytes(), Refusal::PieceTwice)
+    }
+}
+
 /// What a large file began with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
@@ -548,6 +572,8 @@ struct LargeState {
     data_bytes: u64,
     /// Bytes of this state of it of which the journal knows, under whatever number.
     noted_bytes: u64,
+    /// Pieces that are being written.
+    claimed: BTreeSet<u64>,
     /// Bytes of it that an earlier session brought, holes included.
     resumed_bytes: u64,
     /// Bytes in blocks that hold data, of what was found to be equal.
@@ -614,6 +640,13 @@ impl Restore {
         self.data_bytes.load(Ordering::Relaxed)
     }
 
+    fn note_written(&self, data_bytes: u64) {
+        let counters = [Some(&self.data_bytes), self.repaired_bytes.as_deref()];
+        for counter in counters.into_iter().flatten() {
+            counter.fetch_add(data_bytes, Ordering::Relaxed);
+        }
+    }
+
     /// Does what has to come last but for the root's own metadata, and makes all of it durable. Every
     /// worker has ended by then, and [`Self::conclude`] follows when the tree is proven.
     ///
@@ -655,7 +688,10 @@ impl Restore {
             data_bytes: self.data_bytes() + self.kept_data_bytes.load(Ordering::Relaxed),
             resumed_bytes: self.resumed_bytes.load(Ordering::Relaxed),
             matched_bytes: self.matched_bytes.load(Ordering::Relaxed),
-            repaired_bytes: if self.repairs { self.data_bytes() } else { 0 },
+            repaired_bytes: self
+                .repaired_bytes
+                .as_ref()
+                .map_or(0, |bytes| bytes.load(Ordering::Relaxed)),
         })
     }
 
@@ -1082,9 +1118,7 @@ impl RestoreWorker {
         self.shared
             .with_room(is_full, || write_runs(&file, 0, zero_map, data))
             .map_err(|error| self.shared.io_of(Operation::Write, &path, size, error))?;
-        self.shared
-            .data_bytes
-            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.shared.note_written(data.len() as u64);
         let handle = MetadataHandle::Open(file.as_fd());
         self.adorn(handle, &path, &entry.metadata, false, false)?;
         if entry.group != 0 {
@@ -1284,6 +1318,7 @@ impl RestoreWorker {
                 path: format!("piece {index} of file {number}"),
             });
         }
+        self.claim(&file, index, 1)?;
         let start = index.saturating_mul(u64::from(PIECE_LEN));
         for run in zero_map.runs() {
             let range = ByteRange::new(start + u64::from(run.start), start + u64::from(run.end));
@@ -1298,10 +1333,20 @@ impl RestoreWorker {
             written.map_err(|error| self.of_write(&file, error, range.len()))?;
         }
         let data_len = u64::from(zero_map.data_len());
-        self.shared
-            .data_bytes
-            .fetch_add(data_len, Ordering::Relaxed);
+        self.shared.note_written(data_len);
         self.take_in(&file, [(index, piece)].into_iter(), data_len)
+    }
+
+    /// Takes pieces for this thread to write: one that came before, or is being written, is not written
+    /// again.
+    fn claim(&self, file: &LargeFile, index: u64, count: u64) -> Result<(), TreeError> {
+        let mut state = lock(&file.state);
+        for at in index..index.saturating_add(count) {
+            if state.digest.contains(at) || !state.claimed.insert(at) {
+                return Err(file.piece_twice(at));
+            }
+        }
+        Ok(())
     }
 
     /// Makes a range of a file zero where it may hold something.
@@ -1330,6 +1375,7 @@ impl RestoreWorker {
         let piece_len = u64::from(PIECE_LEN);
         let start = index.saturating_mul(piece_len);
         let end = last.saturating_mul(piece_len) + u64::from(last_len);
+        self.claim(&file, index, u64::from(count))?;
         let zeroed = self.zero(&file, ByteRange::new(start, end));
         zeroed.map_err(|error| self.of_write(&file, error, end - start))?;
         let pieces = (index..=last).map(|index| {
@@ -1367,10 +1413,9 @@ impl RestoreWorker {
     ) -> Result<(), TreeError> {
         let mut state = lock(&file.state);
         for (index, piece) in pieces {
-            state.digest.insert(index, piece).map_err(|index| {
-                let piece = format!("piece {index} of file {}", file.number);
-                Restore::refuse(piece.as_bytes(), Refusal::PieceTwice)
-            })?;
+            state.claimed.remove(&index);
+            let inserted = state.digest.insert(index, piece);
+            inserted.map_err(|index| file.piece_twice(index))?;
         }
         if state.digest.node_count() > NODES_MAX {
             let number = format!("file {}", file.number);

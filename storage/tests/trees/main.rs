@@ -322,7 +322,7 @@ fn clone_by(
     options: TreeTargetOptions,
 ) -> (TreeSummary, TreeSummary) {
     let mut target = TreeTarget::open(to, CLONE, options).unwrap();
-    let restore = Arc::new(target.prepare(TreeTerms::default(), 1).unwrap());
+    let restore = Arc::new(target.prepare(TreeTerms::default(), 1, &[]).unwrap());
     let walked = walk(
         readers,
         from,

@@ -1,23 +1,29 @@
 //! Trees of which the target holds something: what is offered, answered, kept and compared, and what
 //! becomes of it when the source or the target changes meanwhile.
 
-use std::fs;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use volferry_protocol::codec::Reader;
+use volferry_protocol::tree::file_digest::PieceDigest;
 use volferry_protocol::tree::offer::{Answer, Pieces};
 use volferry_protocol::tree::record::Record;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
+use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{
     Outgoing, Restore, RestoreWorker, Reuse, TreeError, TreeSource, TreeTarget, TreeTargetOptions,
     Walk, WalkEnd, WalkOptions, Walked,
 };
 
-use super::{CLONE, Mount};
+use super::{CLONE, Mount, skip};
 
 /// The content goes with the name that was met first; the others are links to it, whatever becomes of
 /// the first meanwhile.
@@ -128,6 +134,121 @@ fn a_filesystem_that_takes_two_names_for_one_is_noticed() {
     assert!(made.is_err_and(|error| is_told(&error)));
 }
 
+/// Who puts a file in its place holds it, and asks for the list of files; who makes durable what was
+/// finished goes through the list, and must not hold it while it asks for a file.
+#[test]
+fn what_is_finished_becomes_durable_while_files_are_put_in_their_place() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return skip("no filesystem in memory").unwrap_or_default();
+    };
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    for number in 0..600 {
+        let file = File::create(from.join(number.to_string())).unwrap();
+        file.set_len(262_145 + number).unwrap();
+    }
+    let session = Session::compare(&to, Reuse::Journal);
+    let is_sent = AtomicBool::new(false);
+    let (done_sender, done) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_sent.load(Ordering::Relaxed) {
+                session.restore.checkpoint().unwrap();
+            }
+        });
+        scope.spawn(move || {
+            // Two threads that wait for each other would wait for ever, and the test with them.
+            let is_over = done.recv_timeout(Duration::from_secs(120)).is_ok();
+            if !is_over {
+                let _unseen =
+                    std::io::stderr().write_all(b"a flush and a file wait for each other\n");
+                std::process::abort();
+            }
+        });
+        session.send(&from, |_| {}).unwrap();
+        is_sent.store(true, Ordering::Relaxed);
+        done_sender.send(()).unwrap();
+    });
+    assert_eq!(session.end().unwrap().counts.files, 600);
+}
+
+/// The target holds each file open that is compared: the source has few of them under way at once,
+/// however many there are.
+#[test]
+fn many_files_that_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::create_dir(&to).unwrap();
+    for number in 0..2100 {
+        for root in [&from, &to] {
+            let file = File::create(root.join(number.to_string())).unwrap();
+            file.set_len(262_145).unwrap();
+        }
+    }
+    let session = Session::compare(&to, Reuse::Content);
+    let (mut under_way, mut most) = (HashSet::new(), 0);
+    let count = |outgoing: &Outgoing| {
+        match outgoing {
+            Outgoing::Begin { file, .. } => drop(under_way.insert(*file)),
+            Outgoing::SamePieces { file, .. } => drop(under_way.remove(file)),
+            _ => {}
+        }
+        most = most.max(under_way.len());
+    };
+    session.send(&from, count).unwrap();
+    let made = session.end().unwrap();
+    assert_eq!((made.counts.files, made.data_bytes), (2100, 0));
+    assert!(
+        (1..=64).contains(&most),
+        "{most} files were compared at once"
+    );
+}
+
+/// What came once is not written over, though its session fails: the journal may speak of it.
+#[test]
+fn a_piece_that_comes_twice_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let session = Session::compare(&dir.path().join("to"), Reuse::Journal);
+    let mut worker = session.restore.worker();
+    let mut write = |bytes: &[u8]| {
+        let digest = PieceDigest::of(0, bytes).chaining_value;
+        worker.write_piece(1, 0, digest, &ZeroMap::scan(bytes), bytes)
+    };
+    write(&[1; 8192]).unwrap();
+    let refused = write(&[2; 8192]).unwrap_err();
+    assert!(
+        refused.to_string().contains("a piece came twice"),
+        "{refused}"
+    );
+    let staged = dir.path().join(format!("to/.volferry-{CLONE}/1"));
+    assert!(fs::read(staged).unwrap().iter().all(|byte| *byte == 1));
+}
+
+/// What comes again is durable once.
+#[test]
+fn what_was_durable_and_comes_again_is_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    fs::write(from.join("a"), "content").unwrap();
+    fs::hard_link(from.join("a"), from.join("b")).unwrap();
+    fs::write(from.join("large"), vec![1; 3 << 20]).unwrap();
+    for epoch in 1..4 {
+        let session = match epoch {
+            1 => Session::compare(&to, Reuse::Journal),
+            _ => Session::go_on(&to, epoch),
+        };
+        session.send(&from, |_| {}).unwrap();
+        session.restore.complete().unwrap();
+        assert_eq!(
+            session.restore.durable_bytes(),
+            (3 << 20) + 7,
+            "session {epoch}"
+        );
+    }
+}
+
 fn is_told(error: &TreeError) -> bool {
     let text = error.to_string();
     text.contains("not there") || text.contains("came twice")
@@ -181,7 +302,7 @@ impl Session {
 
     fn begin(target: &mut TreeTarget, epoch: u64) -> Self {
         Self {
-            restore: Arc::new(target.prepare(TreeTerms::default(), epoch).unwrap()),
+            restore: Arc::new(target.prepare(TreeTerms::default(), epoch, &[]).unwrap()),
             epoch,
             readers: 1,
         }

@@ -478,9 +478,9 @@ where
                 .fail(Failure::internal("the target directory is away".to_owned()));
             return;
         };
-        let epoch = self.epoch;
+        let (epoch, shut_out) = (self.epoch, self.held.fence.shut_out());
         let begun = (self.preparing).begin(&self.context.cpu, "target-prepare", move || {
-            let prepared = target.prepare(terms, epoch).map(Box::new);
+            let prepared = target.prepare(terms, epoch, &shut_out).map(Box::new);
             (target, prepared)
         });
         self.check_begun(begun);

@@ -101,10 +101,21 @@ impl World {
         self.realm.run_target();
         let journal = replay(&self.journal.cached).ok();
         let checkpoint = journal.and_then(|replay| replay.checkpoint);
-        let epoch = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.epoch);
+        let checkpoint = checkpoint.filter(|_| self.setting.has_journal);
+        let fence = checkpoint
+            .as_ref()
+            .map_or_else(Fence::default, |checkpoint| {
+                let forgets = self.setting.broken == Broken::Forget;
+                let shut_out = if forgets {
+                    &[]
+                } else {
+                    &checkpoint.shut_out[..]
+                };
+                Fence::after(checkpoint.epoch, shut_out)
+            });
         self.target = TargetAgent {
-            fence: Fence::after(epoch),
-            checkpoint: checkpoint.filter(|_| self.setting.has_journal),
+            fence,
+            checkpoint,
             ..TargetAgent::default()
         };
     }
@@ -476,6 +487,10 @@ impl World {
                 Standing::new(now, geometry, &hello)
             }
             None => Standing::new(now, geometry, &hello),
+        };
+        let standing = Standing {
+            shut_out: self.target.fence.shut_out(),
+            ..standing
         };
         let session = self.target.sessions.get_mut(&epoch).expect("it runs");
         session.claims = chunks_of(&geometry, &standing.ledger.durable().collect::<Vec<_>>());

@@ -4,6 +4,7 @@
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
 
+use uuid::Uuid;
 use volferry_protocol::codec::Reader;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::FailureCode;
@@ -82,6 +83,7 @@ pub(crate) enum Applied {
 pub(crate) struct Known {
     pub(crate) epoch: u64,
     pub(crate) is_alone: Option<bool>,
+    pub(crate) shut_out: Vec<Uuid>,
     pub(crate) files: BTreeMap<Stamp, Finished>,
     pub(crate) parts: BTreeMap<Stamp, Partial>,
     /// Where the last whole record ends.
@@ -103,7 +105,9 @@ impl Known {
                     Entry::Session { epoch, is_alone } => {
                         known.epoch = known.epoch.max(epoch);
                         known.is_alone.get_or_insert(is_alone);
+                        known.shut_out.clear();
                     }
+                    Entry::ShutOut(instance) => known.shut_out.push(instance),
                     Entry::File(file) => {
                         known.parts.remove(&file.stamp);
                         known.files.insert(file.stamp, file);

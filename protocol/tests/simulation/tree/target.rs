@@ -116,7 +116,7 @@ impl World {
     pub(crate) fn new_target(known: &Known, reuse: Reuse, is_staged: bool) -> TargetAgent {
         let goes_on = known.is_alone.is_some();
         TargetAgent {
-            fence: Fence::after(known.epoch),
+            fence: Fence::after(known.epoch, &known.shut_out),
             earlier: Earlier::default(),
             repairs: 0,
             // What an attempt wrote and could not flush looks the same and may be anything.
@@ -138,7 +138,10 @@ impl World {
 
     pub(crate) fn run_target(&mut self) {
         self.realm.run_target();
-        let known = Known::read(&self.journal.cached);
+        let mut known = Known::read(&self.journal.cached);
+        if self.setting.broken == Broken::Forget {
+            known.shut_out.clear();
+        }
         self.target = Self::new_target(&known, self.setting.reuse, self.is_staged);
     }
 
@@ -485,16 +488,17 @@ impl World {
         target.is_blank = false;
         self.is_staged = true;
         // What comes behind the last whole record is cut off; a file that is none begins anew.
-        let session = Entry::Session { epoch, is_alone };
+        let mut entries = vec![Entry::Session { epoch, is_alone }];
+        entries.extend(target.fence.shut_out().into_iter().map(Entry::ShutOut));
         let is_alone = match known.len {
             0 => {
-                let record = record(journal::HEADER_LEN, &[session]);
+                let record = record(journal::HEADER_LEN, &entries);
                 self.journal
                     .replace([&journal::header(CLONE)[..], &record].concat())
             }
             len => {
                 self.journal.cut(len);
-                self.journal.append(record(len, &[session]))
+                self.journal.append(record(len, &entries))
             }
         };
         check(is_alone, || "two sessions journal".to_owned())?;
