@@ -345,6 +345,23 @@ fn of_two_sources_one_clones_the_tree() {
     assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
 }
 
+/// The journal remembers it: a source that was paused meanwhile comes back to another run of the target,
+/// and is turned away for good.
+#[test]
+fn who_was_shut_out_stays_out_when_the_target_was_restarted() {
+    let mut held = Held::new(&[]);
+    held.source.signal(Signal::STOP);
+    let second = held.trial.start_source(&["--take-over"]);
+    wait_until_at_least(held.target.admin(), "sessions", 2);
+    held.restart(Role::Target);
+    wait_until_at_least(held.target.admin(), "sessions", 1);
+    held.source.signal(Signal::CONT);
+    let _shut_out = held.source.end().failed(5, &["another run"]);
+    held.trial.proxy.open();
+    let receipt = ends_well(&held.trial, second, held.target);
+    assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
+}
+
 #[test]
 fn what_another_clone_left_is_not_gone_on_from() {
     let held = Held::new(&[]);
