@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use volferry_tests::agents::Agents;
 use volferry_tests::device::Namespaces;
 use volferry_tests::link::{Link, Path};
+use volferry_tests::skip::skip;
 use volferry_tests::{MIB, PATIENCE, tree, volume};
 use volferry_transport::Role;
 
@@ -180,5 +181,50 @@ fn a_tree_gets_through_a_bad_link_over_both_transports() {
         let _proven = source_agent.end().succeeded();
         let _proven = target_agent.end().succeeded();
         tree::assert_same(&source, &target);
+    }
+}
+
+/// What `auto` takes on a path of `millis`, where the source's kernel has `congestion` for TCP; and why.
+fn taken_by_auto(millis: u64, congestion: &str) -> Option<(String, String)> {
+    let path = Path {
+        round_trip: Duration::from_millis(millis),
+        ..Path::default()
+    };
+    let link = Link::new(path)?;
+    let set = || fs::write("/proc/sys/net/ipv4/tcp_congestion_control", congestion);
+    if let Err(error) = Namespaces::run_in(&link.ends().left, set) {
+        return skip(&format!("the kernel has no {congestion}: {error}"));
+    }
+    let agents = Agents::default();
+    let source_volume = agents.path("source");
+    volume::create_dense(&source_volume, MIB, 7);
+    let target = agents.start_target_within(link.ends(), &agents.path("target"), &[]);
+    let auto = ["--transport", "auto"];
+    let address = target.address();
+    let source = agents.start_source_within(link.ends(), address, &source_volume, &auto);
+    let _proven = source.end().succeeded();
+    let said = target.end().succeeded().stderr;
+    // The connections that were only measured are no peers that were turned away.
+    assert!(!said.contains("refused"), "{said}");
+    let source = &agents.receipt(Role::Target)["source"];
+    let text = |name: &str| source[name].as_str().unwrap().to_owned();
+    Some((text("transport"), text("transport_why")))
+}
+
+#[test]
+fn auto_takes_quic_on_a_long_path_where_tcp_slows_down_at_each_loss() {
+    for (congestion, transport, why) in [
+        ("cubic", "quic", "slows down at each loss"),
+        ("bbr", "tls", "bears loss"),
+    ] {
+        let Some(taken) = taken_by_auto(30, congestion) else {
+            continue;
+        };
+        assert_eq!(taken.0, transport, "{}", taken.1);
+        assert!(
+            taken.1.contains(why) && taken.1.contains(congestion),
+            "{}",
+            taken.1
+        );
     }
 }

@@ -140,7 +140,7 @@ fn a_tree_is_cloned() {
 fn auto_takes_quic_where_tcp_can_not_connect_and_tls_where_it_can() {
     for (offered, taken, why) in [
         ("quic", "quic", "the other could not connect"),
-        ("auto", "tls", "it connects"),
+        ("auto", "tls", "the path is short"),
     ] {
         let agents = Agents::default();
         let source_volume = agents.path("source");

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
 use crate::error::TransportError;
@@ -352,7 +352,12 @@ struct Door {
 
 impl Door {
     async fn let_in(&self, stream: TcpStream, address: SocketAddr) -> Option<SecureStream> {
-        let greeted = timeout(self.limits.handshake_timeout, self.greet(stream, address)).await;
+        let give_up_at = Instant::now() + self.limits.handshake_timeout;
+        // A peer that only wanted to know whether it can connect, and how long that takes.
+        if let Ok(Ok(0)) = timeout_at(give_up_at, stream.peek(&mut [0])).await {
+            return None;
+        }
+        let greeted = timeout_at(give_up_at, self.greet(stream, address)).await;
         let (error, stream) = match greeted {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(refused)) => refused,
