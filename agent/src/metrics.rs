@@ -72,6 +72,18 @@ const READINGS: &[Reading] = &[
         |r| r.wire_bytes as f64,
     ),
     (
+        "volferry_compressed_bytes_total",
+        "Bytes of data that travelled compressed, as they were",
+        Kind::Counter,
+        |r| r.compression.compressed_bytes as f64,
+    ),
+    (
+        "volferry_compressed_to_bytes_total",
+        "Bytes that these had become",
+        Kind::Counter,
+        |r| r.compression.compressed_to_bytes as f64,
+    ),
+    (
         "volferry_sent_bytes_total",
         "Bytes of data that went from end to end, in all sessions",
         Kind::Counter,

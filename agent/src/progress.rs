@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use volferry_protocol::compression::Compressed;
 use volferry_protocol::geometry::ChunkIndex;
 use volferry_protocol::journal::Checkpoint;
-use volferry_protocol::receipt::TransportStats;
+use volferry_protocol::receipt::{CompressionStats, TransportStats};
 use volferry_protocol::session::Stage;
 use volferry_protocol::waits::{Limit, Waits, limit_at_source, limit_at_target};
 
@@ -64,6 +65,11 @@ pub struct Progress {
     transport: Mutex<TransportStats>,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
+    /// Payload bytes that were sent or received, as they are without compression.
+    pub payload_bytes: Counter,
+    /// Of these, those that travelled compressed, and what they had become.
+    compressed_bytes: Counter,
+    compressed_to_bytes: Counter,
     /// Time that the tasks of the data connections waited for the volume: for a chunk that was
     /// read, or for a buffer that was written.
     pub volume_wait: Clock,
@@ -196,6 +202,9 @@ pub struct Report {
     pub checked_bytes: u64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: u64,
+    /// What compression saved.
+    #[serde(flatten)]
+    pub compression: CompressionStats,
     /// Sessions so far, as this agent has seen them; a reconnect begins a new one.
     pub sessions: u64,
     /// Seconds since the agent started.
@@ -252,6 +261,9 @@ impl Progress {
             checkpoint: Mutex::new(None),
             transport: Mutex::default(),
             wire_bytes: Counter::default(),
+            payload_bytes: Counter::default(),
+            compressed_bytes: Counter::default(),
+            compressed_to_bytes: Counter::default(),
             volume_wait: Clock::default(),
             peer_wait: Clock::default(),
             throttle_wait: Clock::default(),
@@ -323,6 +335,24 @@ impl Progress {
     #[must_use]
     pub fn durable_bytes(&self) -> u64 {
         self.durable_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A payload of so many bytes was sent, or received.
+    pub fn count_payload(&self, len: u32, compressed: Option<Compressed>) {
+        self.payload_bytes.add(len.into());
+        if let Some(compressed) = compressed {
+            self.compressed_bytes.add(len.into());
+            self.compressed_to_bytes.add(compressed.len.into());
+        }
+    }
+
+    /// What compression saved so far.
+    #[must_use]
+    pub fn compression(&self) -> CompressionStats {
+        CompressionStats {
+            compressed_bytes: self.compressed_bytes.sum(),
+            compressed_to_bytes: self.compressed_to_bytes.sum(),
+        }
     }
 
     /// A chunk with so many bytes of data was sent, or taken in.
@@ -438,6 +468,7 @@ impl Progress {
             resent_bytes,
             checked_bytes: self.checked_bytes.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
+            compression: self.compression(),
             sessions: self.session_count.load(Ordering::Relaxed),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,

@@ -73,6 +73,7 @@ impl Context {
             cpu_seconds: self.cpu.total().as_secs_f64(),
             peak_memory_bytes: peak_memory_bytes(),
             transport: self.progress.transport(),
+            compression: self.progress.compression(),
             waits: Some(self.progress.waits()),
         }
     }

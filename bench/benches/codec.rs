@@ -4,6 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use volferry_protocol::compression::Codecs;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::frame::DataFrame;
 use volferry_protocol::geometry::{BLOCK_SIZE, ChunkIndex, ChunkSize, Geometry};
@@ -15,6 +16,7 @@ fn header(criterion: &mut Criterion) {
         index: ChunkIndex(42),
         digest: Digest::of_chunk(b"any"),
         payload_len: ChunkSize::DEFAULT.bytes(),
+        compressed: None,
     };
     let mut group = criterion.benchmark_group("codec/header");
     let mut bytes = Vec::with_capacity(DataFrame::HEADER_LEN);
@@ -27,7 +29,7 @@ fn header(criterion: &mut Criterion) {
     let mut header = [0; DataFrame::HEADER_LEN];
     header.copy_from_slice(&bytes);
     group.bench_function("decode", |bencher| {
-        bencher.iter(|| DataFrame::decode(black_box(&header), &geometry));
+        bencher.iter(|| DataFrame::decode(black_box(&header), &geometry, Codecs::NONE));
     });
     group.finish();
 }

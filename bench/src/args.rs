@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::compression::CompressionArgs;
 use crate::limit::Limit;
 use crate::paths::PathsArgs;
 use crate::row::Row;
@@ -59,6 +60,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Paths(PathsArgs),
+    Compression(CompressionArgs),
 }
 
 impl Args {

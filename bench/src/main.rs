@@ -15,6 +15,7 @@
 
 mod args;
 mod chart;
+mod compression;
 mod devices;
 mod error;
 mod floor;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     let done = match &args.command {
         Some(args::Command::Paths(args)) => paths::run(args),
+        Some(args::Command::Compression(args)) => compression::run(args),
         None => run::run(&args),
     };
     match done {

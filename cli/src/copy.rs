@@ -9,6 +9,7 @@ use volferry_agent::options::{
     TransportOptions, TreeOptions, parse_chunk_size, parse_part, parse_size,
 };
 use volferry_agent::outcome;
+use volferry_protocol::compression::Wanted;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
@@ -73,6 +74,11 @@ pub(crate) struct Arguments {
     /// Bytes that are sent each second at most; 0 for no limit
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     bandwidth_limit: u64,
+
+    /// How what is sent is compressed: none, lz4, zstd (or zstd:1 to zstd:9), or auto, as long as that
+    /// makes the clone faster
+    #[arg(long, value_name = "METHOD", default_value_t)]
+    compression: Wanted,
 
     #[command(flatten)]
     transport: TransportOptions,
@@ -146,6 +152,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
         bandwidth_limit: arguments.bandwidth_limit,
+        compression: arguments.compression,
         generation: arguments.source_generation.clone(),
         ..source
     };

@@ -5,6 +5,7 @@
 //! docs/protocol.md is the normative text; `tests/golden.rs` pins the bytes.
 
 use crate::codec::{Reader, Truncated};
+use crate::compression::{Codec, Codecs, Compressed};
 use crate::digest::Digest;
 use crate::geometry::{ChunkIndex, ChunkRange, Geometry};
 use crate::message::Message;
@@ -142,15 +143,17 @@ impl ControlFrame {
 ///
 /// ```text
 /// 0   1  1 = chunk, 2 = zero, 3 = end, 4 = offer
-/// 1   3  0
+/// 1   1  codec of the payload (chunk that is compressed), else 0
+/// 2   2  0
 /// 4   4  payload length in bytes (chunk), else 0
 /// 8   8  first chunk index (chunk, zero, offer), else 0
-/// 16  8  chunks (zero), frames sent before on this connection (end), else 0
+/// 16  8  chunks (zero), frames sent before on this connection (end), bytes of the payload on the wire (chunk that
+///        is compressed), else 0
 /// 24 32  chunk digest (chunk, offer), else 0
 /// ```
 ///
 /// A chunk frame goes on with its zero map (as long as the chunk needs) and its payload: the
-/// chunk's blocks that are not zero, in order.
+/// chunk's blocks that are not zero, in order, as they are or compressed as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataFrame {
     /// One chunk that holds data.
@@ -159,8 +162,10 @@ pub enum DataFrame {
         index: ChunkIndex,
         /// The digest of the whole chunk, zeros included.
         digest: Digest,
-        /// Bytes that follow the zero map; 1 to the chunk's length.
+        /// Bytes of its blocks that are not zero; 1 to the chunk's length.
         payload_len: u32,
+        /// How these follow the zero map; `None` as they are.
+        compressed: Option<Compressed>,
     },
     /// Chunks that hold only zeros.
     Zero {
@@ -188,45 +193,56 @@ impl DataFrame {
 
     /// Appends the wire form of the header.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut codec = 0;
         let (kind, payload_len, first, count, digest) = match *self {
             Self::Chunk {
                 index,
                 digest,
                 payload_len,
-            } => (1, payload_len, index.0, 0, digest),
+                compressed,
+            } => {
+                let len;
+                (codec, len) = Compressed::encode(compressed);
+                (1, payload_len, index.0, u64::from(len), digest)
+            }
             Self::Zero { chunks } => (2, 0, chunks.start.0, chunks.count(), Self::NO_DIGEST),
             Self::End { frames } => (3, 0, 0, frames, Self::NO_DIGEST),
             Self::Offer { index, digest } => (4, 0, index.0, 0, digest),
         };
-        out.extend([kind, 0, 0, 0]);
+        out.extend([kind, codec, 0, 0]);
         out.extend(payload_len.to_be_bytes());
         out.extend(first.to_be_bytes());
         out.extend(count.to_be_bytes());
         out.extend(digest.0);
     }
 
-    /// Reads a header for a volume of `geometry`: after that, every index lies in the volume and
-    /// every length is bounded by the chunk's.
+    /// Reads a header for a volume of `geometry` in a session that uses `codecs`: after that, every index lies in the
+    /// volume and every length is bounded by the chunk's.
     ///
     /// # Errors
-    /// When the bytes are no header, or not for this volume.
-    pub fn decode(bytes: &[u8; Self::HEADER_LEN], geometry: &Geometry) -> Result<Self, FrameError> {
+    /// When the bytes are no header, or not for this volume or session.
+    pub fn decode(
+        bytes: &[u8; Self::HEADER_LEN],
+        geometry: &Geometry,
+        codecs: Codecs,
+    ) -> Result<Self, FrameError> {
         let mut reader = Reader::new(bytes);
         let kind = reader.u8()?;
-        let reserved: [u8; 3] = reader.array()?;
+        let codec = reader.u8()?;
+        let reserved: [u8; 2] = reader.array()?;
         let payload_len = reader.u32()?;
         let first = reader.u64()?;
         let count = reader.u64()?;
         let digest = Digest(reader.array()?);
         // One frame, one form: what a kind has no use for is zero.
         let is_unused_zero = match kind {
-            1 => count == 0,
-            2 => payload_len == 0 && digest == Self::NO_DIGEST,
-            3 => payload_len == 0 && first == 0 && digest == Self::NO_DIGEST,
-            4 => payload_len == 0 && count == 0,
+            1 => true,
+            2 => codec == 0 && payload_len == 0 && digest == Self::NO_DIGEST,
+            3 => codec == 0 && payload_len == 0 && first == 0 && digest == Self::NO_DIGEST,
+            4 => codec == 0 && payload_len == 0 && count == 0,
             other => return Err(FrameError::Kind(other)),
         };
-        if reserved != [0; 3] || !is_unused_zero {
+        if reserved != [0; 2] || !is_unused_zero {
             return Err(FrameError::Reserved);
         }
         match kind {
@@ -247,6 +263,7 @@ impl DataFrame {
                     index,
                     digest,
                     payload_len,
+                    compressed: decode_compressed(codec, count, payload_len, codecs)?,
                 })
             }
             2 => {
@@ -269,6 +286,23 @@ impl DataFrame {
             }
             _ => Ok(Self::End { frames: count }),
         }
+    }
+}
+
+/// Reads what a header says of a payload's compression.
+pub(crate) fn decode_compressed(
+    codec: u8,
+    len: u64,
+    payload_len: u32,
+    codecs: Codecs,
+) -> Result<Option<Compressed>, FrameError> {
+    let compressed = Compressed::decode(codec, len, payload_len);
+    let compressed = compressed.ok_or(FrameError::Compressed { codec, len })?;
+    match compressed {
+        Some(Compressed { codec, .. }) if !codecs.holds(codec) => {
+            Err(FrameError::NotAgreed { codec })
+        }
+        usable => Ok(usable),
     }
 }
 
@@ -331,6 +365,20 @@ pub enum FrameError {
     ZeroMap {
         /// The chunk.
         index: ChunkIndex,
+    },
+    /// A payload that is compressed in a way, or to a length, that there isn't.
+    #[error("a payload is said to have {len} bytes by codec {codec}")]
+    Compressed {
+        /// What the header says.
+        codec: u8,
+        /// What it says of the length.
+        len: u64,
+    },
+    /// A payload that is compressed in a way that the session doesn't use.
+    #[error("a payload is compressed by {}, on which the ends have not agreed", codec.as_str())]
+    NotAgreed {
+        /// The way.
+        codec: Codec,
     },
     /// A pack or a piece of a length or place that none has.
     #[error("a pack or a piece has a length or a place that none has")]

@@ -26,6 +26,7 @@
 )]
 
 pub mod codec;
+pub mod compression;
 pub mod digest;
 pub mod failure;
 pub mod frame;

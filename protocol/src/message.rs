@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::compression::Codecs;
 use crate::digest::{Digest, Subtree};
 use crate::failure::Failure;
 use crate::geometry::{ChunkIndex, ChunkSize};
@@ -98,6 +99,14 @@ pub struct Hello {
     /// A tree is to be cloned, on these terms; without them, a block volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<TreeTerms>,
+}
+
+impl Hello {
+    /// The codecs among the features: those that the source may use, and this version knows.
+    #[must_use]
+    pub fn codecs(&self) -> Codecs {
+        Codecs::among(&self.features)
+    }
 }
 
 /// The target's answer to a [`Hello`].

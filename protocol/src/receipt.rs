@@ -115,6 +115,9 @@ pub struct AgentStats {
     /// What the last session ran over, and why.
     #[serde(flatten)]
     pub transport: TransportStats,
+    /// What compression saved.
+    #[serde(flatten)]
+    pub compression: CompressionStats,
     /// Where the time of its data connections and threads went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<Waits>,
@@ -139,6 +142,22 @@ pub struct TransportStats {
     pub transport_why: Option<String>,
 }
 
+/// What compression saved, as one end tells it; absent where nothing was compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompressionStats {
+    /// Payload bytes that travelled compressed, as they were.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub compressed_bytes: u64,
+    /// What they had become.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub compressed_to_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+const fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -156,6 +175,10 @@ mod tests {
                 transport: TransportStats {
                     transport: Some("tls".to_owned()),
                     transport_why: None,
+                },
+                compression: CompressionStats {
+                    compressed_bytes: u64::MAX >> 12,
+                    compressed_to_bytes: 1,
                 },
                 waits: Some(Waits {
                     peer_wait_seconds: seconds / 7.0,

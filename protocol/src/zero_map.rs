@@ -144,6 +144,51 @@ impl ZeroMap {
         })
     }
 
+    /// Moves the payload of `chunk` to its front; what is behind it then is undefined.
+    ///
+    /// # Panics
+    /// When `chunk` is not as long as the map's.
+    pub fn gather(&self, chunk: &mut [u8]) {
+        self.check_len(chunk);
+        let mut end: usize = 0;
+        for run in self.runs().filter(|run| !run.is_zero) {
+            if run.indices().start != end {
+                chunk.copy_within(run.indices(), end);
+            }
+            end = end.saturating_add(run.indices().len());
+        }
+    }
+
+    /// Makes `chunk` of its payload, which stands at its front.
+    ///
+    /// # Panics
+    /// When `chunk` is not as long as the map's.
+    pub fn spread(&self, chunk: &mut [u8]) {
+        self.check_len(chunk);
+        let runs: Vec<_> = self.runs().collect();
+        let mut end = self.data_len() as usize;
+        // From the last, which overwrites nothing that has yet to move.
+        for run in runs.into_iter().rev() {
+            let place = run.indices();
+            if run.is_zero {
+                chunk.get_mut(place).unwrap_or_default().fill(0);
+            } else {
+                let start = end.saturating_sub(place.len());
+                if start != place.start {
+                    chunk.copy_within(start..end, place.start);
+                }
+                end = start;
+            }
+        }
+    }
+
+    fn check_len(&self, chunk: &[u8]) {
+        assert!(
+            chunk.len() == self.chunk_len as usize,
+            "a map belongs to a chunk of its length"
+        );
+    }
+
     fn block_count(&self) -> usize {
         self.chunk_len.div_ceil(BLOCK_SIZE) as usize
     }
@@ -226,6 +271,39 @@ mod tests {
             }
         }
         chunk
+    }
+
+    #[test]
+    fn a_payload_is_gathered_and_spread_again() {
+        let patterns = [
+            0x0000, 0xffff, 0x0001, 0x8000, 0xa5a5, 0x5a5a, 0x0ff0, 0xf00f_u16,
+        ];
+        for (pattern, tail) in patterns.iter().flat_map(|p| [(*p, 4096), (*p, 7)]) {
+            let block = |n: usize| {
+                vec![
+                    if pattern >> n & 1 == 1 {
+                        n as u8 + 1
+                    } else {
+                        0
+                    };
+                    4096
+                ]
+            };
+            let mut chunk: Vec<u8> = (0..16).flat_map(block).collect();
+            chunk.truncate(15 * 4096 + tail);
+            let map = ZeroMap::scan(&chunk);
+            let data = map.runs().filter(|run| !run.is_zero);
+            let payload = data
+                .map(|run| &chunk[run.indices()])
+                .collect::<Vec<_>>()
+                .concat();
+            let mut moved = chunk.clone();
+            map.gather(&mut moved);
+            assert_eq!(moved[..payload.len()], payload, "{pattern:016b}");
+            moved[payload.len()..].fill(0xa5);
+            map.spread(&mut moved);
+            assert_eq!(moved, chunk, "{pattern:016b}");
+        }
     }
 
     proptest! {

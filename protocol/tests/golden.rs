@@ -9,6 +9,7 @@
 use std::fmt::Debug;
 
 use uuid::Uuid;
+use volferry_protocol::compression::{Codec, Codecs, Compressed};
 use volferry_protocol::digest::{Digest, Subtree};
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::frame::{
@@ -20,7 +21,7 @@ use volferry_protocol::message::{
     Finish, Hello, Message, Sent, TokenText, Want, Watermark, Welcome,
 };
 use volferry_protocol::range_set::ChunkSet;
-use volferry_protocol::receipt::{AgentStats, Receipt, TransportStats, Verified};
+use volferry_protocol::receipt::{AgentStats, CompressionStats, Receipt, TransportStats, Verified};
 use volferry_protocol::waits::{Limit, Limited, Waits};
 use volferry_protocol::zero_map::ZeroMap;
 
@@ -78,6 +79,7 @@ fn chunk_header_bytes_never_change() {
         index: ChunkIndex(0x0102),
         digest: DIGEST,
         payload_len: 0x3000,
+        compressed: None,
     };
     let header = bytes(&[
         &[1],                      // chunk
@@ -88,6 +90,46 @@ fn chunk_header_bytes_never_change() {
         &[0xd1; 32],               // chunk digest
     ]);
     check_header(chunk, &header);
+}
+
+#[test]
+fn compressed_chunk_header_bytes_never_change() {
+    for (codec, number) in [(Codec::Lz4, 1), (Codec::Zstd, 2)] {
+        let chunk = DataFrame::Chunk {
+            index: ChunkIndex(0x0102),
+            digest: DIGEST,
+            payload_len: 0x3000,
+            compressed: Some(Compressed { codec, len: 0x0203 }),
+        };
+        let header = bytes(&[
+            &[1],                      // chunk
+            &[number],                 // codec
+            &[0, 0],                   // reserved
+            &[0, 0, 0x30, 0],          // payload of 12 KiB
+            &[0, 0, 0, 0, 0, 0, 1, 2], // chunk 258
+            &[0, 0, 0, 0, 0, 0, 2, 3], // 515 bytes on the wire
+            &[0xd1; 32],               // chunk digest
+        ]);
+        check_header(chunk, &header);
+        // A session uses only what its ends agreed on.
+        let refused = DataFrame::decode(header[..].try_into().unwrap(), &geometry(), Codecs::NONE);
+        assert_eq!(refused, Err(FrameError::NotAgreed { codec }));
+        for (codec, len) in [
+            (number, 0),
+            (number, 0x3000),
+            (0, 1),
+            (3, 1),
+            (number, 1 << 32),
+        ] {
+            let mut bent = header.clone();
+            bent[1] = codec;
+            bent[16..24].copy_from_slice(&u64::to_be_bytes(len));
+            assert_eq!(
+                decode_header(&bent),
+                Err(FrameError::Compressed { codec, len })
+            );
+        }
+    }
 }
 
 #[test]
@@ -157,8 +199,9 @@ fn a_header_with_bytes_where_none_belong_is_refused() {
             index: ChunkIndex(1),
             digest: DIGEST,
             payload_len: 1,
+            compressed: None,
         },
-        &[1, 3, 16, 23],
+        &[2, 3],
     );
     check(DataFrame::Zero { chunks }, &[1, 3, 4, 7, 24, 55]);
     check(DataFrame::End { frames: 1 }, &[1, 3, 4, 7, 8, 15, 24, 55]);
@@ -183,6 +226,7 @@ fn a_header_for_another_volume_is_refused() {
             index: past,
             digest: DIGEST,
             payload_len: 1,
+            compressed: None,
         },
         outside,
     );
@@ -216,6 +260,7 @@ fn a_header_for_another_volume_is_refused() {
                 index,
                 digest: DIGEST,
                 payload_len,
+                compressed: None,
             },
             error,
         );
@@ -291,6 +336,23 @@ fn messages_never_change() {
     );
 }
 
+/// What the agents tell of what compression saved.
+#[test]
+fn compression_in_messages_never_changes() {
+    let source = AgentStats {
+        compression: CompressionStats {
+            compressed_bytes: 65_536,
+            compressed_to_bytes: 20_480,
+        },
+        ..stats("volferry-source 0.1.0")
+    };
+    let source = Box::new(source);
+    check_message(
+        &Message::Finish(Finish { source, ..finish() }),
+        include_str!("golden/finish-compression.json"),
+    );
+}
+
 /// What the agents tell of their transport and their waiting, and the limit that follows from it.
 #[test]
 fn statistics_in_messages_never_change() {
@@ -299,6 +361,7 @@ fn statistics_in_messages_never_change() {
             transport: Some("quic".into()),
             transport_why: Some("as told".into()),
         },
+        compression: CompressionStats::default(),
         waits: Some(Waits {
             volume_wait_seconds: 1.0,
             peer_wait_seconds: 2.5,
@@ -558,7 +621,7 @@ fn encoded(frame: DataFrame) -> Vec<u8> {
 }
 
 fn decode_header(bytes: &[u8]) -> Result<DataFrame, FrameError> {
-    DataFrame::decode(bytes.try_into().unwrap(), &geometry())
+    DataFrame::decode(bytes.try_into().unwrap(), &geometry(), Codecs::all())
 }
 
 fn check_preamble(preamble: Preamble, wire: &[u8]) {
@@ -722,6 +785,7 @@ fn stats(agent: &str) -> AgentStats {
         cpu_seconds: 0.25,
         peak_memory_bytes: 1 << 25,
         transport: TransportStats::default(),
+        compression: CompressionStats::default(),
         waits: None,
     }
 }

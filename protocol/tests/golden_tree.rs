@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use volferry_protocol::codec::Reader;
+use volferry_protocol::compression::{Codec, Codecs, Compressed};
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::frame::{TreeFrame, pack_digest};
 use volferry_protocol::tree::offer::{Offer, Stamp, Voucher};
@@ -118,7 +119,10 @@ fn frame_bytes_never_change() {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
         assert_eq!(bytes, parts.concat(), "{frame:?}");
-        assert_eq!(TreeFrame::decode(&bytes.try_into().unwrap()), Ok(frame));
+        assert_eq!(
+            TreeFrame::decode(&bytes.try_into().unwrap(), Codecs::all()),
+            Ok(frame)
+        );
     };
     let (number, none) = (0x0102_0304_0506_0708, &[0; 8][..]);
     let number_bytes = &[1, 2, 3, 4, 5, 6, 7, 8][..];
@@ -138,6 +142,7 @@ fn frame_bytes_never_change() {
             number,
             payload_len: 0x000a_0b0c,
             digest: DIGEST,
+            compressed: None,
         },
         &[
             &[4, 0, 0, 0],
@@ -148,6 +153,23 @@ fn frame_bytes_never_change() {
             &[0xd1; 32],
         ],
     );
+    let compressed = |codec| Some(Compressed { codec, len: 0x0203 });
+    check(
+        TreeFrame::Pack {
+            number,
+            payload_len: 0x000a_0b0c,
+            digest: DIGEST,
+            compressed: compressed(Codec::Lz4),
+        },
+        &[
+            &[4, 1, 0, 0],
+            &[0, 10, 11, 12],
+            number_bytes,
+            none,
+            &[0, 0, 2, 3, 0, 0, 0, 0],
+            &[0xd1; 32],
+        ],
+    );
     check(
         TreeFrame::Piece {
             file: number,
@@ -155,6 +177,7 @@ fn frame_bytes_never_change() {
             len: 0x000d_0e0f,
             payload_len: 0x000a_0b0c,
             digest: DIGEST,
+            compressed: None,
         },
         &[
             &[5, 0, 0, 0],
@@ -162,6 +185,24 @@ fn frame_bytes_never_change() {
             number_bytes,
             &[0, 0, 0, 0, 0, 0, 10, 11],
             &[0, 0, 0, 0, 0, 13, 14, 15],
+            &[0xd1; 32],
+        ],
+    );
+    check(
+        TreeFrame::Piece {
+            file: number,
+            index: 0x0a0b,
+            len: 0x000d_0e0f,
+            payload_len: 0x000a_0b0c,
+            digest: DIGEST,
+            compressed: compressed(Codec::Zstd),
+        },
+        &[
+            &[5, 2, 0, 0],
+            &[0, 10, 11, 12],
+            number_bytes,
+            &[0, 0, 0, 0, 0, 0, 10, 11],
+            &[0, 0, 2, 3, 0, 13, 14, 15],
             &[0xd1; 32],
         ],
     );

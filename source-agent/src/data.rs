@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use volferry_agent::failure;
 use volferry_agent::progress::Progress;
+use volferry_protocol::compression::Compressed;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::frame::{DataFrame, Preamble};
@@ -47,6 +48,12 @@ pub(crate) trait Carried: Send + Sync + 'static {
 
     /// The bytes that follow the header, in parts.
     fn payload(&self) -> Vec<IoSlice<'_>>;
+
+    /// Bytes of its content that travel, as they are without compression.
+    fn payload_len(&self) -> u32;
+
+    /// How they travel, where compressed.
+    fn compressed(&self) -> Option<Compressed>;
 
     /// Whether it travels at all.
     fn travels(&self) -> bool;
@@ -97,6 +104,8 @@ impl<T: Carried> DataConnection<T> {
                 frames += 1;
                 wire_bytes += frame_len as u64;
                 self.progress.wire_bytes.add(frame_len as u64);
+                self.progress
+                    .count_payload(outgoing.payload_len(), outgoing.compressed());
             }
             drop(outgoing);
             if self.sent.send(sent).await.is_err() {
@@ -154,6 +163,7 @@ impl Carried for Outgoing {
                 index,
                 digest,
                 zero_map,
+                compressed,
                 ..
             } => {
                 let data_len = zero_map.data_len();
@@ -161,6 +171,7 @@ impl Carried for Outgoing {
                     index: *index,
                     digest: *digest,
                     payload_len: data_len,
+                    compressed: *compressed,
                 }
                 .encode(header);
                 zero_map.encode(header);
@@ -189,9 +200,26 @@ impl Carried for Outgoing {
     fn payload(&self) -> Vec<IoSlice<'_>> {
         match self {
             Self::Chunk {
-                zero_map, bytes, ..
-            } => data_runs(zero_map, bytes),
+                zero_map,
+                bytes,
+                compressed,
+                ..
+            } => payload(zero_map, bytes, *compressed),
             Self::Zero(_) | Self::Offer { .. } | Self::Known { .. } => Vec::new(),
+        }
+    }
+
+    fn payload_len(&self) -> u32 {
+        match self {
+            Self::Chunk { zero_map, .. } => zero_map.data_len(),
+            Self::Zero(_) | Self::Offer { .. } | Self::Known { .. } => 0,
+        }
+    }
+
+    fn compressed(&self) -> Option<Compressed> {
+        match self {
+            Self::Chunk { compressed, .. } => *compressed,
+            Self::Zero(_) | Self::Offer { .. } | Self::Known { .. } => None,
         }
     }
 
@@ -204,8 +232,16 @@ impl Carried for Outgoing {
     }
 }
 
-/// The runs of `bytes` that hold data.
-pub(crate) fn data_runs<'a>(zero_map: &ZeroMap, bytes: &'a [u8]) -> Vec<IoSlice<'a>> {
+/// What of `bytes` travels: the runs that hold data, or their compressed form at the front.
+pub(crate) fn payload<'a>(
+    zero_map: &ZeroMap,
+    bytes: &'a [u8],
+    compressed: Option<Compressed>,
+) -> Vec<IoSlice<'a>> {
+    if let Some(Compressed { len, .. }) = compressed {
+        let front = bytes.get(..len as usize).unwrap_or_default();
+        return vec![IoSlice::new(front)];
+    }
     let data_runs = zero_map.runs().filter(|run| !run.is_zero);
     let parts = data_runs.filter_map(|run| bytes.get(run.indices()));
     parts.map(IoSlice::new).collect()

@@ -93,6 +93,7 @@ impl OpenVolume {
             pool,
             queue: queue_sender,
             effort: Arc::default(),
+            compression: None,
             failed: failed_sender,
         };
         threads.start(readers, &CpuMeter::default())?;

@@ -20,6 +20,7 @@ use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
 use volferry_transport::Connector;
 
+use crate::compression::Compression;
 use crate::cursor::Cursor;
 use crate::data::{DataConnection, Sent};
 use crate::manifest::ManifestFile;
@@ -72,6 +73,7 @@ impl<C: Connector + 'static> Clones<C> for Standing {
             read_failed,
             is_first_round: true,
             queue: None,
+            compression: None,
         };
         session.run().await
     }
@@ -94,6 +96,8 @@ struct Session<'a, C> {
     is_first_round: bool,
     /// What was read in this round and waits for a connection.
     queue: Option<async_channel::Receiver<Outgoing>>,
+    /// From the welcome on.
+    compression: Option<Arc<Compression>>,
 }
 
 /// Whatever can happen to a session.
@@ -271,6 +275,11 @@ impl<C: Connector + 'static> Session<'_, C> {
                 .add(connection.run(Arc::clone(&self.connector)));
         }
         self.queue = Some(queue);
+        let compression = self.compression.get_or_insert_with(|| {
+            let progress = &self.context.progress;
+            let wanted = self.config.compression;
+            Arc::new(Compression::new(wanted, transfer.codecs, progress))
+        });
         let source = &self.standing.source;
         let cursor = Cursor::new(Arc::clone(source), geometry, transfer.skip, known);
         let readers = Readers {
@@ -281,6 +290,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             pool,
             queue: queue_sender,
             effort: Arc::clone(&self.context.progress.effort),
+            compression: Some(Arc::clone(compression)),
             failed: self.failed_sender.clone(),
         };
         readers.start(self.config.readers, &self.context.cpu)

@@ -20,6 +20,7 @@ use volferry_agent::failure;
 use volferry_agent::outcome::{Outcome, cancelled};
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
+use volferry_protocol::compression::Wanted;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkSize, Geometry};
 use volferry_protocol::message::{self, Hello};
@@ -29,6 +30,7 @@ use volferry_storage::tree::disk_image_in;
 use volferry_storage::{Generation, SourceOptions, open_source};
 use volferry_transport::{Choice, Class, Connector, TransportError};
 
+mod compression;
 mod cursor;
 mod data;
 pub mod digest;
@@ -69,6 +71,8 @@ pub struct SourceConfig {
     pub allow_changed: bool,
     /// Bytes that the data connections may send each second at first; 0 for no limit.
     pub bandwidth_limit: u64,
+    /// How payloads are compressed.
+    pub compression: Wanted,
 }
 
 /// Readers of a directory. Opening a file that is not in memory waits for the storage, once or twice
@@ -102,6 +106,7 @@ impl SourceConfig {
             terms: TreeTerms::default(),
             allow_changed: false,
             bandwidth_limit: 0,
+            compression: Wanted::default(),
         }
     }
 }
@@ -180,7 +185,7 @@ where
         chunk_size: geometry.chunk_size(),
         streams: config.streams,
         generation: generation_text(&generation, config.generation.as_deref()),
-        features: Vec::new(),
+        features: config.compression.codecs().features().collect(),
         required_features: Vec::new(),
         agent: volferry_agent::agent_name("volferry-source"),
         tree: None,

@@ -11,6 +11,7 @@ use volferry_agent::options::{
 };
 use volferry_agent::progress::End;
 use volferry_agent::run::run_program;
+use volferry_protocol::compression::Wanted;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
 use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice};
@@ -96,6 +97,16 @@ struct Arguments {
     #[arg(value_parser = parse_size)]
     bandwidth_limit: u64,
 
+    /// How what is sent is compressed: none, lz4, zstd (or zstd:1 to zstd:9), or auto, as long as that
+    /// makes the clone faster
+    #[arg(
+        long,
+        env = "VOLFERRY_COMPRESSION",
+        value_name = "METHOD",
+        default_value_t
+    )]
+    compression: Wanted,
+
     #[command(flatten)]
     transport: TransportOptions,
 
@@ -119,6 +130,7 @@ fn main() -> ExitCode {
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
         bandwidth_limit: arguments.bandwidth_limit,
+        compression: arguments.compression,
         ..defaults
     };
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);

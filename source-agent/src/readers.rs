@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
 use volferry_agent::progress::Effort;
+use volferry_protocol::compression::Compressed;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::{Buffer, BufferPool, Source, StorageError};
 
+use crate::compression::Compression;
 use crate::cursor::{Cursor, Work};
 
 /// What a data connection sends.
@@ -31,6 +33,8 @@ pub(crate) enum Outgoing {
         digest: Digest,
         zero_map: ZeroMap,
         bytes: Buffer,
+        /// How its payload stands in `bytes`, where it was compressed.
+        compressed: Option<Compressed>,
     },
     /// Chunks that hold none.
     Zero(ChunkRange),
@@ -52,6 +56,8 @@ pub(crate) struct Readers {
     /// What was read. The readers end when it is closed, and it ends when they have all ended.
     pub(crate) queue: async_channel::Sender<Outgoing>,
     pub(crate) effort: Arc<Effort>,
+    /// `None` where nothing travels.
+    pub(crate) compression: Option<Arc<Compression>>,
     /// The first error.
     pub(crate) failed: mpsc::Sender<StorageError>,
 }
@@ -84,7 +90,7 @@ impl Readers {
                 .unwrap_or_else(PoisonError::into_inner)
                 .next()?;
             let outgoing = match work {
-                Some(Work::Read(index)) => self.read(index, buffer)?,
+                Some(Work::Read(index)) => self.compress(self.read(index, buffer)?),
                 Some(Work::Zero(chunks)) => Outgoing::Zero(chunks),
                 Some(Work::Digest(index)) => match self.read(index, buffer)? {
                     Outgoing::Chunk { index, digest, .. } | Outgoing::Offer { index, digest } => {
@@ -123,6 +129,21 @@ impl Readers {
             digest,
             zero_map,
             bytes: buffer,
+            compressed: None,
         })
+    }
+
+    fn compress(&self, mut outgoing: Outgoing) -> Outgoing {
+        if let Outgoing::Chunk {
+            zero_map,
+            bytes,
+            compressed,
+            ..
+        } = &mut outgoing
+            && let Some(compression) = &self.compression
+        {
+            *compressed = compression.compress(zero_map, bytes);
+        }
+        outgoing
     }
 }

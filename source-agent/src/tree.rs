@@ -44,7 +44,11 @@ where
         chunk_size: ChunkSize::DEFAULT,
         streams: config.streams,
         generation: String::new(),
-        features: TREE_FEATURES.iter().map(ToString::to_string).collect(),
+        features: TREE_FEATURES
+            .iter()
+            .map(ToString::to_string)
+            .chain(config.compression.codecs().features())
+            .collect(),
         required_features: TREE_FEATURES.iter().map(ToString::to_string).collect(),
         agent: volferry_agent::agent_name("volferry-source"),
         tree: Some(config.terms),

@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use volferry_agent::control::read_exact;
 use volferry_agent::failure;
 use volferry_agent::progress::{End, Progress};
+use volferry_protocol::compression::{Codecs, Compressed};
 use volferry_protocol::digest::ChunkRefused;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{DataFrame, FrameError, decode_zero_map};
@@ -57,6 +58,8 @@ impl Claims {
 #[derive(Debug)]
 pub(crate) struct DataConnection {
     pub(crate) geometry: Geometry,
+    /// How payloads may be compressed.
+    pub(crate) codecs: Codecs,
     pub(crate) claims: Arc<Claims>,
     pub(crate) pool: BufferPool,
     pub(crate) queue: async_channel::Sender<Incoming>,
@@ -81,11 +84,13 @@ impl DataConnection {
                 .time(read_exact(&mut stream, &mut header))
                 .await?;
             self.progress.wire_bytes.add(header.len() as u64);
-            let incoming = match DataFrame::decode(&header, &self.geometry).map_err(bad_frame)? {
+            let frame = DataFrame::decode(&header, &self.geometry, self.codecs);
+            let incoming = match frame.map_err(bad_frame)? {
                 DataFrame::Chunk {
                     index,
                     digest,
                     payload_len,
+                    compressed,
                 } => {
                     self.claims.claim(ChunkRange::one(index))?;
                     let zero_map = self.read_zero_map(&mut stream, index, payload_len).await?;
@@ -96,14 +101,15 @@ impl DataConnection {
                     };
                     bytes.set_len(self.geometry.chunk_len(index) as usize);
                     self.progress.wait_turn(payload_len as usize).await;
-                    let payload = read_payload(&mut stream, &zero_map, &mut bytes);
+                    let payload = read_payload(&mut stream, &zero_map, compressed, &mut bytes);
                     self.progress.peer_wait.time(payload).await?;
-                    self.progress.wire_bytes.add(u64::from(payload_len));
+                    count_payload(&self.progress, payload_len, compressed);
                     Incoming::Chunk {
                         index,
                         digest,
                         zero_map,
                         bytes,
+                        compressed,
                     }
                 }
                 DataFrame::Zero { chunks } => {
@@ -176,15 +182,28 @@ where
     let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
 }
 
-/// Fills a chunk: data from the connection, zeros where the map says so.
+/// A payload was received.
+pub(crate) fn count_payload(progress: &Progress, len: u32, compressed: Option<Compressed>) {
+    let wire_len = compressed.map_or(len, |compressed| compressed.len);
+    progress.wire_bytes.add(wire_len.into());
+    progress.count_payload(len, compressed);
+}
+
+/// Fills a chunk: data from the connection, zeros where the map says so. What is compressed comes to its front,
+/// for a writer to decompress.
 pub(crate) async fn read_payload<S>(
     stream: &mut S,
     zero_map: &ZeroMap,
+    compressed: Option<Compressed>,
     bytes: &mut Buffer,
 ) -> Result<(), Failure>
 where
     S: AsyncRead + Unpin,
 {
+    if let Some(Compressed { len, .. }) = compressed {
+        let front = bytes.get_mut(..len as usize).unwrap_or_default();
+        return read_exact(stream, front).await;
+    }
     for run in zero_map.runs() {
         let part = bytes.get_mut(run.indices()).unwrap_or_default();
         if run.is_zero {

@@ -12,6 +12,7 @@ use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
+use volferry_protocol::compression::Codecs;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::message::{Hello, Message};
@@ -421,6 +422,7 @@ where
                 };
                 let connection = DataConnection {
                     geometry: transfer.geometry,
+                    codecs: self.machine.hello().map_or(Codecs::NONE, Hello::codecs),
                     claims: Arc::clone(&transfer.claims),
                     pool: transfer.pool.clone(),
                     queue: transfer.queue.clone(),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
 use volferry_agent::progress::Effort;
+use volferry_protocol::compression::{Compressed, Decompressor, Malformed};
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, Geometry};
@@ -36,6 +37,8 @@ pub(crate) enum Incoming {
         digest: Digest,
         zero_map: ZeroMap,
         bytes: Buffer,
+        /// How its payload stands in `bytes`, where it is compressed.
+        compressed: Option<Compressed>,
     },
     /// Chunks that must be zero.
     Zero(ChunkRange),
@@ -132,14 +135,26 @@ impl Writers {
     }
 
     fn write_all(&self) {
+        let mut decompressor = Decompressor::default();
         while let Ok(incoming) = self.queue.recv_blocking() {
             let written = match incoming {
                 Incoming::Chunk {
                     index,
                     digest,
                     zero_map,
-                    bytes,
-                } => self.write_chunk(index, digest, &zero_map, &bytes),
+                    mut bytes,
+                    compressed,
+                } => {
+                    let decompressed = compressed.map_or(Ok(()), |compressed| {
+                        self.effort.cpu.time_blocking(|| {
+                            decompressor.decompress_in_place(compressed, &zero_map, &mut bytes)
+                        })
+                    });
+                    match decompressed {
+                        Ok(()) => self.write_chunk(index, digest, &zero_map, &bytes),
+                        Err(Malformed) => Written::Corrupt(index),
+                    }
+                }
                 Incoming::Zero(chunks) => {
                     let zero = || self.sink.zero(self.geometry.bytes_of(chunks));
                     let zeroed = self.effort.io.time_blocking(zero);
@@ -311,6 +326,7 @@ mod tests {
             digest,
             zero_map,
             bytes: buffer,
+            compressed: None,
         };
         queue_sender.send_blocking(chunk).unwrap();
         results.blocking_recv().unwrap()

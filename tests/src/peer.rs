@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use volferry_agent::control::read_message;
 use volferry_agent::progress::End;
+use volferry_protocol::compression::{Codec, Codecs, Compressed, Compressor, Wanted};
 use volferry_protocol::digest::{Digest, DigestTree};
 use volferry_protocol::failure::Failure;
 use volferry_protocol::frame::{ControlFrame, DataFrame, Preamble, SessionToken};
@@ -333,6 +334,13 @@ impl FakeSource {
     }
 }
 
+/// The same hello of a source that knows how to compress.
+#[must_use]
+pub fn able_to_compress(mut hello: Hello) -> Hello {
+    hello.features.extend(Codecs::all().features());
+    hello
+}
+
 /// What a source says first: chunks of 1 MiB, two data connections.
 #[must_use]
 pub fn hello(clone_id: Uuid, volume_size: u64) -> Hello {
@@ -371,10 +379,41 @@ pub fn pack(number: u64, records: &[u8]) -> Vec<u8> {
         number,
         payload_len: u32::try_from(records.len()).unwrap(),
         digest: pack_digest(records),
+        compressed: None,
     }
     .encode(&mut frame);
     frame.extend(records);
     frame
+}
+
+/// The frame of a pack whose payload is said to be `bytes`, compressed by `codec`.
+#[must_use]
+pub fn pack_compressed(number: u64, records: &[u8], codec: Codec, bytes: &[u8]) -> Vec<u8> {
+    let mut frame = tree_header(TreeFrame::Pack {
+        number,
+        payload_len: u32::try_from(records.len()).unwrap(),
+        digest: pack_digest(records),
+        compressed: Some(compressed_to(codec, bytes)),
+    });
+    frame.extend(bytes);
+    frame
+}
+
+/// What a header says of a payload that is `bytes` by now.
+#[must_use]
+pub fn compressed_to(codec: Codec, bytes: &[u8]) -> Compressed {
+    let len = u32::try_from(bytes.len()).unwrap();
+    Compressed { codec, len }
+}
+
+/// The compressed form of bytes that shrink.
+#[must_use]
+pub fn compress(codec: Codec, bytes: &[u8]) -> Vec<u8> {
+    let Ok(Wanted::Always(method)) = codec.as_str().parse() else {
+        panic!("{} is a method", codec.as_str());
+    };
+    let mut compressor = Compressor::default();
+    compressor.compress(method, bytes).unwrap().to_vec()
 }
 
 /// A header of a tree session, any way.
@@ -417,12 +456,28 @@ pub fn chunk_with_digest(index: u64, bytes: &[u8], digest: Digest) -> Vec<u8> {
         index: ChunkIndex(index),
         digest,
         payload_len: zero_map.data_len(),
+        compressed: None,
     }
     .encode(&mut frame);
     zero_map.encode(&mut frame);
     for run in zero_map.runs().filter(|run| !run.is_zero) {
         frame.extend(&bytes[run.indices()]);
     }
+    frame
+}
+
+/// The frame of a chunk without zeros whose payload is said to be `bytes`, compressed by `codec`.
+#[must_use]
+pub fn chunk_compressed(index: u64, chunk: &[u8], codec: Codec, bytes: &[u8]) -> Vec<u8> {
+    let payload_len = u32::try_from(chunk.len()).unwrap();
+    let mut frame = header(DataFrame::Chunk {
+        index: ChunkIndex(index),
+        digest: Digest::of_chunk(chunk),
+        payload_len,
+        compressed: Some(compressed_to(codec, bytes)),
+    });
+    ZeroMap::all_data(payload_len).encode(&mut frame);
+    frame.extend(bytes);
     frame
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use serde_json::json;
+use volferry_protocol::compression::Codec;
 use volferry_protocol::digest::{Digest, Subtree};
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{ControlFrame, DataFrame, Preamble, SessionToken};
@@ -30,13 +31,19 @@ struct AgainstTarget {
 
 impl AgainstTarget {
     fn new() -> Self {
+        Self::with(|hello| hello)
+    }
+
+    /// The source says what `say` makes of its hello.
+    fn with(say: impl FnOnce(Hello) -> Hello) -> Self {
         let agents = Agents::default();
         let volume = agents.path("target");
         volume::create_dirty(&volume, SIZE);
         let target = agents.start_target(&volume, &["--overwrite", "--stall-timeout", "8s"]);
         let credentials = agents.identity.good(Role::Source);
         let clone_id = agents.identity.clone_id;
-        let source = FakeSource::welcomed(target.address(), credentials, clone_id, SIZE);
+        let hello = say(peer::hello(clone_id, SIZE));
+        let source = FakeSource::welcomed_with(target.address(), credentials, hello);
         Self {
             agents,
             target,
@@ -74,10 +81,24 @@ fn data() -> Vec<u8> {
 /// The proof that the sources here are otherwise honest: this one is, and gets its receipt.
 #[test]
 fn a_source_played_by_a_test_can_clone() {
-    let mut ends = AgainstTarget::new();
+    let data = data();
+    let plain = (0..4).map(|index| chunk(index, &data));
+    clones(AgainstTarget::new(), &plain.collect::<Vec<_>>());
+    let compressed =
+        |index, codec| peer::chunk_compressed(index, &data, codec, &peer::compress(codec, &data));
+    let chunks = [
+        compressed(0, Codec::Lz4),
+        compressed(1, Codec::Zstd),
+        chunk(2, &data),
+        compressed(3, Codec::Zstd),
+    ];
+    clones(AgainstTarget::with(peer::able_to_compress), &chunks);
+}
+
+fn clones(mut ends: AgainstTarget, chunks: &[Vec<u8>]) {
     let data = data();
     let mut wire = ends.source.open_data(0);
-    (0..4).for_each(|index| wire.send(&chunk(index, &data)));
+    chunks.iter().for_each(|chunk| wire.send(chunk));
     wire.send(&header(DataFrame::End { frames: 4 }));
     wire.close();
     let finish = peer::finish(&[&data[..]; 4]);
@@ -106,6 +127,57 @@ fn a_chunk_that_was_corrupted_on_the_way_is_not_written() {
     wire.send(&frame);
     let words = "chunk 2 (bytes 2097152..3145728) arrived with other bytes";
     ends.fails(FailureCode::Integrity, words, 0);
+}
+
+/// Whatever a compressed payload says of itself, it becomes the chunk or nothing.
+#[test]
+fn compressed_payloads_that_are_none() {
+    let data = data();
+    let words = "chunk 2 (bytes 2097152..3145728) arrived with other bytes";
+    for codec in Codec::ALL.iter().copied() {
+        let good = peer::compress(codec, &data);
+        let longer = peer::compress(codec, &data.repeat(64));
+        let shorter = peer::compress(codec, &data[1..]);
+        let mut bent = good.clone();
+        bent[good.len() / 2] ^= 0xff;
+        let cut = good[..good.len() - 1].to_vec();
+        for bytes in [longer, shorter, bent, cut, vec![0xff; 4096], vec![0]] {
+            let ends = AgainstTarget::with(peer::able_to_compress);
+            let mut wire = ends.source.open_data(0);
+            wire.send(&peer::chunk_compressed(2, &data, codec, &bytes));
+            ends.fails(FailureCode::Integrity, words, 0);
+        }
+    }
+}
+
+/// Nothing is allocated for a length that can't be, and what was not agreed on is not done.
+#[test]
+fn compressed_headers_that_are_none() {
+    let data = data();
+    let good = peer::chunk_compressed(0, &data, Codec::Lz4, &peer::compress(Codec::Lz4, &data));
+    let bent = |codec: u8, len: u64| {
+        let mut frame = good.clone();
+        frame[1] = codec;
+        frame[16..24].copy_from_slice(&len.to_be_bytes());
+        frame
+    };
+    for (frame, words) in [
+        (bent(1, 0), "0 bytes by codec 1"),
+        (bent(1, MIB), "1048576 bytes by codec 1"),
+        (bent(2, u64::MAX), "18446744073709551615 bytes by codec 2"),
+        (bent(3, 5), "5 bytes by codec 3"),
+        (bent(0, 5), "5 bytes by codec 0"),
+    ] {
+        let ends = AgainstTarget::with(peer::able_to_compress);
+        let mut wire = ends.source.open_data(0);
+        wire.send(&frame);
+        ends.fails(FailureCode::Protocol, words, 0);
+    }
+    let ends = AgainstTarget::new();
+    let mut wire = ends.source.open_data(0);
+    wire.send(&good);
+    let words = "compressed by lz4, on which the ends have not agreed";
+    ends.fails(FailureCode::Protocol, words, 0);
 }
 
 #[test]
@@ -140,6 +212,7 @@ fn frames_that_are_none() {
             index: ChunkIndex(index),
             digest: Digest::of_chunk(&bytes),
             payload_len,
+            compressed: None,
         })
     };
     let zero = |start, end| {

@@ -22,6 +22,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 
+use volferry_protocol::compression::Codec;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::FailureCode;
 use volferry_protocol::message::{Finish, Message, Sent};
@@ -35,7 +36,10 @@ use volferry_protocol::tree::set_digest::TreeCounts;
 use volferry_protocol::zero_map::ZeroMap;
 use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents};
-use volferry_tests::peer::{FakeSource, Wire, hello_tree, pack, tree_header};
+use volferry_tests::peer::{
+    FakeSource, Wire, able_to_compress, compress, compressed_to, hello_tree, pack, pack_compressed,
+    tree_header,
+};
 use volferry_transport::Role;
 
 /// A target agent over a directory, beside another directory that is nobody's business.
@@ -56,7 +60,7 @@ impl AgainstTarget {
         plant(&inside, &outside);
         let target = agents.start_target(&inside, arguments);
         let credentials = agents.identity.good(Role::Source);
-        let hello = hello_tree(agents.identity.clone_id);
+        let hello = able_to_compress(hello_tree(agents.identity.clone_id));
         let source = FakeSource::welcomed_with(target.address(), credentials, hello);
         let wire = source.open_data(0);
         Self {
@@ -168,6 +172,7 @@ fn piece(file: u64, index: u64, bytes: &[u8]) -> Vec<u8> {
         len: zero_map.chunk_len(),
         payload_len: zero_map.chunk_len(),
         digest: PieceDigest::of(index, bytes).chaining_value,
+        compressed: None,
     });
     zero_map.encode(&mut frame);
     frame.extend(bytes);
@@ -184,12 +189,57 @@ fn a_source_played_by_a_test_is_understood() {
         Record::Directory(Metadata::default()),
         file("a", b"b"),
     ]);
-    ends.send_all(&[pack(0, &directory)]);
-    let agents = ends.fails(FailureCode::Integrity, "what was written makes");
-    assert_eq!(
-        fs::read_to_string(agents.path("target/dir/a")).unwrap(),
-        "b"
-    );
+    let many = records(&[enter(b"dir"), file("many", &[b'c'; 4096])]);
+    let compressed = |codec| pack_compressed(1, &many, codec, &compress(codec, &many));
+    for codec in Codec::ALL.iter().copied() {
+        ends.send_all(&[pack(0, &directory), compressed(codec)]);
+        let agents = ends.fails(FailureCode::Integrity, "what was written makes");
+        let read = |name: &str| fs::read_to_string(agents.path(name)).unwrap();
+        assert_eq!(read("target/dir/a"), "b");
+        assert_eq!(read("target/dir/many"), "c".repeat(4096));
+        ends = AgainstTarget::fresh();
+    }
+}
+
+/// Whatever a compressed payload says of itself, it becomes the pack or the piece, or nothing.
+#[test]
+fn compressed_payloads_that_are_none() {
+    let many = records(&[enter(b""), file("many", &[b'c'; 4096])]);
+    for codec in Codec::ALL.iter().copied() {
+        let good = compress(codec, &many);
+        let cut = good[..good.len() - 1].to_vec();
+        let longer = compress(codec, &many.repeat(8));
+        for bytes in [cut, longer, vec![0xff; 100], vec![0]] {
+            let mut ends = AgainstTarget::fresh();
+            ends.wire.send(&pack_compressed(7, &many, codec, &bytes));
+            let agents = ends.fails(FailureCode::Integrity, "pack 7");
+            assert!(!agents.path("target/many").exists());
+        }
+        let mut ends = AgainstTarget::fresh();
+        ends.wire.send(&begin(1, 8192));
+        let (content, other) = ([1; 8192], compress(codec, &[2; 8192]));
+        let zero_map = ZeroMap::all_data(8192);
+        let mut frame = tree_header(TreeFrame::Piece {
+            file: 1,
+            index: 0,
+            len: 8192,
+            payload_len: 8192,
+            digest: PieceDigest::of(0, &content).chaining_value,
+            compressed: Some(compressed_to(codec, &other)),
+        });
+        zero_map.encode(&mut frame);
+        frame.extend(&other);
+        ends.wire.send(&frame);
+        let _agents = ends.fails(FailureCode::Integrity, "");
+    }
+    let mut ends = AgainstTarget::fresh();
+    let mut frame = pack_compressed(0, &many, Codec::Lz4, &many);
+    ends.wire.send(&frame);
+    let _agents = ends.fails(FailureCode::Protocol, "by codec 1");
+    ends = AgainstTarget::fresh();
+    frame[1] = 4;
+    ends.wire.send(&frame);
+    let _agents = ends.fails(FailureCode::Protocol, "by codec 4");
 }
 
 /// CVE-2022-29154: the names of the source lead nowhere but down.
@@ -358,6 +408,7 @@ fn lengths_that_can_not_be() {
             len,
             payload_len,
             digest: Digest([1; 32]),
+            compressed: None,
         })
     };
     for frame in [

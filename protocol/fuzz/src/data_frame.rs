@@ -1,9 +1,10 @@
 //! A header has one form and stays inside its volume; a zero map has one form, covers its chunk,
-//! and agrees with the payload.
+//! and agrees with the payload. A compressed payload is shorter than it says it becomes.
 //!
 //! An input is a volume size (8 bytes), the power of its chunk size (1), a header (56), and the
 //! zero map.
 
+use volferry_protocol::compression::Codecs;
 use volferry_protocol::frame::{DataFrame, decode_zero_map};
 use volferry_protocol::geometry::{BLOCK_SIZE, ChunkSize, Geometry};
 use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
@@ -19,7 +20,10 @@ pub fn run(data: &[u8]) {
         return;
     };
     let header: [u8; DataFrame::HEADER_LEN] = input.array();
-    let Ok(frame) = DataFrame::decode(&header, &geometry) else {
+    let frame = DataFrame::decode(&header, &geometry, Codecs::all());
+    let plain = DataFrame::decode(&header, &geometry, Codecs::NONE);
+    let Ok(frame) = frame else {
+        assert!(plain.is_err());
         return;
     };
     let mut again = Vec::new();
@@ -27,8 +31,13 @@ pub fn run(data: &[u8]) {
     assert_eq!(again, header, "{frame:?}");
     match frame {
         DataFrame::Chunk {
-            index, payload_len, ..
+            index,
+            payload_len,
+            compressed,
+            ..
         } => {
+            assert_eq!(plain.is_ok(), compressed.is_none());
+            assert!(compressed.is_none_or(|to| (1..payload_len).contains(&to.len)));
             let chunk_len = geometry.chunk_len(index);
             assert!((1..=chunk_len).contains(&payload_len));
             assert!(chunk_len <= chunk_size.bytes());

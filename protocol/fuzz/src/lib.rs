@@ -5,6 +5,7 @@
 //! protocol, which includes this file, replays every committed input in each test run. An input
 //! that once made a target fail joins the corpus together with the fix.
 
+pub mod compressed;
 pub mod control;
 pub mod data_frame;
 pub mod digest_tree;
@@ -20,7 +21,8 @@ pub mod session_ops;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
+    ("compressed", compressed::run),
     ("control", control::run),
     ("data_frame", data_frame::run),
     ("digest_tree", digest_tree::run),

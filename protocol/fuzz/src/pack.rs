@@ -3,6 +3,7 @@
 //! An input is records; its first 64 bytes are a header of a tree frame as well.
 
 use volferry_protocol::codec::Reader;
+use volferry_protocol::compression::Codecs;
 use volferry_protocol::tree::frame::{PACK_LEN_MAX, TreeFrame};
 use volferry_protocol::tree::record::Record;
 
@@ -20,12 +21,14 @@ pub fn run(data: &[u8]) {
     let Some(header) = data.first_chunk::<{ TreeFrame::HEADER_LEN }>() else {
         return;
     };
-    if let Ok(frame) = TreeFrame::decode(header) {
+    if let Ok(frame) = TreeFrame::decode(header, Codecs::all()) {
         let mut again = Vec::new();
         frame.encode(&mut again);
         assert_eq!(again, header, "{frame:?}");
         if let TreeFrame::Pack { payload_len, .. } | TreeFrame::Piece { payload_len, .. } = frame {
             assert!((1..=PACK_LEN_MAX).contains(&payload_len));
+            let compressed = frame.compressed();
+            assert!(compressed.is_none_or(|to| (1..payload_len).contains(&to.len)));
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Stage;
 use super::course::{Course, Pulse};
+use crate::compression::Codecs;
 use crate::digest::{ChunkRefused, Digest, DigestTree};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
@@ -43,6 +44,8 @@ pub struct Transfer {
     pub skip: ChunkSet,
     /// Whether chunks are offered by their digest, instead of sent.
     pub offer: bool,
+    /// How payloads may be compressed.
+    pub codecs: Codecs,
 }
 
 /// The source's state machine.
@@ -67,6 +70,7 @@ struct Agreed {
     tree: DigestTree,
     token: SessionToken,
     streams: u16,
+    codecs: Codecs,
 }
 
 impl SourceSession {
@@ -178,6 +182,7 @@ impl SourceSession {
             tree,
             token: welcome.token.token(),
             streams: welcome.streams,
+            codecs: self.hello.codecs().and(Codecs::among(&welcome.features)),
         });
         Ok(agreed.round(durable, welcome.offer))
     }
@@ -322,6 +327,7 @@ impl Agreed {
             streams: self.streams,
             skip,
             offer,
+            codecs: self.codecs,
         }
     }
 }

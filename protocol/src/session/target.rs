@@ -282,7 +282,7 @@ impl TargetSession {
             durable: ledger.durable().collect(),
             offer,
             compare: false,
-            features: FEATURES.iter().map(ToString::to_string).collect(),
+            features: hello.codecs().features().collect(),
             agent: self.agent.clone(),
             tree: None,
         };

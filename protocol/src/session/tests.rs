@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::source::Transfer;
 use super::*;
+use crate::compression::{Codec, Codecs};
 use crate::digest::{Digest, DigestTree};
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
@@ -576,6 +577,39 @@ fn silence_ends_a_session_and_pings_prevent_it() {
         pair.failed_with(),
         (FailureCode::Silent, FailureCode::Silent)
     );
+}
+
+#[test]
+fn the_ends_compress_by_what_both_know() {
+    for (features, codecs) in [
+        (&["zstd", "lz4"][..], Codecs::all()),
+        (
+            &["zstd", "something new"],
+            [Codec::Zstd].into_iter().collect(),
+        ),
+        (&[], Codecs::NONE),
+    ] {
+        let features = features.iter().map(ToString::to_string).collect();
+        let mut pair = Pair::new(Hello {
+            features,
+            ..hello(1)
+        });
+        pair.prepared(false);
+        assert_eq!(pair.transfer.unwrap().codecs, codecs);
+    }
+    // A target that is told of features and names none: it is older.
+    let able = Hello {
+        features: Codecs::all().features().collect(),
+        ..hello(1)
+    };
+    let mut source = SourceSession::new(Instant::now(), able, Sent::default());
+    let welcome = r#"{"type":"welcome","epoch":1,"token":"T","chunk_size":65536,"streams":4}"#;
+    let welcome = welcome.replace('T', &"07".repeat(32));
+    source.handle_message(Instant::now(), serde_json::from_str(&welcome).unwrap());
+    let Some(SourceAction::Transfer(transfer)) = source.poll_action() else {
+        panic!("a target of an earlier version is as good");
+    };
+    assert_eq!(transfer.codecs, Codecs::NONE);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use super::file_digest::PIECE_LEN;
 use super::offer::{PROBE_PIECES_MAX, Stamp};
 use crate::codec::Reader;
+use crate::compression::{Codecs, Compressed};
 use crate::digest::Digest;
-use crate::frame::FrameError;
+use crate::frame::{FrameError, decode_compressed};
 use crate::geometry::VOLUME_SIZE_MAX;
 
 /// Bytes of the largest pack.
@@ -26,11 +27,13 @@ const PACK_CONTEXT: &str = "volferry 2026-11-21 pack v1";
 ///
 /// ```text
 /// 0   1  3 = end, 4 = pack, 5 = piece, 6 = zero pieces, 7 = begin, 8 = probe, 9 = same pieces
-/// 1   3  0
+/// 1   1  codec of the payload (pack or piece that is compressed), else 0
+/// 2   2  0
 /// 4   4  payload length in bytes (pack, piece, begin), else 0
 /// 8   8  pack number (pack), frames sent before (end), else file id
 /// 16  8  first piece index (piece, zero pieces, probe, same pieces), size in bytes (begin), else 0
-/// 24  4  pieces (zero pieces, probe, same pieces), else 0
+/// 24  4  pieces (zero pieces, probe, same pieces), bytes of the payload on the wire (pack or piece that is compressed),
+///        else 0
 /// 28  4  bytes of the piece (piece), of the last one (zero pieces), else 0
 /// 32 32  digest of the pack (pack), chaining value of the piece (piece), stamp of the file in its
 ///        first half (begin), else 0
@@ -38,7 +41,7 @@ const PACK_CONTEXT: &str = "volferry 2026-11-21 pack v1";
 ///
 /// A pack's payload is its records. That of a begin is the beginning of the file's path, for people.
 /// A piece goes on with its zero map and its payload: the piece's
-/// blocks that are not zero, in order.
+/// blocks that are not zero, in order. The payload of a pack or a piece may be compressed as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeFrame {
     /// Records.
@@ -49,6 +52,8 @@ pub enum TreeFrame {
         payload_len: u32,
         /// The digest of these bytes.
         digest: Digest,
+        /// How these follow; `None` as they are.
+        compressed: Option<Compressed>,
     },
     /// A piece of a large file that holds data.
     Piece {
@@ -58,10 +63,12 @@ pub enum TreeFrame {
         index: u64,
         /// Bytes of the piece, at least 1; only the last of a file may be short.
         len: u32,
-        /// Bytes that follow the zero map; 1 to `len`.
+        /// Bytes of its blocks that are not zero; 1 to `len`.
         payload_len: u32,
         /// The chaining value of the piece.
         digest: Digest,
+        /// How these follow the zero map; `None` as they are.
+        compressed: Option<Compressed>,
     },
     /// Pieces of a large file that hold only zeros.
     ZeroPieces {
@@ -117,20 +124,23 @@ impl TreeFrame {
 
     /// Appends the wire form of the header.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let (codec, wire_len) = Compressed::encode(self.compressed());
         let (kind, payload_len, number, index, count, len, digest) = match *self {
             Self::End { frames } => (3, 0, frames, 0, 0, 0, Self::NO_DIGEST),
             Self::Pack {
                 number,
                 payload_len,
                 digest,
-            } => (4, payload_len, number, 0, 0, 0, digest),
+                ..
+            } => (4, payload_len, number, 0, wire_len, 0, digest),
             Self::Piece {
                 file,
                 index,
                 len,
                 payload_len,
                 digest,
-            } => (5, payload_len, file, index, 0, len, digest),
+                ..
+            } => (5, payload_len, file, index, wire_len, len, digest),
             Self::ZeroPieces {
                 file,
                 index,
@@ -153,7 +163,7 @@ impl TreeFrame {
                 (9, 0, file, index, count, 0, Self::NO_DIGEST)
             }
         };
-        out.extend([kind, 0, 0, 0]);
+        out.extend([kind, codec, 0, 0]);
         out.extend(payload_len.to_be_bytes());
         out.extend(number.to_be_bytes());
         out.extend(index.to_be_bytes());
@@ -162,14 +172,24 @@ impl TreeFrame {
         out.extend(digest.0);
     }
 
-    /// Reads a header: after that, every length is bounded.
+    /// How the payload travels, where not as it is.
+    #[must_use]
+    pub const fn compressed(&self) -> Option<Compressed> {
+        match *self {
+            Self::Pack { compressed, .. } | Self::Piece { compressed, .. } => compressed,
+            _ => None,
+        }
+    }
+
+    /// Reads a header in a session that uses `codecs`: after that, every length is bounded.
     ///
     /// # Errors
-    /// When the bytes are no header.
-    pub fn decode(bytes: &[u8; Self::HEADER_LEN]) -> Result<Self, FrameError> {
+    /// When the bytes are no header, or not for this session.
+    pub fn decode(bytes: &[u8; Self::HEADER_LEN], codecs: Codecs) -> Result<Self, FrameError> {
         let mut reader = Reader::new(bytes);
         let kind = reader.u8()?;
-        let reserved: [u8; 3] = reader.array()?;
+        let codec = reader.u8()?;
+        let reserved: [u8; 2] = reader.array()?;
         let payload_len = reader.u32()?;
         let number = reader.u64()?;
         let index = reader.u64()?;
@@ -182,18 +202,20 @@ impl TreeFrame {
         // One frame, one form: what a kind has no use for is zero.
         let is_unused_zero = match kind {
             3 => payload_len == 0 && index == 0 && count == 0 && len == 0 && no_digest,
-            4 => index == 0 && count == 0 && len == 0,
-            5 => count == 0,
+            4 => index == 0 && len == 0,
+            5 => true,
             6 => payload_len == 0 && no_digest,
             7 => count == 0 && len == 0 && rest == [0; 16],
             8 | 9 => payload_len == 0 && len == 0 && no_digest,
             other => return Err(FrameError::Kind(other)),
         };
-        if reserved != [0; 3] || !is_unused_zero {
+        let may_be_compressed = matches!(kind, 4 | 5);
+        if reserved != [0; 2] || !is_unused_zero || (codec != 0 && !may_be_compressed) {
             return Err(FrameError::Reserved);
         }
         let is_len = |len: u32, len_max: u32| len > 0 && len <= len_max;
-        let last = index.saturating_add(u64::from(count));
+        let pieces = if may_be_compressed { 0 } else { count };
+        let last = index.saturating_add(u64::from(pieces));
         if kind != 7 && last > PIECE_INDEX_MAX {
             return Err(FrameError::Piece);
         }
@@ -203,6 +225,7 @@ impl TreeFrame {
                 number,
                 payload_len,
                 digest,
+                compressed: decode_compressed(codec, count.into(), payload_len, codecs)?,
             }),
             5 if is_len(len, PIECE_LEN) && is_len(payload_len, len) => Ok(Self::Piece {
                 file: number,
@@ -210,6 +233,7 @@ impl TreeFrame {
                 len,
                 payload_len,
                 digest,
+                compressed: decode_compressed(codec, count.into(), payload_len, codecs)?,
             }),
             6 if is_len(len, PIECE_LEN) && is_len(count, ZERO_PIECES_MAX) => Ok(Self::ZeroPieces {
                 file: number,
@@ -261,6 +285,7 @@ mod tests {
             number: 7,
             payload_len,
             digest,
+            compressed: None,
         };
         let piece = |index, len, payload_len| TreeFrame::Piece {
             file: 1,
@@ -268,6 +293,7 @@ mod tests {
             len,
             payload_len,
             digest,
+            compressed: None,
         };
         let zero = |index, count, last_len| TreeFrame::ZeroPieces {
             file: 1,
@@ -302,7 +328,7 @@ mod tests {
             },
             TreeFrame::End { frames: u64::MAX },
         ] {
-            assert_eq!(TreeFrame::decode(&encoded(good)), Ok(good));
+            assert_eq!(TreeFrame::decode(&encoded(good), Codecs::NONE), Ok(good));
         }
         for bad in [
             pack(0),
@@ -323,17 +349,17 @@ mod tests {
             probe(PIECE_INDEX_MAX, 1),
         ] {
             assert_eq!(
-                TreeFrame::decode(&encoded(bad)),
+                TreeFrame::decode(&encoded(bad), Codecs::NONE),
                 Err(FrameError::Piece),
                 "{bad:?}"
             );
         }
         let good = encoded(TreeFrame::End { frames: 1 });
-        for at in [1, 3, 7, 16, 24, 28, 63] {
+        for at in [1, 2, 3, 7, 16, 24, 28, 63] {
             let mut bad = good;
             bad[at] = 1;
             assert_eq!(
-                TreeFrame::decode(&bad),
+                TreeFrame::decode(&bad, Codecs::NONE),
                 Err(FrameError::Reserved),
                 "byte {at}"
             );

@@ -2,10 +2,12 @@
 
 use std::io::IoSlice;
 
+use volferry_protocol::compression::Compressed;
 use volferry_protocol::tree::frame::TreeFrame;
+use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::tree::Outgoing;
 
-use crate::data::{Carried, data_runs};
+use crate::data::{Carried, payload};
 
 impl Carried for Outgoing {
     type Sent = ();
@@ -16,10 +18,12 @@ impl Carried for Outgoing {
                 number,
                 digest,
                 bytes,
+                compressed,
             } => TreeFrame::Pack {
                 number: *number,
                 payload_len: len_of(bytes),
                 digest: *digest,
+                compressed: *compressed,
             }
             .encode(header),
             Self::Piece {
@@ -28,6 +32,7 @@ impl Carried for Outgoing {
                 digest,
                 zero_map,
                 bytes,
+                compressed,
             } => {
                 TreeFrame::Piece {
                     file: *file,
@@ -35,6 +40,7 @@ impl Carried for Outgoing {
                     len: len_of(bytes),
                     payload_len: zero_map.data_len(),
                     digest: *digest,
+                    compressed: *compressed,
                 }
                 .encode(header);
                 zero_map.encode(header);
@@ -80,12 +86,32 @@ impl Carried for Outgoing {
 
     fn payload(&self) -> Vec<IoSlice<'_>> {
         match self {
-            Self::Pack { bytes, .. } => vec![IoSlice::new(bytes)],
+            Self::Pack {
+                bytes, compressed, ..
+            } => payload(&ZeroMap::all_data(len_of(bytes)), bytes, *compressed),
             Self::Begin { path, .. } => vec![IoSlice::new(path)],
             Self::Piece {
-                zero_map, bytes, ..
-            } => data_runs(zero_map, bytes),
+                zero_map,
+                bytes,
+                compressed,
+                ..
+            } => payload(zero_map, bytes, *compressed),
             Self::ZeroPieces { .. } | Self::Probe { .. } | Self::SamePieces { .. } => Vec::new(),
+        }
+    }
+
+    fn payload_len(&self) -> u32 {
+        match self {
+            Self::Pack { bytes, .. } => len_of(bytes),
+            Self::Piece { zero_map, .. } => zero_map.data_len(),
+            _ => 0,
+        }
+    }
+
+    fn compressed(&self) -> Option<Compressed> {
+        match self {
+            Self::Pack { compressed, .. } | Self::Piece { compressed, .. } => *compressed,
+            _ => None,
         }
     }
 

@@ -19,6 +19,7 @@ use volferry_protocol::tree::fidelity::Loss;
 use volferry_protocol::tree::file_digest::PIECE_LEN;
 use volferry_protocol::tree::session::source::TreeTransfer;
 use volferry_protocol::tree::session::{TreeSourceAction, TreeSourceSession};
+use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{
     Outgoing, TreeError, TreeSource, Unasked, Walk, WalkEnd, WalkOptions, Walked,
@@ -26,6 +27,7 @@ use volferry_storage::tree::{
 use volferry_transport::Connector;
 
 use super::manifest::TreeManifest;
+use crate::compression::Compression;
 use crate::data::DataConnection;
 use crate::{Clones, SourceConfig};
 
@@ -311,6 +313,11 @@ impl<C: Connector + 'static> Session<'_, C> {
         let end = ToQueue {
             queue: queue_sender.clone(),
             manifest: Mutex::new(manifest),
+            compression: Compression::new(
+                self.config.compression,
+                transfer.codecs,
+                &self.context.progress,
+            ),
         };
         let options = WalkOptions {
             terms: transfer.terms,
@@ -341,10 +348,26 @@ impl<C: Connector + 'static> Session<'_, C> {
 struct ToQueue {
     queue: async_channel::Sender<Outgoing>,
     manifest: Mutex<Option<TreeManifest>>,
+    compression: Compression,
 }
 
 impl WalkEnd for ToQueue {
-    fn put(&self, outgoing: Outgoing) -> bool {
+    fn put(&self, mut outgoing: Outgoing) -> bool {
+        match &mut outgoing {
+            Outgoing::Pack {
+                bytes, compressed, ..
+            } => {
+                let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                *compressed = self.compression.compress(&ZeroMap::all_data(len), bytes);
+            }
+            Outgoing::Piece {
+                zero_map,
+                bytes,
+                compressed,
+                ..
+            } => *compressed = self.compression.compress(zero_map, bytes),
+            _ => {}
+        }
         self.queue.send_blocking(outgoing).is_ok()
     }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, major, minor};
 use rustix::io::Errno;
+use volferry_protocol::compression::Compressed;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::geometry::ByteRange;
 use volferry_protocol::tree::fidelity::{FidelityClass, FidelityReport, Loss};
@@ -141,6 +142,8 @@ pub enum Outgoing {
         digest: Digest,
         /// The records.
         bytes: Buffer,
+        /// How they stand in `bytes`, once they were compressed.
+        compressed: Option<Compressed>,
     },
     /// A piece of a large file that holds data.
     Piece {
@@ -154,6 +157,8 @@ pub enum Outgoing {
         zero_map: ZeroMap,
         /// The piece.
         bytes: Buffer,
+        /// How its payload stands in `bytes`, once it was compressed.
+        compressed: Option<Compressed>,
     },
     /// Pieces of a large file that hold only zeros.
     ZeroPieces {
@@ -1191,6 +1196,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             digest: digest.chaining_value,
             zero_map,
             bytes,
+            compressed: None,
         })
     }
 
@@ -1438,6 +1444,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             number: self.walk.next_pack.fetch_add(1, Ordering::Relaxed),
             digest: pack_digest(&bytes),
             bytes,
+            compressed: None,
         })
     }
 

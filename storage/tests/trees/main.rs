@@ -384,6 +384,7 @@ impl WalkEnd for To {
                 digest,
                 zero_map,
                 bytes,
+                ..
             } => worker.write_piece(file, index, digest, &zero_map, &bytes),
             Outgoing::ZeroPieces {
                 file,

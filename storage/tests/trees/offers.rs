@@ -405,6 +405,7 @@ fn apply(worker: &mut RestoreWorker, outgoing: Outgoing) -> Result<Option<Reply>
             digest,
             zero_map,
             bytes,
+            ..
         } => {
             worker.write_piece(file, index, digest, &zero_map, &bytes)?;
             None

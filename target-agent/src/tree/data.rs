@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use volferry_agent::control::read_exact;
 use volferry_agent::progress::Progress;
+use volferry_protocol::compression::Codecs;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::frame::FrameError;
 use volferry_protocol::tree::frame::TreeFrame;
@@ -12,11 +13,13 @@ use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
 use volferry_storage::BufferPool;
 
 use super::writers::Incoming;
-use crate::data::{bad_frame, end_in_order, read_payload};
+use crate::data::{bad_frame, count_payload, end_in_order, read_payload};
 
 /// One data connection of a session.
 #[derive(Debug)]
 pub(super) struct DataConnection {
+    /// How payloads may be compressed.
+    pub(super) codecs: Codecs,
     pub(super) pool: BufferPool,
     pub(super) queue: async_channel::Sender<Incoming>,
     pub(super) progress: Arc<Progress>,
@@ -40,7 +43,7 @@ impl DataConnection {
                 .time(read_exact(&mut stream, &mut header))
                 .await?;
             self.progress.wire_bytes.add(header.len() as u64);
-            let frame = TreeFrame::decode(&header).map_err(bad_frame)?;
+            let frame = TreeFrame::decode(&header, self.codecs).map_err(bad_frame)?;
             let incoming = match frame {
                 TreeFrame::End { frames: sent } if sent == frames => break,
                 TreeFrame::End { frames: sent } => {
@@ -119,15 +122,17 @@ impl DataConnection {
             return Ok(None);
         };
         bytes.set_len(len as usize);
+        let compressed = frame.compressed();
         self.progress.wait_turn(payload_len as usize).await;
-        let payload = read_payload(stream, &zero_map, &mut bytes);
+        let payload = read_payload(stream, &zero_map, compressed, &mut bytes);
         self.progress.peer_wait.time(payload).await?;
-        self.progress.wire_bytes.add(u64::from(payload_len));
+        count_payload(&self.progress, payload_len, compressed);
         Ok(match frame {
             TreeFrame::Pack { number, digest, .. } => Some(Incoming::Pack {
                 number,
                 digest,
                 bytes,
+                compressed,
             }),
             TreeFrame::Piece {
                 file,
@@ -140,6 +145,7 @@ impl DataConnection {
                 digest,
                 zero_map,
                 bytes,
+                compressed,
             }),
             _ => None,
         })

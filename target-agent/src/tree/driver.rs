@@ -11,8 +11,9 @@ use volferry_agent::failure;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
+use volferry_protocol::compression::Codecs;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
-use volferry_protocol::message::Message;
+use volferry_protocol::message::{Hello, Message};
 use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::Fence;
 use volferry_protocol::tree::fidelity::FidelityClass;
@@ -426,6 +427,7 @@ where
                     return;
                 };
                 let connection = DataConnection {
+                    codecs: self.machine.hello().map_or(Codecs::NONE, Hello::codecs),
                     pool: transfer.pool.clone(),
                     queue: transfer.queue.clone(),
                     progress: Arc::clone(&self.context.progress),

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 use volferry_agent::cpu::CpuMeter;
+use volferry_protocol::compression::{Compressed, Decompressor, Malformed};
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::tree::frame::pack_digest;
@@ -26,6 +27,8 @@ pub(super) enum Incoming {
         number: u64,
         digest: Digest,
         bytes: Buffer,
+        /// How they stand in `bytes`, where they are compressed.
+        compressed: Option<Compressed>,
     },
     /// A piece of a large file, and the chaining value it must have.
     Piece {
@@ -34,6 +37,8 @@ pub(super) enum Incoming {
         digest: Digest,
         zero_map: ZeroMap,
         bytes: Buffer,
+        /// How its payload stands in `bytes`, where it is compressed.
+        compressed: Option<Compressed>,
     },
     /// Pieces of a large file that must be zero.
     ZeroPieces {
@@ -90,8 +95,10 @@ impl Writers {
             let (queue, applied) = (queue.clone(), applied.clone());
             let mut worker = restore.worker();
             cpu.spawn(format!("target-write-{number}"), move || {
-                while let Ok(incoming) = queue.recv_blocking() {
-                    let result = apply(&mut worker, &incoming);
+                let mut decompressor = Decompressor::default();
+                while let Ok(mut incoming) = queue.recv_blocking() {
+                    let result = decompress(&mut decompressor, &mut incoming)
+                        .and_then(|()| apply(&mut worker, &incoming));
                     let has_failed = result.is_err();
                     drop(incoming);
                     // A session that has ended no longer asks, but what it received is written.
@@ -115,6 +122,41 @@ impl Writers {
     }
 }
 
+/// Has the payload stand as it is.
+fn decompress(decompressor: &mut Decompressor, incoming: &mut Incoming) -> Result<(), TreeError> {
+    match incoming {
+        Incoming::Pack {
+            number,
+            bytes,
+            compressed: Some(compressed),
+            ..
+        } => {
+            let zero_map = ZeroMap::all_data(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+            let done = decompressor.decompress_in_place(*compressed, &zero_map, bytes);
+            done.map_err(|Malformed| corrupt_pack(*number))
+        }
+        Incoming::Piece {
+            index,
+            zero_map,
+            bytes,
+            compressed: Some(compressed),
+            ..
+        } => {
+            let done = decompressor.decompress_in_place(*compressed, zero_map, bytes);
+            done.map_err(|Malformed| TreeError::Corrupt {
+                path: format!("piece {index} of a file"),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn corrupt_pack(number: u64) -> TreeError {
+    TreeError::Corrupt {
+        path: format!("pack {number}"),
+    }
+}
+
 fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<Applied, TreeError> {
     let done = |()| Applied::Done;
     match incoming {
@@ -122,11 +164,10 @@ fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<Applied, Tre
             number,
             digest,
             bytes,
+            ..
         } => {
             if pack_digest(bytes) != *digest {
-                return Err(TreeError::Corrupt {
-                    path: format!("pack {number}"),
-                });
+                return Err(corrupt_pack(*number));
             }
             let holdings = worker.apply_pack(bytes)?;
             Ok(match holdings.is_empty() {
@@ -143,6 +184,7 @@ fn apply(worker: &mut RestoreWorker, incoming: &Incoming) -> Result<Applied, Tre
             digest,
             zero_map,
             bytes,
+            ..
         } => worker
             .write_piece(*file, *index, *digest, zero_map, bytes)
             .map(done),

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{TreeFinish, TreeSummary, TreeTerms};
+use crate::compression::Codecs;
 use crate::digest::Digest;
 use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
@@ -48,6 +49,8 @@ pub struct TreeTransfer {
     pub offer: bool,
     /// Whether what the target says to hold is read here too, to compare it.
     pub compare: bool,
+    /// How payloads may be compressed.
+    pub codecs: Codecs,
 }
 
 /// The source's state machine.
@@ -154,6 +157,7 @@ impl TreeSourceSession {
             epoch: welcome.epoch,
             offer: welcome.offer,
             compare: welcome.compare,
+            codecs: self.hello.codecs().and(Codecs::among(&welcome.features)),
         }));
     }
 

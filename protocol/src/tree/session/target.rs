@@ -206,7 +206,11 @@ impl TreeTargetSession {
             durable: Vec::new(),
             offer,
             compare,
-            features: TREE_FEATURES.iter().map(ToString::to_string).collect(),
+            features: TREE_FEATURES
+                .iter()
+                .map(ToString::to_string)
+                .chain(hello.codecs().features())
+                .collect(),
             agent: self.agent.clone(),
             tree: Some(self.terms),
         };

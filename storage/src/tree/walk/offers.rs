@@ -269,6 +269,7 @@ impl<End: WalkEnd> Worker<'_, End> {
             number,
             digest: pack_digest(&bytes),
             bytes,
+            compressed: None,
         })
     }
 
