@@ -90,7 +90,6 @@ pub const GROUP: &str = "volferry.io";
     validation = Rule::new("self.verify == oldSelf.verify").message("how the clone is verified can't be changed"),
     validation = Rule::new("self.resume == oldSelf.resume").message("what the clone goes on from can't be changed"),
     validation = Rule::new("!(self.strategy == 'CsiClone' && has(self.source.volumeSnapshot))").message("a snapshot is restored, not cloned: choose Auto, Snapshot or HostAssisted"),
-    validation = Rule::new("self.strategy in ['Auto', 'HostAssisted'] || has(self.target.claimTemplate)").message("the backend makes a claim of its own: CsiClone and Snapshot need a target.claimTemplate"),
 )]
 pub struct VolumeCloneSpec {
     /// What is cloned. It can't be changed.
@@ -187,8 +186,8 @@ pub struct NameOf {
 #[derive(Clone, Debug, Default, PartialEq, KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.persistentVolumeClaim) != has(self.claimTemplate)").message("name a persistentVolumeClaim or give a claimTemplate, not both"),
-    validation = Rule::new("has(self.persistentVolumeClaim) == has(oldSelf.persistentVolumeClaim)").message("the target can't be changed; make another VolumeClone"),
+    validation = Rule::new("[has(self.persistentVolumeClaim), has(self.claimTemplate), self.referringClaims].filter(given, given).size() == 1").message("name a persistentVolumeClaim, give a claimTemplate, or let it be referringClaims: one of the three"),
+    validation = Rule::new("has(self.persistentVolumeClaim) == has(oldSelf.persistentVolumeClaim) && self.referringClaims == oldSelf.referringClaims").message("the target can't be changed; make another VolumeClone"),
 )]
 pub struct Target {
     /// A claim that exists. What it holds is overwritten, if it is a block volume or empty.
@@ -198,6 +197,10 @@ pub struct Target {
     /// A claim to make. It is kept when this object is deleted, unless the clone was not proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_template: Option<ClaimTemplate>,
+    /// Every claim of this namespace whose `spec.dataSourceRef` names this object. Each is filled by
+    /// a clone of its own, made after this object, and has no volume until that is proven.
+    #[serde(default)]
+    pub referring_claims: bool,
     /// Write into the filesystem of a claim that exists though it holds something: what is sent
     /// replaces what is there.
     #[serde(default)]
@@ -257,14 +260,20 @@ pub enum Strategy {
 
 /// How bytes travel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Transport {
-    /// The protocol: TLS 1.3 over TCP.
+    /// The protocol; TLS 1.3 over TCP unless given.
     #[serde(default)]
     pub protocol: TransportProtocol,
     /// Data connections; one for each processor, at most 4, unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub streams: Option<u16>,
+    /// Bytes that the source may send each second, for instance `100Mi`; without, as many as go. What
+    /// is changed counts from the next source pod on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]+(\.[0-9]+)?([kMGTP]|[KMGTP]i)?$"))]
+    pub bandwidth_limit: Option<String>,
 }
 
 /// What carries the bytes.
@@ -273,6 +282,10 @@ pub enum TransportProtocol {
     /// TLS 1.3 over TCP.
     #[default]
     Tcp,
+    /// QUIC.
+    Quic,
+    /// TLS 1.3 over TCP where that connects, else QUIC.
+    Auto,
 }
 
 /// How the target's content is verified.
@@ -420,6 +433,9 @@ pub struct VolumeCloneStatus {
     /// The claim that is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_claim: Option<String>,
+    /// Another claim that is filled in its place: its volume is handed over when it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prime: Option<PrimeStatus>,
     /// When the clone was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
@@ -462,9 +478,23 @@ pub enum Phase {
     Ready,
     /// It won't come to an end by itself.
     Failed,
+    /// It is no clone itself: each claim that refers to it gets one after it.
+    Template,
 }
 
 impl Phase {
+    /// Every phase.
+    pub const ALL: [Self; 8] = [
+        Self::Pending,
+        Self::Preparing,
+        Self::Cloning,
+        Self::Verifying,
+        Self::Suspended,
+        Self::Ready,
+        Self::Failed,
+        Self::Template,
+    ];
+
     /// Whether the clone has come to its end.
     #[must_use]
     pub const fn is_finished(self) -> bool {
@@ -483,6 +513,16 @@ pub struct Verdict {
     pub reason: String,
     /// Why, in words.
     pub message: String,
+}
+
+/// A claim that is filled in the place of the target claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct PrimeStatus {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its volume, once that is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
 }
 
 /// How far a clone is.

@@ -5,6 +5,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::api::GROUP;
+
 /// The mode of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeMode {
@@ -61,6 +63,26 @@ pub fn has_access(claim: &PersistentVolumeClaim, mode: &str) -> bool {
 #[must_use]
 pub fn is_for_one_node(claim: &PersistentVolumeClaim) -> bool {
     !has_access(claim, "ReadWriteMany") && !has_access(claim, "ReadOnlyMany")
+}
+
+/// The `VolumeClone` that the claim is to be filled by.
+#[must_use]
+pub fn filled_by(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let reference = claim.spec.as_ref()?.data_source_ref.as_ref()?;
+    let is_clone = reference.api_group.as_deref() == Some(GROUP) && reference.kind == "VolumeClone";
+    // One of another namespace would need a consent that nobody asks for.
+    let namespace = claim.metadata.namespace.as_deref();
+    let is_near = reference
+        .namespace
+        .as_deref()
+        .is_none_or(|it| it.is_empty() || Some(it) == namespace);
+    (is_clone && is_near).then_some(reference.name.as_str())
+}
+
+/// The `VolumeClone` that the claim waits to be filled by.
+#[must_use]
+pub fn waits_for_clone(claim: &PersistentVolumeClaim) -> Option<&str> {
+    filled_by(claim).filter(|_| !is_bound(claim) && claim.metadata.deletion_timestamp.is_none())
 }
 
 /// Bytes of the claim's volume, or while it has none, bytes that it asks for.

@@ -3,6 +3,7 @@
 //!
 //! Each call has a time limit. What was already done, or is gone already, is no error.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::{Duration, SystemTime};
 
@@ -26,12 +27,12 @@ use uuid::Uuid;
 use volferry_transport::mint::{self, MintError};
 
 use crate::api::{VolumeClone, VolumeCloneStatus};
-use crate::claims::VolumeMode;
+use crate::claims::{VolumeMode, waits_for_clone};
 use crate::credentials::{ObserverCredentials, VALIDITY, trusted_authorities};
-use crate::decide::{Doomed, Note, Step};
+use crate::decide::{Doomed, Note, Rebinding, Step};
 use crate::names::{
     CLONE_LABEL, END_LABEL, End, FINALIZER, MANAGER, PRIVILEGED_ANNOTATION, RECEIPT_ANNOTATION,
-    name, selector,
+    TEMPLATE_LABEL, filler_name, name, prime_name, selector,
 };
 use crate::objects::{self, IDENTITY_KEYS, Object, SNAPSHOT_GROUP, snapshot_resource};
 use crate::world::{Belonging, Grant, Kind, Snapshot, SnapshotClass, Surroundings};
@@ -152,6 +153,42 @@ impl Cluster {
         name: &str,
     ) -> Result<Option<PersistentVolumeClaim>> {
         self.find(namespace, name).await
+    }
+
+    /// A volume, if it is there and not about to go.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>> {
+        let found: Option<PersistentVolume> = self.find_cluster_wide(name).await?;
+        Ok(found.filter(|volume| volume.metadata.deletion_timestamp.is_none()))
+    }
+
+    /// The claims that refer to `template`, wait for their volume, and have no clone to fill them.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub async fn referring(&self, template: &VolumeClone) -> Result<Vec<PersistentVolumeClaim>> {
+        let namespace = template.target_namespace();
+        let clones: Api<VolumeClone> = self.namespaced(namespace);
+        let selector = format!("{TEMPLATE_LABEL}={}", template.uid());
+        let what = || {
+            format!(
+                "listing the clones after {namespace}/{}",
+                template.name_any()
+            )
+        };
+        let params = ListParams::default().labels(&selector);
+        let fillers = call(what, clones.list_metadata(&params)).await?;
+        let fillers: BTreeSet<_> = fillers.iter().map(ResourceExt::name_any).collect();
+        let claims: Api<PersistentVolumeClaim> = self.namespaced(namespace);
+        let what = || format!("listing claims in {namespace}");
+        let found = call(what, claims.list(&ListParams::default())).await?;
+        let refers = |claim: &PersistentVolumeClaim| {
+            waits_for_clone(claim) == template.metadata.name.as_deref()
+                && !fillers.contains(&filler_name(&claim.uid().unwrap_or_default()))
+        };
+        Ok(found.into_iter().filter(refers).collect())
     }
 
     async fn find<K>(&self, namespace: &str, name: &str) -> Result<Option<K>>
@@ -318,7 +355,14 @@ impl Cluster {
             around.source_volume = self.find_cluster_wide::<PersistentVolume>(volume).await?;
         }
         around.target_users = self.users(clone, home, clone.target_claim()).await?;
-        around.target_warnings = self.warnings(home, clone.target_claim()).await?;
+        let prime = clone
+            .status
+            .as_ref()
+            .and_then(|status| status.prime.as_ref());
+        around.target_warnings = match prime {
+            Some(prime) => self.warnings(&prime.namespace, &prime_name(clone)).await?,
+            None => self.warnings(home, clone.target_claim()).await?,
+        };
         let classes: Api<StorageClass> = Api::all(self.client.clone());
         let what = || "listing storage classes".to_owned();
         let params = ListParams::default();
@@ -521,6 +565,7 @@ impl Cluster {
             Step::Mint => self.mint(clone).await,
             Step::Apply(object) => self.apply(object).await,
             Step::Delete(doomed) => self.delete(doomed).await,
+            Step::Rebind(rebinding) => self.rebind(rebinding).await,
             Step::Attest { claim, receipt } => {
                 let claims: Api<PersistentVolumeClaim> = self.namespaced(clone.target_namespace());
                 let patch = json!({"metadata": {"annotations": {RECEIPT_ANNOTATION: receipt}}});
@@ -538,6 +583,30 @@ impl Cluster {
                 unless(unless(deleted.map(drop), 404), 409)
             }
         }
+    }
+
+    /// Gives a volume to another claim, unless somebody else has changed it since it was read.
+    async fn rebind(&self, rebinding: &Rebinding) -> Result<()> {
+        let Rebinding {
+            volume,
+            version,
+            namespace,
+            claim,
+            uid,
+        } = rebinding;
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let patch = json!({
+            "metadata": {"resourceVersion": version},
+            "spec": {"claimRef": {
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "namespace": namespace, "name": claim, "uid": uid, "resourceVersion": null,
+            }},
+        });
+        let what = || format!("binding volume {volume} to claim {namespace}/{claim}");
+        let params = PatchParams::default();
+        let patch = Patch::Merge(patch);
+        let patched = volumes.patch(volume, &params, &patch);
+        call(what, patched).await.map(drop)
     }
 
     /// Sets the finalizers, unless somebody else has changed the object since it was read.
@@ -595,6 +664,11 @@ impl Cluster {
                 let claims: Api<PersistentVolumeClaim> = self.namespaced(&namespace);
                 let what = || format!("making {}", object.describe());
                 unless_there(call(what, claims.create(&post_params(), claim)).await)
+            }
+            Object::Clone(clone) => {
+                let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
+                let what = || format!("making {}", object.describe());
+                unless_there(call(what, clones.create(&post_params(), clone)).await)
             }
             Object::Snapshot(snapshot) => {
                 let snapshots = self.snapshots(&snapshot.namespace().unwrap_or_default());

@@ -24,7 +24,9 @@ use crate::world::{Belonging, Kind, Surroundings, World};
 mod agents;
 mod backend;
 mod choose;
+mod prime;
 mod status;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -59,6 +61,8 @@ pub enum Step {
     Apply(Object),
     /// Remove the object with this uid.
     Delete(Doomed),
+    /// Bind a volume to the target claim, in the place of the claim that it was filled as.
+    Rebind(Rebinding),
     /// Note on the target claim what it holds.
     Attest {
         /// The claim.
@@ -68,6 +72,21 @@ pub enum Step {
     },
     /// Delete the `VolumeClone` itself: its time is over.
     Expire,
+}
+
+/// A volume and the claim that it is given to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebinding {
+    /// The volume.
+    pub volume: String,
+    /// Its version: it is given away as it was seen, or not.
+    pub version: String,
+    /// The claim's namespace.
+    pub namespace: String,
+    /// The claim's name.
+    pub claim: String,
+    /// The claim's uid.
+    pub uid: String,
 }
 
 /// An object to remove.
@@ -166,6 +185,9 @@ const LOOK_SOON: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn decide(world: &World) -> Decision {
     let clone = &world.clone;
+    if clone.spec.target.referring_claims {
+        return template::serve(world);
+    }
     let has_finalizer = clone.finalizers().iter().any(|name| name == FINALIZER);
     if clone.metadata.deletion_timestamp.is_some() {
         return if has_finalizer {
@@ -208,6 +230,14 @@ impl<'a> Planner<'a> {
         if self.world.clone.spec.suspend {
             return Err(self.suspend());
         }
+        // What is complete is handed over, whatever becomes of the source.
+        if self.status.receipt.is_some() {
+            return self.hand_over(Reason::Proven);
+        }
+        let prime = self.status.prime.as_ref();
+        if prime.is_some_and(|prime| prime.volume.is_some()) {
+            return self.hand_over(Reason::ClonedByBackend);
+        }
         let strategy = match self.status.strategy {
             Some(strategy) => strategy,
             None => self.accept()?,
@@ -248,7 +278,8 @@ impl<'a> Planner<'a> {
         let around = self.around()?;
         self.check_consent(around)?;
         self.check_source(around)?;
-        let considered = choose(&self.world.clone, around);
+        self.present_target()?;
+        let considered = choose(self.world, around);
         let wanted = match self.world.clone.spec.strategy {
             StrategyChoice::Auto => None,
             StrategyChoice::CsiClone => Some(Strategy::CsiClone),
@@ -274,6 +305,7 @@ impl<'a> Planner<'a> {
         let told = told.collect::<Vec<_>>().join("; ");
         self.note(false, Reason::StrategyChosen, told);
         self.status.strategy = Some(strategy);
+        self.status.prime = self.prime(strategy);
         self.status.target_claim = Some(self.world.clone.target_claim().to_owned());
         self.status.started_at.get_or_insert(Time(self.world.now));
         self.condition(Condition::Accepted, true, Reason::Accepted, "");

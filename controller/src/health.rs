@@ -1,4 +1,4 @@
-//! `/healthz` and `/readyz`, plain HTTP, for the kubelet.
+//! `/healthz`, `/readyz` and `/metrics`, plain HTTP, for the kubelet and for Prometheus.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,6 +14,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::metrics::Metrics;
+
 /// Connections at once: a kubelet's probes are few.
 const CONNECTIONS_MAX: usize = 8;
 /// How long a connection may live.
@@ -25,7 +27,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the address can't be had.
 #[expect(clippy::infinite_loop, reason = "it is said by the type")]
-pub async fn serve(address: SocketAddr) -> std::io::Result<Infallible> {
+pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Result<Infallible> {
     let listener = TcpListener::bind(address).await?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -37,15 +39,17 @@ pub async fn serve(address: SocketAddr) -> std::io::Result<Infallible> {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let metrics = Arc::clone(&metrics);
         tokio::spawn(async move {
-            let answer = service_fn(|request: Request<Incoming>| async move {
+            let answer = service_fn(|request: Request<Incoming>| {
                 let (status, text) = match request.uri().path() {
-                    "/healthz" | "/readyz" => (StatusCode::OK, "ok\n"),
-                    _ => (StatusCode::NOT_FOUND, "no such page\n"),
+                    "/healthz" | "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
+                    "/metrics" => (StatusCode::OK, metrics.render()),
+                    _ => (StatusCode::NOT_FOUND, "no such page\n".to_owned()),
                 };
-                let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+                let mut response = Response::new(Full::new(Bytes::from(text)));
                 *response.status_mut() = status;
-                Ok::<_, Infallible>(response)
+                std::future::ready(Ok::<_, Infallible>(response))
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())

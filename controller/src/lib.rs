@@ -23,6 +23,7 @@ pub mod credentials;
 pub mod decide;
 pub mod health;
 pub mod lease;
+pub mod metrics;
 pub mod names;
 pub mod objects;
 pub mod observer;

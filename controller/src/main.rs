@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use volferry_controller::cluster::Cluster;
 use volferry_controller::health;
 use volferry_controller::lease::Candidate;
+use volferry_controller::metrics::Metrics;
 use volferry_controller::observer::NetworkObserver;
 use volferry_controller::reconcile::{Context, Limits};
 use volferry_controller::world::Settings;
@@ -45,7 +46,7 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 8)]
     clones_per_namespace_max: usize,
 
-    /// Serve /healthz and /readyz here
+    /// Serve /healthz, /readyz and /metrics here
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:8080")]
     health_listen: SocketAddr,
 
@@ -64,9 +65,10 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let listen = arguments.health_listen;
+    let metrics = Arc::new(Metrics::new());
     let outcome = tokio::select! {
-        outcome = run(arguments) => outcome,
-        Err(error) = health::serve(listen) => Err(format!("{listen} can't be listened on: {error}")),
+        outcome = run(arguments, Arc::clone(&metrics)) => outcome,
+        Err(error) = health::serve(listen, metrics) => Err(format!("{listen} can't be listened on: {error}")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,7 +80,7 @@ async fn main() -> ExitCode {
 }
 
 /// Waits for its turn, leads, and ends when told to, or when another leads.
-async fn run(arguments: Arguments) -> Result<(), String> {
+async fn run(arguments: Arguments, metrics: Arc<Metrics>) -> Result<(), String> {
     volferry_transport::set_process_default();
     let client = Client::try_default()
         .await
@@ -111,7 +113,8 @@ async fn run(arguments: Arguments) -> Result<(), String> {
             overall: arguments.clones_max,
             per_namespace: arguments.clones_per_namespace_max,
         },
-    );
+    )
+    .with_metrics(metrics);
     let keeper = Arc::clone(&candidate);
     let keep = async move { keeper.keep().await }.boxed().shared();
     let stop = {

@@ -15,6 +15,8 @@ pub const CLONE_LABEL: &str = "volferry.io/clone-uid";
 pub const END_LABEL: &str = "volferry.io/end";
 /// Whose clone something belongs to, for people.
 pub const CLONE_ANNOTATION: &str = "volferry.io/clone";
+/// On a clone that fills a claim: the uid of the one that it was made after.
+pub const TEMPLATE_LABEL: &str = "volferry.io/template-uid";
 /// On a claim: the receipt of the clone that it holds.
 pub const RECEIPT_ANNOTATION: &str = "volferry.io/receipt";
 /// On a Secret: when its credentials end, in seconds since 1970.
@@ -66,6 +68,18 @@ impl End {
 #[must_use]
 pub fn name(clone: &VolumeClone, end: End) -> String {
     format!("volferry-{}-{}", clone.uid(), end.label())
+}
+
+/// The name of the claim that is filled in the place of the target claim.
+#[must_use]
+pub fn prime_name(clone: &VolumeClone) -> String {
+    format!("volferry-{}-prime", clone.uid())
+}
+
+/// The name of the clone that fills the claim with this uid.
+#[must_use]
+pub fn filler_name(claim_uid: &str) -> String {
+    format!("volferry-{claim_uid}")
 }
 
 /// What finds all that was made for `clone`.

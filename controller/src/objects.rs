@@ -18,16 +18,17 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use volferry_transport::Role;
 use volferry_transport::mint::MintedIdentity;
 
-use crate::api::{InUsePolicy, Resume, Verify, VolumeClone};
+use crate::api::{InUsePolicy, NameOf, Resume, Target, TransportProtocol, Verify, VolumeClone};
 use crate::claims::{self, VolumeMode};
 use crate::names::{
-    CLONE_LABEL, END_LABEL, EXPIRY_ANNOTATION, End, MANAGER, TARGET_ANNOTATION, metadata, name,
+    CLONE_LABEL, END_LABEL, EXPIRY_ANNOTATION, End, MANAGER, SELECTED_NODE_ANNOTATION,
+    TARGET_ANNOTATION, TEMPLATE_LABEL, filler_name, metadata, name, prime_name,
 };
 use crate::world::Settings;
 
@@ -66,6 +67,8 @@ pub enum Object {
     ConfigMap(Box<ConfigMap>),
     /// A snapshot of the source.
     Snapshot(Box<DynamicObject>),
+    /// What fills a claim that refers to a `VolumeClone`.
+    Clone(Box<VolumeClone>),
 }
 
 impl Object {
@@ -78,6 +81,7 @@ impl Object {
             Self::Claim(claim) => ("claim", &claim.metadata),
             Self::ConfigMap(map) => ("config map", &map.metadata),
             Self::Snapshot(snapshot) => ("snapshot", &snapshot.metadata),
+            Self::Clone(clone) => ("VolumeClone", &clone.metadata),
         };
         let part = |part: &Option<String>| part.clone().unwrap_or_default();
         format!(
@@ -285,6 +289,18 @@ fn arguments(clone: &VolumeClone, plan: &PodPlan) -> Vec<String> {
             arguments.push(format!("--connect-timeout={CONNECT_TIMEOUT_SECONDS}"));
             if let Some(streams) = spec.transport.streams {
                 arguments.push(format!("--streams={streams}"));
+            }
+            arguments.push(format!(
+                "--transport={}",
+                match spec.transport.protocol {
+                    TransportProtocol::Tcp => "tls",
+                    TransportProtocol::Quic => "quic",
+                    TransportProtocol::Auto => "auto",
+                }
+            ));
+            let limit = spec.transport.bandwidth_limit.clone();
+            if let Some(limit) = limit.and_then(|limit| claims::bytes(&Quantity(limit))) {
+                arguments.push(format!("--bandwidth-limit={limit}"));
             }
             if let Some(generation) = generation {
                 arguments.push(format!("--source-generation={generation}"));
@@ -504,11 +520,16 @@ pub fn policy(clone: &VolumeClone, settings: &Settings, end: End) -> NetworkPoli
         }),
         ip_block: None,
     };
-    let ports = vec![NetworkPolicyPort {
+    let port = |protocol: &str| NetworkPolicyPort {
         port: Some(IntOrString::Int(i32::from(CLONE_PORT))),
-        protocol: Some("TCP".to_owned()),
+        protocol: Some(protocol.to_owned()),
         end_port: None,
-    }];
+    };
+    // The controller asks for progress over TCP, whatever the agents talk over.
+    let mut ports = vec![port("TCP")];
+    if clone.spec.transport.protocol != TransportProtocol::Tcp {
+        ports.push(port("UDP"));
+    }
     let (ingress, egress) = match end {
         End::Target => (
             vec![NetworkPolicyIngressRule {
@@ -653,6 +674,91 @@ pub fn target_claim(
         spec: Some(spec),
         status: None,
     })
+}
+
+/// The claim in `namespace` that is filled in the place of the target claim: as large as that, and of
+/// its kind. Of a claim that waits for its first pod, `node` is where that will be.
+#[must_use]
+pub fn prime_claim(
+    clone: &VolumeClone,
+    namespace: &str,
+    like: &PersistentVolumeClaim,
+    node: Option<String>,
+) -> PersistentVolumeClaim {
+    let end = if namespace == clone.target_namespace() {
+        End::Target
+    } else {
+        End::Source
+    };
+    let mut metadata = metadata(clone, end);
+    metadata.name = Some(prime_name(clone));
+    if let Some(node) = node {
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(SELECTED_NODE_ANNOTATION.to_owned(), node);
+    }
+    let like = like.spec.clone().unwrap_or_default();
+    PersistentVolumeClaim {
+        metadata,
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: like.access_modes,
+            resources: like.resources,
+            storage_class_name: like.storage_class_name,
+            volume_attributes_class_name: like.volume_attributes_class_name,
+            volume_mode: like.volume_mode,
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The target claim of a template that takes over the volume of `prime`.
+#[must_use]
+pub fn claim_of_volume(
+    clone: &VolumeClone,
+    prime: &PersistentVolumeClaim,
+    volume: &str,
+) -> Option<PersistentVolumeClaim> {
+    let mut claim = target_claim(clone, prime)?;
+    let spec = claim.spec.get_or_insert_default();
+    // With its name in it nobody makes another volume for the claim.
+    spec.volume_name = Some(volume.to_owned());
+    let filled = prime.spec.as_ref();
+    spec.storage_class_name = filled.and_then(|spec| spec.storage_class_name.clone());
+    Some(claim)
+}
+
+/// The clone that fills `claim`, made after `template`. It belongs to the claim and goes with it.
+#[must_use]
+pub fn filler(template: &VolumeClone, claim: &PersistentVolumeClaim) -> Option<VolumeClone> {
+    let uid = claim.metadata.uid.clone()?;
+    let name = claim.metadata.name.clone()?;
+    let mut spec = template.spec.clone();
+    spec.target = Target {
+        persistent_volume_claim: Some(NameOf { name: name.clone() }),
+        ..Target::default()
+    };
+    let mut clone = VolumeClone::new(&filler_name(&uid), spec);
+    clone
+        .metadata
+        .namespace
+        .clone_from(&template.metadata.namespace);
+    clone.metadata.labels = Some(
+        [
+            ("app.kubernetes.io/managed-by", MANAGER),
+            (TEMPLATE_LABEL, template.uid()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into(),
+    );
+    clone.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "PersistentVolumeClaim".to_owned(),
+        name,
+        uid,
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }]);
+    Some(clone)
 }
 
 /// `claim`, filled by the backend from what `reference` names.

@@ -40,6 +40,7 @@ reasons! {
     TargetInUse: "other pods use the target claim";
     TargetTooSmall: "the target claim is smaller than the source";
     TargetLost: "the target claim has lost its volume";
+    WaitsForConsumer: "the target claim gets its volume with its first pod, and has none yet";
     NotGranted: "no ReferenceGrant in the source's namespace lets this namespace clone from it";
     StrategyImpossible: "the way that was asked for can't be gone";
     StrategyChosen: "a way was chosen";
@@ -58,10 +59,12 @@ reasons! {
     BackoffLimitExceeded: "the agents failed more often than they may";
     DeadlineExceeded: "the clone took longer than it may";
     Transferring: "bytes travel";
+    HandingOver: "the volume is complete, and is bound to the target claim";
     Verifying: "all was sent, and the target is flushed or read back";
     Provisioning: "the backend makes the target";
     TakingSnapshot: "the backend takes a snapshot of the source";
     ProvisioningFailed: "the backend could not make the target";
+    Template: "each claim that refers to it is filled by a clone of its own";
     Suspended: "the clone was told to stop for now";
     Proven: "both ends computed the same digest, and all of the target is durable";
     ClonedByBackend: "the backend cloned the volume; no digest was computed";

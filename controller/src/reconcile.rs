@@ -19,11 +19,14 @@ use tokio::time::Instant;
 
 use crate::agent_pod::{Seen, State};
 use crate::api::{Phase, VolumeClone};
+use crate::claims::waits_for_clone;
 use crate::cluster::{Cluster, ClusterError};
 use crate::credentials::ObserverCredentials;
 use crate::decide::{Decision, Step, decide};
-use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End};
+use crate::metrics::{Metrics, Outcome};
+use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End, prime_name};
 use crate::observer::Observe;
+use crate::reason::Reason;
 use crate::world::{Rejection, Settings, TargetReport, World};
 
 /// How many clones may run at once.
@@ -39,6 +42,8 @@ pub struct Limits {
 const RECONCILES_MAX: u16 = 16;
 /// How long a clone that runs is only looked at by its pods: what else belongs to it rarely changes.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
+/// How often one that queues looks whether there is room.
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(1);
 /// The pause after a first error; it doubles with each that follows.
 const ERROR_PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause after an error or a refusal.
@@ -55,6 +60,7 @@ pub struct Context<O> {
     settings: Settings,
     limits: Limits,
     clock: Clock,
+    metrics: Arc<Metrics>,
     memories: Mutex<HashMap<String, Memory>>,
 }
 
@@ -79,6 +85,7 @@ impl<O: Observe> Context<O> {
             settings,
             limits,
             clock: Timestamp::now,
+            metrics: Arc::default(),
             memories: Mutex::default(),
         }
     }
@@ -87,6 +94,12 @@ impl<O: Observe> Context<O> {
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
+    }
+
+    /// The same context, telling its metrics there.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Reconciles everything until `stop` is done and what is under way has ended.
@@ -98,11 +111,14 @@ impl<O: Observe> Context<O> {
         let claims: Api<PersistentVolumeClaim> = Api::all(client);
         let controller = Controller::new(clones, watcher::Config::default())
             .with_config(Config::default().concurrency(RECONCILES_MAX))
-            .watches(pods, ours.clone(), |pod| clone_of(&pod))
-            .watches(claims, ours, |claim| clone_of(&claim))
+            .watches(pods, ours, |pod| clone_of(&pod))
+            .watches(claims, watcher::Config::default(), |claim| {
+                clone_of(&claim).or_else(|| template_of(&claim))
+            })
             .graceful_shutdown_on(stop);
+        self.metrics.lead(controller.store());
         let reconciled = controller.run(
-            |clone, context| async move { context.reconcile(&clone).await },
+            |clone, context| async move { context.reconcile_counted(&clone).await },
             |clone, error, context| context.pause_after(&clone, error),
             self,
         );
@@ -113,6 +129,24 @@ impl<O: Observe> Context<O> {
                 }
             })
             .await;
+    }
+
+    async fn reconcile_counted(&self, cached: &VolumeClone) -> Result<Action, ClusterError> {
+        if self.still_queues(cached) {
+            return Ok(Action::requeue(LOOK_FOR_ROOM_EVERY));
+        }
+        let began = Instant::now();
+        let ended = self.reconcile(cached).await;
+        let outcome = if ended.is_ok() {
+            Outcome::Done
+        } else {
+            Outcome::Failed
+        };
+        self.metrics.reconciled(outcome, began.elapsed());
+        let running = self.memories();
+        let running = running.values().filter(|memory| memory.is_admitted);
+        self.metrics.running(running.count());
+        ended
     }
 
     /// Looks at one clone and does what is next.
@@ -126,7 +160,15 @@ impl<O: Observe> Context<O> {
             self.forget(cached.uid());
             return Ok(Action::await_change());
         };
-        let world = self.observe(clone).await?;
+        let world = if clone.spec.target.referring_claims {
+            let referring_claims = self.cluster.referring(&clone).await?;
+            World {
+                referring_claims,
+                ..self.bare(clone)
+            }
+        } else {
+            self.observe(clone).await?
+        };
         let clone = world.clone.clone();
         let mut decision = decide(&world);
         if decision.needs_surroundings {
@@ -136,20 +178,31 @@ impl<O: Observe> Context<O> {
         self.act(&clone, &decision).await
     }
 
-    /// The world without its surroundings. Of a clone that runs only the pods are looked at.
-    async fn observe(&self, clone: VolumeClone) -> Result<World, ClusterError> {
-        let pods = self.cluster.agent_pods(&clone).await?;
-        let mut world = World {
+    /// A world of which nothing but the object is known.
+    fn bare(&self, clone: VolumeClone) -> World {
+        World {
             now: (self.clock)(),
             settings: self.settings.clone(),
-            pods,
+            pods: Vec::new(),
             belongings: Vec::new(),
             target_claim: None,
+            prime_claim: None,
+            prime_volume: None,
+            referring_claims: Vec::new(),
             surroundings: None,
             report: None,
             rejection: self.memory(&clone, |memory| memory.rejection.clone()),
             admission: Ok(()),
             clone,
+        }
+    }
+
+    /// The world without its surroundings. Of a clone that runs only the pods are looked at.
+    async fn observe(&self, clone: VolumeClone) -> Result<World, ClusterError> {
+        let pods = self.cluster.agent_pods(&clone).await?;
+        let mut world = World {
+            pods,
+            ..self.bare(clone)
         };
         // One that has pods was let in, perhaps by a predecessor.
         let phase = world.clone.status.as_ref().map(|status| status.phase);
@@ -175,6 +228,22 @@ impl<O: Observe> Context<O> {
         world.belongings = self.cluster.belongings(&world.clone).await?;
         let (namespace, name) = (world.clone.target_namespace(), world.clone.target_claim());
         world.target_claim = self.cluster.claim(namespace, name).await?;
+        let prime = world
+            .clone
+            .status
+            .as_ref()
+            .and_then(|status| status.prime.as_ref());
+        if let Some(prime) = prime {
+            let name = prime_name(&world.clone);
+            let claim = self.cluster.claim(&prime.namespace, &name).await?;
+            let bound = claim
+                .as_ref()
+                .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
+            if let Some(volume) = prime.volume.clone().or(bound) {
+                world.prime_volume = self.cluster.volume(&volume).await?;
+            }
+            world.prime_claim = claim;
+        }
         self.memory(&world.clone, |memory| {
             memory.looked_at = Some(Instant::now())
         });
@@ -188,30 +257,60 @@ impl<O: Observe> Context<O> {
         Ok(world)
     }
 
-    /// Whether the clone may run beside those that do. One that has a pod was let in before, perhaps
-    /// by a predecessor.
-    fn admit(&self, world: &World) -> Result<(), String> {
-        let clone = &world.clone;
+    /// Whether the clone was told to queue, and nothing has changed for it. It is asked often, so it
+    /// takes no call.
+    fn still_queues(&self, cached: &VolumeClone) -> bool {
+        let Some(status) = &cached.status else {
+            return false;
+        };
+        let waited = status
+            .started_at
+            .as_ref()
+            .map(|at| (self.clock)().duration_since(at.0));
+        let limit = cached.spec.deadline_seconds;
+        let is_late =
+            matches!((waited, limit), (Some(waited), Some(limit)) if waited.as_secs() >= limit);
+        let mut conditions = status.conditions.iter();
+        conditions.any(|condition| condition.reason == Reason::Queued.label())
+            && status.observed_generation == cached.metadata.generation
+            && cached.metadata.deletion_timestamp.is_none()
+            && !is_late
+            && self.room(&self.memories(), cached).is_err()
+    }
+
+    /// Whether there is room for the clone beside those that run.
+    fn room(&self, memories: &HashMap<String, Memory>, clone: &VolumeClone) -> Result<(), String> {
         let Limits {
             overall,
             per_namespace,
         } = self.limits;
-        let mut memories = self.memories();
+        let is_other = |uid: &str, memory: &Memory| memory.is_admitted && uid != clone.uid();
         let others = memories
             .iter()
-            .filter(|(uid, memory)| memory.is_admitted && *uid != clone.uid());
-        let others: Vec<_> = others.map(|(_, memory)| &memory.namespace).collect();
-        let beside = others
-            .iter()
-            .filter(|other| **other == clone.target_namespace())
-            .count();
-        let has_room = others.len() < overall && beside < per_namespace;
-        if !has_room && world.pods.is_empty() {
-            return Err(format!(
-                "{} clones run already, {beside} of them in this namespace; at most {overall} may, \
-                 and {per_namespace} in a namespace",
-                others.len()
-            ));
+            .filter(|(uid, memory)| is_other(uid, memory));
+        let (mut all, mut beside) = (0, 0);
+        for (_, memory) in others {
+            all += 1;
+            beside += usize::from(memory.namespace == clone.target_namespace());
+        }
+        if all < overall && beside < per_namespace {
+            return Ok(());
+        }
+        // Numbers that change all the time would be written all the time.
+        Err(if all < overall {
+            format!("{per_namespace} clones run in this namespace, as many as may at once")
+        } else {
+            format!("{overall} clones run, as many as may at once")
+        })
+    }
+
+    /// Whether the clone may run beside those that do. One that has a pod was let in before, perhaps
+    /// by a predecessor.
+    fn admit(&self, world: &World) -> Result<(), String> {
+        let clone = &world.clone;
+        let mut memories = self.memories();
+        if world.pods.is_empty() {
+            self.room(&memories, clone)?;
         }
         let memory = memories.entry(clone.uid().to_owned()).or_default();
         memory.is_admitted = true;
@@ -255,6 +354,13 @@ impl<O: Observe> Context<O> {
     async fn act(&self, clone: &VolumeClone, decision: &Decision) -> Result<Action, ClusterError> {
         if let Some(status) = &decision.status {
             self.cluster.write_status(clone, status).await?;
+            let was_over = clone
+                .status
+                .as_ref()
+                .is_some_and(|it| it.phase.is_finished());
+            if status.phase.is_finished() && !was_over {
+                self.metrics.ended(status);
+            }
         }
         for note in &decision.notes {
             self.cluster.publish(clone, note).await;
@@ -343,7 +449,10 @@ fn pause(errors: u32) -> Duration {
 
 /// Whether both agents are at work and nothing else is asked for.
 fn is_running(world: &World) -> bool {
-    let phase = world.clone.status.as_ref().map(|status| status.phase);
+    let status = world.clone.status.as_ref();
+    // One that is proven has a volume to hand over, else it is finished.
+    let status = status.filter(|status| status.receipt.is_none());
+    let phase = status.map(|status| status.phase);
     let is_staying = |pod: &Pod| pod.metadata.deletion_timestamp.is_none();
     matches!(phase, Some(Phase::Cloning | Phase::Verifying))
         && End::ALL
@@ -358,4 +467,10 @@ fn clone_of(object: &impl Resource) -> Option<ObjectRef<VolumeClone>> {
     let shown = object.annotations().get(CLONE_ANNOTATION)?;
     let (namespace, name) = shown.split_once('/')?;
     Some(ObjectRef::new(name).within(namespace))
+}
+
+/// The object that a claim waits to be filled after.
+fn template_of(claim: &PersistentVolumeClaim) -> Option<ObjectRef<VolumeClone>> {
+    let name = waits_for_clone(claim)?;
+    Some(ObjectRef::new(name).within(&claim.namespace()?))
 }

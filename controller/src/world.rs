@@ -29,6 +29,12 @@ pub struct World {
     pub belongings: Vec<Belonging>,
     /// The claim that is written, if it is there.
     pub target_claim: Option<PersistentVolumeClaim>,
+    /// The claim that is filled in its place, if there is one.
+    pub prime_claim: Option<PersistentVolumeClaim>,
+    /// The volume of that.
+    pub prime_volume: Option<PersistentVolume>,
+    /// Claims that refer to this object, wait for their volume, and have no clone that fills them.
+    pub referring_claims: Vec<PersistentVolumeClaim>,
     /// What surrounds the clone. It is only read when something may have to be made.
     pub surroundings: Option<Surroundings>,
     /// What the target agent just said of its progress.
@@ -67,7 +73,7 @@ pub struct Surroundings {
     pub taken_snapshot: Option<Snapshot>,
     /// The claim that the source's snapshot was restored to for the source agent.
     pub restored_claim: Option<PersistentVolumeClaim>,
-    /// What the backend said against the target claim, oldest first.
+    /// What the backend said against the claim that is filled, oldest first.
     pub target_warnings: Vec<String>,
     /// All storage classes.
     pub storage_classes: Vec<StorageClass>,

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -13,7 +13,7 @@ use kube::CustomResourceExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use volferry_controller::api::{GROUP, VolumeClone};
+use volferry_controller::api::{GROUP, Phase, VolumeClone};
 
 /// Set by `cargo xtask crd`: write the files instead of comparing them.
 const UPDATE: &str = "VOLFERRY_UPDATE_CRD";
@@ -162,17 +162,20 @@ fn what_makes_no_sense_is_refused() {
     );
     check(
         json!({"target": {"claimTemplate": {"metadata": {"name": "t"}}}}),
-        "not both",
+        "one of the three",
     );
     check(
         json!({"target": {"persistentVolumeClaim": null}}),
-        "not both",
+        "one of the three",
+    );
+    let referring = json!({"persistentVolumeClaim": null, "referringClaims": true});
+    check(json!({"target": referring}), "");
+    check(
+        json!({"target": {"referringClaims": true}}),
+        "one of the three",
     );
     check(json!({"strategy": "HostAssisted"}), "");
-    check(
-        json!({"strategy": "CsiClone"}),
-        "need a target.claimTemplate",
-    );
+    check(json!({"strategy": "CsiClone", "target": referring}), "");
     check(json!({"strategy": "CsiClone", "target": template}), "");
     check(json!({"strategy": "Snapshot", "target": template}), "");
     check(
@@ -224,6 +227,11 @@ fn what_is_under_way_stays_as_it_is() {
         template("t"),
         "the target can't be changed",
     );
+    check(
+        unchanged.clone(),
+        json!({"target": {"persistentVolumeClaim": null, "referringClaims": true}}),
+        "the target can't be changed",
+    );
     check(template("t"), template("t"), "");
     check(template("t"), template("u"), "the target can't be changed");
     check(
@@ -254,7 +262,7 @@ fn known<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
 fn the_manifests_are_right() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     let mut count = 0;
-    for folder in ["base", "examples"] {
+    for folder in ["base", "examples", "monitoring"] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let text = std::fs::read_to_string(&path).unwrap();
@@ -268,6 +276,7 @@ fn the_manifests_are_right() {
                     "ClusterRoleBinding" => known::<ClusterRoleBinding>(object),
                     "Deployment" => known::<Deployment>(object),
                     "Namespace" => known::<Namespace>(object),
+                    "PersistentVolumeClaim" => known::<PersistentVolumeClaim>(object),
                     "NetworkPolicy" => known::<NetworkPolicy>(object),
                     "Pod" => known::<Pod>(object),
                     "PodDisruptionBudget" => known::<PodDisruptionBudget>(object),
@@ -275,7 +284,9 @@ fn the_manifests_are_right() {
                     "RoleBinding" => known::<RoleBinding>(object),
                     "Service" => known::<Service>(object),
                     "ServiceAccount" => known::<ServiceAccount>(object),
-                    "Kustomization" | "ReferenceGrant" | "VolumeClone" => continue,
+                    // Their definitions are no part of Kubernetes.
+                    "Kustomization" | "PodMonitor" | "PrometheusRule" | "ReferenceGrant"
+                    | "VolumeClone" => continue,
                     _ => panic!("{}: nobody checks {kind}", path.display()),
                 };
                 assert_eq!(read, *object, "{}", path.display());
@@ -284,6 +295,26 @@ fn the_manifests_are_right() {
         }
     }
     assert!(count >= 12, "{count}");
+}
+
+/// What the rules watch is told, under these names and with these labels.
+#[test]
+fn alerts_watch_metrics_that_there_are() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring/rules.yaml");
+    let rules = std::fs::read_to_string(path).unwrap();
+    let of_word = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    let words = rules.split(|char| !of_word(char));
+    let metrics: Vec<_> = words.filter(|word| word.starts_with("volferry_")).collect();
+    assert!(metrics.len() >= 5, "{metrics:?}");
+    let manual = include_str!("../../docs/operations.md");
+    for metric in metrics {
+        assert!(manual.contains(&format!("| `{metric}` |")), "{metric}");
+    }
+    let phases = Phase::ALL.map(|phase| format!("{phase:?}"));
+    for selected in rules.split("phase=\"").skip(1) {
+        let phase = selected.split('"').next().unwrap();
+        assert!(phases.iter().any(|known| known == phase), "{phase}");
+    }
 }
 
 /// Every example is what the API server would take.
@@ -302,6 +333,13 @@ fn the_examples_are_right() {
         {
             count += 1;
             assert_eq!(object["apiVersion"], "volferry.io/v1alpha1");
+            // As the API server fills it in.
+            let mut object = object.clone();
+            let referring = &mut object["spec"]["target"]["referringClaims"];
+            if referring.is_null() {
+                *referring = json!(false);
+            }
+            let object = &object;
             serde_json::from_value::<VolumeClone>(object.clone()).unwrap();
             let spec = &object["spec"];
             let mut unknown = Vec::new();

@@ -13,9 +13,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use volferry_protocol::receipt::{Receipt, Verified};
 
-use super::{Doomed, Going, LOOK_AGAIN, LOOK_SOON, Planner, Step, Stop};
+use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Step, Stop};
 use crate::agent_pod::{Ended, Seen, State};
-use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus, Strategy};
+use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus};
 use crate::claims::{self, VolumeMode};
 use crate::credentials;
 use crate::names::{End, SELECTED_NODE_ANNOTATION, TARGET_ANNOTATION, name};
@@ -45,7 +45,17 @@ impl Planner<'_> {
                 _ => None,
             });
         if let Some((receipt, json)) = proof {
-            return Ok(self.prove(receipt, json));
+            self.prove(receipt, json);
+            // While bytes travel claims are not looked at.
+            return match &self.status.prime {
+                Some(_) => Ok(Going {
+                    phase: Phase::Verifying,
+                    reason: Reason::HandingOver,
+                    message: "the volume is proven".to_owned(),
+                    again: Duration::ZERO,
+                }),
+                None => self.hand_over(Reason::Proven),
+            };
         }
         // Without it nothing is proven, whatever an exit code says.
         let is_over = |seen: &Option<Seen>| match seen {
@@ -238,7 +248,9 @@ impl Planner<'_> {
             self.check_source_use(around)?;
         }
         let target = self.target_claim(&source)?;
-        self.check_target_use(around)?;
+        if self.status.prime.is_none() {
+            self.check_target_use(around)?;
+        }
         if let Err(waits_for) = &world.admission {
             return Err(Stop::hold(Reason::Queued, waits_for));
         }
@@ -262,9 +274,9 @@ impl Planner<'_> {
         let (_, view) = objects::views(mode(&source), mode(&target));
         let sizes = (claims::size_bytes(&source), claims::size_bytes(&target));
         let is_larger = matches!(sizes, (Some(source), Some(target)) if target > source);
-        let is_new = clone.spec.target.claim_template.is_some();
+        let is_new = clone.spec.target.claim_template.is_some() || self.status.prime.is_some();
         let plan = PodPlan {
-            claim: clone.target_claim().to_owned(),
+            claim: target.name_any(),
             view,
             node: selected_node(&target),
             is_privileged: is_privileged(around, clone.target_namespace(), view),
@@ -292,8 +304,17 @@ impl Planner<'_> {
         self.check_source_use(around)?;
         let target = self.target_claim(&source)?;
         let (view, _) = objects::views(mode(&source), mode(&target));
+        // The claim itself may change, whatever was taken of it.
+        let is_restored = clone
+            .spec
+            .source
+            .persistent_volume_claim
+            .as_ref()
+            .map(|it| &it.name)
+            != Some(&source.name_any());
         let taken = around.taken_snapshot.as_ref();
         let snapshot = around.source_snapshot.as_ref().or(taken);
+        let snapshot = snapshot.filter(|_| is_restored);
         let plan = PodPlan {
             claim: source.name_any(),
             view,
@@ -333,13 +354,10 @@ impl Planner<'_> {
         &mut self,
         source: &PersistentVolumeClaim,
     ) -> Result<PersistentVolumeClaim, Stop> {
-        let claim = match self.existing_target()? {
+        let claim = match self.claim_to_fill()? {
             Some(claim) => claim,
             None => {
-                let made = objects::target_claim(&self.world.clone, source).ok_or_else(|| {
-                    let message = "neither the source nor the template tells a size";
-                    Stop::fail(Reason::TargetTooSmall, message)
-                })?;
+                let made = self.new_claim(source)?;
                 self.apply(Object::Claim(Box::new(made.clone())));
                 made
             }
@@ -359,60 +377,6 @@ impl Planner<'_> {
             return Err(Stop::fail(Reason::TargetTooSmall, message));
         }
         Ok(claim)
-    }
-
-    /// The claim that is written, if it is there; that of a template must be ours.
-    pub(super) fn existing_target(&mut self) -> Result<Option<PersistentVolumeClaim>, Stop> {
-        let world = self.world;
-        let clone = &world.clone;
-        let shown = format!("{}/{}", clone.target_namespace(), clone.target_claim());
-        let Some(claim) = &world.target_claim else {
-            return if clone.spec.target.claim_template.is_some() {
-                Ok(None)
-            } else {
-                let message = format!("there is no claim {shown}");
-                Err(Stop::hold(Reason::TargetNotFound, message))
-            };
-        };
-        let is_ours = self
-            .world
-            .has(Kind::Claim, clone.target_namespace(), clone.target_claim());
-        if clone.spec.target.claim_template.is_some() && !is_ours {
-            let message = format!(
-                "claim {shown} exists and was not made for this clone; choose another name, or \
-                 name it as target.persistentVolumeClaim to have it overwritten"
-            );
-            return Err(Stop::fail(Reason::TargetExists, message));
-        }
-        if claim.metadata.deletion_timestamp.is_some() {
-            let message = format!("claim {shown} is about to be deleted");
-            return Err(Stop::hold(Reason::TargetNotFound, message));
-        }
-        let filled_from = claim
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.data_source.as_ref());
-        let filled_from = filled_from.map(|reference| reference.kind.as_str());
-        let expected = match self.status.strategy {
-            Some(Strategy::CsiClone) => Some("PersistentVolumeClaim"),
-            Some(Strategy::Snapshot) => Some("VolumeSnapshot"),
-            _ => None,
-        };
-        if is_ours && !claims::is_bound(claim) && filled_from != expected {
-            self.steps.push(Step::Delete(Doomed {
-                kind: Kind::Claim,
-                namespace: clone.target_namespace().to_owned(),
-                name: claim.name_any(),
-                uid: claim.uid().unwrap_or_default(),
-            }));
-            let message = format!("claim {shown} was made for another way, and is made anew");
-            return Err(hold_soon(Reason::TargetNotFound, &message));
-        }
-        if claims::phase(claim) == "Lost" {
-            let message = format!("claim {shown} has lost its volume");
-            return Err(Stop::fail(Reason::TargetLost, message));
-        }
-        Ok(Some(claim.clone()))
     }
 
     fn check_target_use(&self, around: &Surroundings) -> Result<(), Stop> {
@@ -467,7 +431,7 @@ impl Planner<'_> {
     }
 
     /// The clone is proven: the receipt is kept, the pods may go.
-    fn prove(&mut self, receipt: &Receipt, json: &str) -> Going {
+    fn prove(&mut self, receipt: &Receipt, json: &str) {
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let verified = match receipt.verified {
             Verified::None => "none",
@@ -493,15 +457,6 @@ impl Planner<'_> {
         progress.percent = "100%".to_owned();
         progress.eta_seconds = None;
         progress.updated_at = Some(Time(self.world.now));
-        Going {
-            phase: Phase::Ready,
-            reason: Reason::Proven,
-            message: format!(
-                "{} bytes are durable and proven, digest {}",
-                receipt.logical_bytes, receipt.digest
-            ),
-            again: Duration::ZERO,
-        }
     }
 }
 
@@ -513,7 +468,7 @@ fn mode(claim: &PersistentVolumeClaim) -> VolumeMode {
 }
 
 /// Where the scheduler already wants a claim that has no volume yet.
-fn selected_node(claim: &PersistentVolumeClaim) -> Option<String> {
+pub(super) fn selected_node(claim: &PersistentVolumeClaim) -> Option<String> {
     let node = claim.annotations().get(SELECTED_NODE_ANNOTATION);
     node.filter(|_| !claims::is_bound(claim)).cloned()
 }
@@ -562,7 +517,7 @@ fn leaving(end: End) -> Stop {
     hold_soon(Reason::PodLeaving, &message)
 }
 
-fn hold_soon(reason: Reason, message: &str) -> Stop {
+pub(super) fn hold_soon(reason: Reason, message: &str) -> Stop {
     Stop::Hold {
         reason,
         message: message.to_owned(),

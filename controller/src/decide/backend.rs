@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, TypedLocalObjectReferenc
 use kube::ResourceExt;
 
 use super::choose::{snapshot_class, source_driver, storage_class};
-use super::{Going, LOOK_SOON, Planner, Stop};
+use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Stop};
 use crate::api::{Phase, Strategy, StrategyChoice};
 use crate::claims::{self, VolumeMode};
 use crate::names::{End, name};
@@ -103,9 +103,10 @@ impl Planner<'_> {
             phase: Phase::Cloning,
             reason: Reason::Provisioning,
             message: message.to_owned(),
-            again: LOOK_SOON,
+            // The claim is watched; only a refusal has to be looked for.
+            again: LOOK_AGAIN,
         };
-        let Some(claim) = self.existing_target()? else {
+        let Some(claim) = self.claim_to_fill()? else {
             let around = self.around()?;
             self.check_source(around)?;
             let source = match (&around.source_claim, snapshot) {
@@ -113,27 +114,20 @@ impl Planner<'_> {
                 (None, Some(snapshot)) => of_snapshot(snapshot),
                 (None, None) => PersistentVolumeClaim::default(),
             };
-            let made = objects::target_claim(&self.world.clone, &source).ok_or_else(|| {
-                let message = "neither the source nor the template tells a size";
-                Stop::fail(Reason::TargetTooSmall, message)
-            })?;
-            let made = objects::filled_from(made, reference);
+            if self.world.clone.is_cross_namespace() {
+                self.check_consent(around)?;
+            }
+            let made = objects::filled_from(self.new_claim(&source)?, reference);
             self.apply(Object::Claim(Box::new(made)));
             return Ok(going("the backend is asked for the target"));
         };
         if claims::is_bound(&claim) {
-            return Ok(Going {
-                phase: Phase::Ready,
-                reason: Reason::ClonedByBackend,
-                message: "the backend made the target from the source; no digest was computed"
-                    .to_owned(),
-                again: Duration::ZERO,
-            });
+            return self.hand_over(Reason::ClonedByBackend);
         }
         let around = self.around()?;
         let Some(refusal) = around.target_warnings.last() else {
             return Ok(going(
-                "the target claim has no volume yet; one of mode WaitForFirstConsumer gets it with \
+                "the claim has no volume yet; one of mode WaitForFirstConsumer gets it with \
                  its first pod",
             ));
         };
@@ -163,6 +157,14 @@ impl Planner<'_> {
         let next = self.status.considered.iter().find(|way| way.possible);
         let next = next.map_or(Strategy::HostAssisted, |way| way.strategy);
         self.status.strategy = Some(next);
+        // One beside the source is of no use for agents.
+        let prime = self.prime(next);
+        if prime != self.status.prime
+            && let Some(claim) = &self.world.prime_claim
+        {
+            self.delete_claim(claim);
+        }
+        self.status.prime = prime;
         let message = format!("{strategy:?} was given up for {next:?}: {refusal}");
         self.note(true, Reason::StrategyChosen, message.clone());
         Going {

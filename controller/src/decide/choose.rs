@@ -5,18 +5,18 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::ResourceExt;
 
 use super::{Planner, Stop};
-use crate::api::{GROUP, Strategy, Verdict, VolumeClone};
+use crate::api::{GROUP, Strategy, Verdict};
 use crate::claims::{self, VolumeMode};
 use crate::objects::SNAPSHOT_GROUP;
 use crate::reason::Reason;
-use crate::world::{Grant, SnapshotClass, Surroundings};
+use crate::world::{Grant, SnapshotClass, Surroundings, World};
 
 /// On a storage class, by its administrator: `"false"` where its driver can't clone volumes, though
 /// nothing else tells.
 const CSI_CLONE_ANNOTATION: &str = "volferry.io/csi-clone";
 
 /// Every way in the order of preference, and whether it can be gone.
-pub(super) fn choose(clone: &VolumeClone, around: &Surroundings) -> Vec<Verdict> {
+pub(super) fn choose(world: &World, around: &Surroundings) -> Vec<Verdict> {
     let verdict = |strategy, found: Result<String, (&str, String)>| match found {
         Ok(message) => Verdict {
             strategy,
@@ -32,8 +32,8 @@ pub(super) fn choose(clone: &VolumeClone, around: &Surroundings) -> Vec<Verdict>
         },
     };
     vec![
-        verdict(Strategy::CsiClone, csi_clone(clone, around)),
-        verdict(Strategy::Snapshot, snapshot(clone, around)),
+        verdict(Strategy::CsiClone, csi_clone(world, around)),
+        verdict(Strategy::Snapshot, snapshot(world, around)),
         verdict(
             Strategy::HostAssisted,
             Ok("two agents clone the volume".to_owned()),
@@ -43,11 +43,11 @@ pub(super) fn choose(clone: &VolumeClone, around: &Surroundings) -> Vec<Verdict>
 
 type Found = Result<String, (&'static str, String)>;
 
-fn csi_clone(clone: &VolumeClone, around: &Surroundings) -> Found {
-    if clone.spec.source.volume_snapshot.is_some() {
+fn csi_clone(world: &World, around: &Surroundings) -> Found {
+    if world.clone.spec.source.volume_snapshot.is_some() {
         return Err(("SourceIsSnapshot", "the source is a snapshot".to_owned()));
     }
-    let class = by_backend(clone, around, source_driver(around)?)?;
+    let class = by_backend(world, around, source_driver(around)?)?;
     let annotation = class.annotations().get(CSI_CLONE_ANNOTATION);
     if annotation.is_some_and(|value| value == "false") {
         let message = format!(
@@ -59,8 +59,8 @@ fn csi_clone(clone: &VolumeClone, around: &Surroundings) -> Found {
     Ok(format!("{} can clone its own volumes", class.provisioner))
 }
 
-fn snapshot(clone: &VolumeClone, around: &Surroundings) -> Found {
-    let class = match &clone.spec.source.volume_snapshot {
+fn snapshot(world: &World, around: &Surroundings) -> Found {
+    let class = match &world.clone.spec.source.volume_snapshot {
         Some(_) => {
             let class = around
                 .source_snapshot
@@ -76,7 +76,7 @@ fn snapshot(clone: &VolumeClone, around: &Surroundings) -> Found {
         }
         None => snapshot_class(around, source_driver(around)?)?,
     };
-    let target = by_backend(clone, around, &class.driver)?;
+    let target = by_backend(world, around, &class.driver)?;
     Ok(format!(
         "{} restores snapshots of class {}",
         target.provisioner, class.name
@@ -117,20 +117,22 @@ pub(super) fn snapshot_class<'a>(
 
 /// What a clone or restore by the backend needs, whichever: the class of the target.
 fn by_backend<'a>(
-    clone: &VolumeClone,
+    world: &World,
     around: &'a Surroundings,
     driver: &str,
 ) -> Result<&'a StorageClass, (&'static str, String)> {
-    let Some(template) = &clone.spec.target.claim_template else {
+    let clone = &world.clone;
+    // What is asked of the volume: by the template, or by a claim that has none yet.
+    let waiting = world.target_claim.as_ref();
+    let waiting = waiting.filter(|claim| claims::waits_for_clone(claim).is_some());
+    let template = clone.spec.target.claim_template.as_ref();
+    let template = template.map(|template| &template.spec);
+    let asked = waiting.and_then(|claim| claim.spec.as_ref()).or(template);
+    let Some(asked) = asked else {
         let message = "the target claim exists, and a backend fills new ones only";
         return Err(("TargetExists", message.to_owned()));
     };
-    if clone.is_cross_namespace() {
-        let message = "a backend clones within a namespace only, and moving the volume to \
-                       another is not supported yet";
-        return Err(("OtherNamespace", message.to_owned()));
-    }
-    let named = template.spec.storage_class_name.as_deref();
+    let named = asked.storage_class_name.as_deref();
     let class = storage_class(around, named).ok_or_else(|| {
         let message = named.map_or_else(
             || "there is no default storage class".to_owned(),
@@ -146,12 +148,21 @@ fn by_backend<'a>(
         );
         return Err(("OtherDriver", message));
     }
+    // It would be filled beside the source, where no pod of its own ever comes.
+    if clone.is_cross_namespace() && waiting.is_none() && binds_with_first_pod(class) {
+        let message = format!(
+            "storage class {} makes volumes with their first pod, and the claim that would be \
+             filled in the source's namespace has none",
+            class.name_any()
+        );
+        return Err(("WaitsForConsumer", message));
+    }
     let source = around
         .source_claim
         .as_ref()
         .and_then(|claim| claim.spec.as_ref());
-    if let (Some(source), Some(asked)) = (source, &template.spec.volume_mode)
-        && VolumeMode::of(source).label() != asked
+    if let (Some(source), Some(mode)) = (source, &asked.volume_mode)
+        && VolumeMode::of(source).label() != mode
     {
         let message = format!("the source's mode is {}", VolumeMode::of(source).label());
         return Err(("OtherVolumeMode", message));
@@ -163,10 +174,10 @@ fn by_backend<'a>(
             .as_ref()
             .and_then(|it| it.restore_bytes),
     };
-    if let (Some(asked), Some(needed)) = (claims::requested_bytes(&template.spec), source_bytes)
-        && asked < needed
+    if let (Some(bytes), Some(needed)) = (claims::requested_bytes(asked), source_bytes)
+        && bytes < needed
     {
-        let message = format!("the template asks for {asked} bytes, the source has {needed}");
+        let message = format!("the target asks for {bytes} bytes, the source has {needed}");
         return Err(("TooSmall", message));
     }
     Ok(class)
@@ -190,6 +201,11 @@ pub(super) fn storage_class<'a>(
             })
             .max_by_key(|class| class.creation_timestamp()),
     }
+}
+
+/// Whether volumes of the class are made when the first pod mounts their claim.
+pub(super) fn binds_with_first_pod(class: &StorageClass) -> bool {
+    class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
 }
 
 impl Planner<'_> {

@@ -79,6 +79,9 @@ fn world(spec: &Value) -> World {
         }),
         pods: Vec::new(),
         belongings: Vec::new(),
+        prime_claim: None,
+        prime_volume: None,
+        referring_claims: Vec::new(),
         report: None,
         rejection: None,
         admission: Ok(()),
@@ -617,8 +620,8 @@ fn auto_takes_the_backend_where_it_can_and_says_why_not() {
     check(
         template("own", &away),
         plain.clone(),
-        Strategy::HostAssisted,
-        "OtherNamespace",
+        Strategy::CsiClone,
+        "",
     );
     let files = json!({"target": {"claimTemplate": {"spec": {"volumeMode": "Filesystem"}}}});
     check(
@@ -810,6 +813,22 @@ fn agents_read_a_snapshot_from_a_claim_of_its_own() {
 }
 
 #[test]
+fn a_snapshot_that_was_taken_in_vain_vouches_for_nothing() {
+    let mut world = world(&json!({}));
+    around(&mut world).taken_snapshot = Some(Snapshot {
+        name: "taken".to_owned(),
+        uid: "taken-uid".to_owned(),
+        is_ready: true,
+        ..Snapshot::default()
+    });
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    let (steps, decision) = decide_in(&mut world);
+    assert_eq!(steps, ["apply pod home/volferry-UID-source"]);
+    let source = format!("{:?}", decision.steps);
+    assert!(!source.contains("--source-generation"), "{source}");
+}
+
+#[test]
 fn volume_modes_convert_and_tails_are_zeroed() {
     let check =
         |source: Value, target: Value, expected: [&str; 2], has: &[&str], lacks: &[&str]| {
@@ -898,7 +917,8 @@ fn agents_are_given_flags_that_they_have() {
         options,
         include_str!("../../../target-agent/src/main.rs"),
     ];
-    let spec = json!({"accept": ["ownership", "times"], "transport": {"streams": 3}, "verify": "Readback",
+    let spec = json!({"accept": ["ownership", "times"], "transport": {"streams": 3,
+        "protocol": "Auto", "bandwidthLimit": "1.5Mi"}, "verify": "Readback",
         "resume": "Digest", "inUsePolicy": "Allow"});
     let world = world(&spec);
     let ends = [
@@ -937,12 +957,38 @@ fn agents_are_given_flags_that_they_have() {
             let has = |arg: &str| args.iter().any(|found| found == arg);
             assert!(has("--accept=ownership,times"), "{args:?}");
             match end {
-                EndPlan::Source { .. } => assert!(has("--target=[fd00::1]:7700"), "{args:?}"),
+                EndPlan::Source { .. } => {
+                    let own = ["--target=[fd00::1]:7700", "--transport=auto"];
+                    assert!(own.iter().all(|arg| has(arg)), "{args:?}");
+                    assert!(has("--bandwidth-limit=1572864"), "{args:?}");
+                }
                 EndPlan::Target { .. } => assert!(has("--verify=readback"), "{args:?}"),
             }
         }
     }
     assert!(!is_flag("--no-such", &target));
+}
+
+#[test]
+fn policies_open_what_the_agents_talk_over() {
+    let check = |protocol: &str, expected: &[&str]| {
+        let world = world(&json!({"transport": {"protocol": protocol}}));
+        for end in End::ALL {
+            let policy = objects::policy(&world.clone, &world.settings, end);
+            let spec = serde_json::to_value(policy).unwrap()["spec"].clone();
+            let rules = ["ingress", "egress"].map(|way| spec[way][0]["ports"].clone());
+            let open = rules.iter().find(|ports| ports.is_array()).unwrap();
+            let protocols = open
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|port| &port["protocol"]);
+            assert_eq!(protocols.collect::<Vec<_>>(), expected, "{end:?}");
+        }
+    };
+    check("Tcp", &["TCP"]);
+    check("Quic", &["TCP", "UDP"]);
+    check("Auto", &["TCP", "UDP"]);
 }
 
 /// What the restricted Pod Security Standard asks of a pod.

@@ -73,6 +73,8 @@ struct State {
     faults: HashMap<usize, Fault>,
     /// Refuses to make a kind, in these words.
     refusals: HashMap<String, String>,
+    /// Whether the cluster has ever heard of snapshots.
+    knows_snapshots: bool,
     now: i64,
 }
 
@@ -118,6 +120,11 @@ impl FakeApi {
             Some(words) => state.refusals.insert(plural.to_owned(), words.to_owned()),
             None => state.refusals.remove(plural),
         };
+    }
+
+    /// Installs the kinds of snapshots.
+    pub(crate) fn know_snapshots(&self) {
+        self.state().knows_snapshots = true;
     }
 
     /// Forgets what happened, as an API server does: watches have to begin anew.
@@ -206,7 +213,9 @@ impl FakeApi {
         let body = body.collect().await.unwrap().to_bytes();
         let path = head.uri.path().to_owned();
         let query = query(head.uri.query().unwrap_or_default());
-        let Some((group, place, subresource)) = parse(&path) else {
+        let parsed = parse(&path)
+            .filter(|(group, ..)| !group.starts_with("snapshot.") || self.state().knows_snapshots);
+        let Some((group, place, subresource)) = parsed else {
             return refusal(
                 404,
                 "NotFound",
@@ -550,9 +559,11 @@ impl State {
                 "code": 410, "message": "too old resource version"}});
             return Next::Gone(format!("{line}\n"));
         }
-        let next = self.events.iter().find(|(version, plural, _, object)| {
-            *version > since
-                && *plural == place.plural
+        let seen = self
+            .events
+            .partition_point(|(version, ..)| *version <= since);
+        let next = self.events[seen..].iter().find(|(_, plural, _, object)| {
+            *plural == place.plural
                 && (place.namespace.is_empty()
                     || object["metadata"]["namespace"] == place.namespace)
                 && has_labels(object, selector)
@@ -599,10 +610,6 @@ fn parse(path: &str) -> Option<(String, Place, String)> {
         rest => ("", rest.to_vec()),
     };
     let plural = rest.first()?;
-    // As in a cluster that never heard of them.
-    if ["volumesnapshots", "volumesnapshotclasses"].contains(plural) {
-        return None;
-    }
     let name = rest.get(1).copied().unwrap_or_default();
     let subresource = rest.get(2).copied().unwrap_or_default();
     let place = place(plural, namespace, name);
@@ -638,7 +645,10 @@ fn has_labels(object: &Value, selector: &str) -> bool {
         .split(',')
         .filter(|term| !term.is_empty())
         .all(|term| match term.split_once('=') {
-            Some((key, value)) => labels[key] == value,
+            Some((key, value)) => match key.strip_suffix('!') {
+                Some(key) => labels[key] != value,
+                None => labels[key] == value,
+            },
             None => match term.strip_prefix('!') {
                 Some(key) => labels[key].is_null(),
                 None => !labels[term].is_null(),

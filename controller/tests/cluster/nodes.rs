@@ -1,4 +1,4 @@
-//! What the rest of a cluster does: binds claims, runs pods, ends agents. Time passes only when everybody
+//! What the rest of a cluster does: runs pods, ends agents, and has storage at work. Time passes only when everybody
 //! waits.
 
 use std::collections::HashMap;
@@ -15,6 +15,7 @@ use volferry_controller::world::TargetReport;
 use volferry_transport::{Credentials, Role};
 
 use super::api::FakeApi;
+use super::storage;
 
 /// How often nodes look.
 const TICK: Duration = Duration::from_millis(250);
@@ -70,15 +71,7 @@ impl Nodes {
     }
 
     fn tick(&self) {
-        for claim in self.api.all("persistentvolumeclaims") {
-            if claim["status"]["phase"].is_null() {
-                let (namespace, name) = place(&claim);
-                let status = json!({"status": {"phase": "Bound",
-                    "capacity": claim["spec"]["resources"]["requests"]}});
-                self.api
-                    .change("persistentvolumeclaims", &namespace, &name, &status);
-            }
-        }
+        storage::tick(&self.api);
         for pod in self.api.all("pods") {
             self.tick_pod(&pod);
         }
@@ -97,6 +90,11 @@ impl Nodes {
         let end = text(&pod["metadata"]["labels"]["volferry.io/end"]);
         match pod["status"]["phase"].as_str() {
             None => {
+                let (namespace, claim) = mounted(pod);
+                let claim = self.api.get("persistentvolumeclaims", &namespace, &claim);
+                if claim.is_some_and(|claim| claim["status"]["phase"] != "Bound") {
+                    return;
+                }
                 self.check_pod(pod, &namespace, &end, clone);
                 let number = {
                     let mut addresses = self.addresses.lock().unwrap();
@@ -220,6 +218,15 @@ impl Nodes {
             return;
         }
         drop(transfers);
+        let (namespace, claim) = mounted(source);
+        let held = storage::content(&self.api, &namespace, &claim);
+        let (namespace, claim) = mounted(target);
+        storage::write(
+            &self.api,
+            &namespace,
+            &claim,
+            &held.expect("a source that holds something"),
+        );
         let receipt = receipt(clone);
         for pod in [target, source] {
             let (namespace, name) = place(pod);
@@ -282,14 +289,23 @@ fn container(name: &str, ready: bool, state: Value) -> Value {
     json!({"name": name, "ready": ready, "restartCount": 0, "image": "", "imageID": "", "state": state})
 }
 
-fn place(object: &Value) -> (String, String) {
+/// The claim that an agent's pod mounts.
+fn mounted(pod: &Value) -> (String, String) {
+    let volumes = pod["spec"]["volumes"].as_array().unwrap();
+    let mut claims = volumes
+        .iter()
+        .filter_map(|volume| volume["persistentVolumeClaim"]["claimName"].as_str());
+    (place(pod).0, claims.next().unwrap().to_owned())
+}
+
+pub(crate) fn place(object: &Value) -> (String, String) {
     (
         text(&object["metadata"]["namespace"]),
         text(&object["metadata"]["name"]),
     )
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
