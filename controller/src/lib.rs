@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod names;
 pub mod objects;
 pub mod observer;
+pub mod plugin;
 pub mod reason;
 pub mod reconcile;
 pub mod world;

@@ -19,7 +19,6 @@ use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
-use volferry_protocol::tree::fidelity::ClassSet;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{
@@ -165,24 +164,6 @@ fn a_file_that_changes_is_told() {
     let walked = walk(3, &from, Grows(path));
     assert_eq!(walked.changed.paths, ["growing"]);
     assert!(digest(&from).changed.paths.is_empty());
-}
-
-/// Windows counts a name in units of UTF-16, of which one can have three bytes.
-#[test]
-fn a_name_that_others_cannot_have_is_told() {
-    let Some(mount) = Mount::that_folds_case() else {
-        return;
-    };
-    let long = "\u{5377}".repeat(100);
-    fs::write(mount.path().join(&long), "content").unwrap();
-    fs::write(mount.path().join("short"), "content").unwrap();
-    let walked = digest(mount.path());
-    assert_eq!(walked.summary.counts.files, 1);
-    let lost = walked.summary.fidelity.complaint(ClassSet::NONE).unwrap();
-    assert!(
-        lost.contains("unreadable") && lost.contains(&long),
-        "{lost}"
-    );
 }
 
 /// A directory is looked at again when the last of its files was read, whoever read it.
