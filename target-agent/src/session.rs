@@ -141,8 +141,10 @@ where
             }
             SessionEnd::Failed(failure) => {
                 context.metrics.count_failure(&failure);
-                // What was proven stays so.
-                return unheard.map(|(receipt, _)| receipt).ok_or(failure);
+                // What was proven stays so, and its source may still come.
+                if unheard.is_none() {
+                    return Err(failure);
+                }
             }
             SessionEnd::Interrupted(failure, next) => {
                 tracing::warn!(

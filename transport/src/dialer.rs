@@ -160,7 +160,10 @@ impl Dialer {
             Err(error) if is_of_the_way(&error) => {
                 let why = Why::OnlyWay(error.to_string());
                 // Where neither connects, TCP says more: a host that isn't there at all answers it.
-                return self.begin_quic(why).await.or(Err(error));
+                return match self.begin_quic(why).await {
+                    Err(over_quic) if is_of_the_way(&over_quic) => Err(error),
+                    answer => answer,
+                };
             }
             Err(error) => return Err(error),
         };

@@ -61,6 +61,10 @@ impl Default for ListenLimits {
     }
 }
 
+/// QUIC connections at once: one for each session, those that are just lost, and a few observers. Each may
+/// fill the windows of its streams, which nobody may read.
+const QUIC_CONNECTIONS_MAX: usize = 16;
+
 /// Accepted streams that wait for their owner; more stay in their handshake's hands.
 const QUEUE_LEN: usize = 8;
 
@@ -112,6 +116,7 @@ impl Listener {
         let desk = Desk {
             permits: Arc::new(Semaphore::new(limits.handshakes_max)),
             door: Arc::new(Door {
+                connections: Semaphore::new(QUIC_CONNECTIONS_MAX),
                 credentials,
                 limits,
                 on_refused: Box::new(on_refused),
@@ -345,6 +350,8 @@ type OnRefused = dyn Fn(SocketAddr, TransportError) + Send + Sync;
 
 /// Decides on one connection.
 struct Door {
+    /// The right to have a QUIC connection.
+    connections: Semaphore,
     credentials: CredentialsDir,
     limits: ListenLimits,
     on_refused: Box<OnRefused>,
@@ -410,6 +417,10 @@ impl Door {
         let guest = match greeted.unwrap_or_else(late) {
             Ok(guest) => guest,
             Err(error) => return (self.on_refused)(address, error),
+        };
+        let Ok(_connection) = self.connections.try_acquire() else {
+            let rejection = Rejection::TooManyConnections;
+            return (self.on_refused)(address, TransportError::Rejected { address, rejection });
         };
         let mut permit = Some(permit);
         let mut next = timeout(limit, guest.accept()).await.ok();

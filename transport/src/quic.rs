@@ -103,13 +103,14 @@ const DONE: VarInt = VarInt::from_u32(0);
 /// The code of a stream that is cut off.
 const CUT: VarInt = VarInt::from_u32(1);
 
-fn transport_config(congestion: Congestion) -> Arc<TransportConfig> {
+/// How an end sends and takes in, whose peer may open `streams_max` streams.
+fn transport_config(congestion: Congestion, streams_max: u32) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(PACKET_LEN_MAX)
         .black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))

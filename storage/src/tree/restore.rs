@@ -1613,8 +1613,9 @@ impl RestoreWorker {
                 return Ok(());
             }
             let fd = worker.enter(&path)?;
-            if metadata.mode & 0o100 == 0 && !is_privileged() {
-                // Nothing below it could be opened any more: it is closed when all are done.
+            if metadata.mode & 0o100 == 0 {
+                // Nothing below it could be opened any more, even by root without its capabilities: it is closed
+                // when all are done.
                 closed.push((path.as_bytes().len(), path.clone(), metadata.mode));
                 metadata.mode |= 0o100;
             }
@@ -1650,10 +1651,6 @@ fn random() -> Result<[u8; 32], TreeError> {
     getrandom(&mut bytes, GetRandomFlags::empty())
         .map_err(|errno| StorageError::io(Operation::Read, Path::new("getrandom"))(errno.into()))?;
     Ok(bytes)
-}
-
-fn is_privileged() -> bool {
-    geteuid().is_root()
 }
 
 /// The plain digest of a content without its zero blocks.

@@ -43,7 +43,8 @@ impl Link {
         let endpoint = Endpoint::new(endpoint_config(), None, socket, runtime).map_err(connect)?;
         let handshake = QuicHandshake::dial(credentials, address, Role::Target)?;
         let mut config = ClientConfig::new(handshake.crypto.clone());
-        config.transport_config(transport_config(congestion));
+        // Nobody here would read what a target sent on streams of its own.
+        config.transport_config(transport_config(congestion, 0));
         // TLS wants a server name. Of an address none is sent, and ours are not compared with it.
         let server_name = address.ip().to_string();
         let connecting = endpoint

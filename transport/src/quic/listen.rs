@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime};
 
-use super::{Congestion, QuicStream, endpoint_config, open_socket, transport_config};
+use super::{Congestion, QuicStream, STREAMS_MAX, endpoint_config, open_socket, transport_config};
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
@@ -72,7 +72,7 @@ fn server_config(
     let handshake = QuicHandshake::accept(credentials, address, roles)?;
     let mut config = ServerConfig::with_crypto(handshake.crypto.clone());
     config
-        .transport_config(transport_config(congestion))
+        .transport_config(transport_config(congestion, STREAMS_MAX))
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size_total(INCOMING_BYTES_MAX);
     Ok((config, handshake))

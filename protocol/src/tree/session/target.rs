@@ -414,7 +414,7 @@ impl TreeTargetSession {
             started_at: has_begun.then_some(self.started_at),
             taken_bytes: self.earlier.taken_bytes.saturating_add(self.taken_bytes),
             durable_bytes: self.durable_bytes,
-            receipt: None,
+            receipt: self.earlier.receipt,
         }
     }
 }

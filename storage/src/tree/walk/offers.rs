@@ -17,8 +17,8 @@ use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::file_digest::{self, FileDigest, PieceDigest};
 use volferry_protocol::tree::frame::pack_digest;
 use volferry_protocol::tree::offer::{
-    Answer, Holding, LARGE_OFFERS_MAX, OFFERS_MAX, Offer, PROBE_PIECES_MAX, Pieces, QUESTIONS_MAX,
-    Stamp, Voucher,
+    Answer, Holding, LARGE_OFFERS_MAX, OFFERS_MAX, Offer, PROBE_PIECES_MAX, Part, Pieces,
+    QUESTIONS_MAX, Stamp, Voucher,
 };
 use volferry_protocol::tree::path::{PATH_LEN_MAX, TreePath, join};
 use volferry_protocol::tree::record::{Entry, INLINE_SIZE_MAX, Record};
@@ -44,7 +44,6 @@ const GROUPS_MAX: usize = 32;
 pub(super) struct Offered {
     directory: Arc<Directory>,
     name: Vec<u8>,
-    path: Vec<u8>,
     stat: Stat,
     group: Group,
     /// The file itself, where other names of it are told meanwhile and need its content, whatever
@@ -240,7 +239,6 @@ impl<End: WalkEnd> Worker<'_, End> {
         offers.files.push(Offered {
             directory: Arc::clone(directory),
             name: name.to_vec(),
-            path,
             stat,
             group,
             file,
@@ -356,11 +354,11 @@ impl<End: WalkEnd> Worker<'_, End> {
         let Offered {
             directory,
             name,
-            path,
             stat,
             group,
             file,
         } = offered;
+        let path = join(directory.path.as_bytes(), &name);
         let opened = match file {
             Some(file) => Ok(file),
             None => open_for_reading(&directory.fd, &name).map(File::from),
@@ -413,9 +411,8 @@ impl<End: WalkEnd> Worker<'_, End> {
             } if is_same => {
                 let digest = FileDigest::of_parts(&parts);
                 let count = file_digest::piece_count(size);
-                let fits =
-                    |digest: &FileDigest| !digest.contains(count) && digest.pieces() <= count;
-                let Some(digest) = digest.filter(fits) else {
+                let fits = |part: &Part| part.start.saturating_add(part.count) <= count;
+                let Some(digest) = digest.filter(|_| parts.iter().all(fits)) else {
                     return Err(Stop::Failed(TreeError::Unasked(Unasked)));
                 };
                 let begun = Begun {
