@@ -57,7 +57,7 @@ impl Connection {
     }
 }
 
-impl<P: Carried, Job> Realm<P, Job> {
+impl<P: Carried, Work> Realm<P, Work> {
     pub(crate) fn connect(&mut self, source: usize, purpose: Purpose) -> ConnectionId {
         self.connections.push(Connection {
             source,

@@ -45,14 +45,20 @@ pub(crate) enum Broken {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Event<P, Job> {
+pub(crate) enum Event<P, Work> {
     Deliver(ConnectionId, Side, P),
     Dial(usize, u64),
     StartSource(usize),
     StartTarget,
     Fault(Fault),
-    /// What only this kind of clone has.
-    Job(Job),
+    /// A data connection of a source is ready for more.
+    Read(usize, ConnectionId),
+    /// A thread of the target is done, of this run and this session.
+    Done {
+        run: u64,
+        epoch: u64,
+        work: Work,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,12 +123,12 @@ impl Life {
 }
 
 #[derive(Debug)]
-pub(crate) struct Realm<P, Job> {
+pub(crate) struct Realm<P, Work> {
     pub(crate) rng: Rng,
     begin: Instant,
     pub(crate) time: Duration,
     /// By time, then in the order in which they came about.
-    events: BTreeMap<(Duration, u64), Event<P, Job>>,
+    events: BTreeMap<(Duration, u64), Event<P, Work>>,
     events_count: u64,
     sessions_count: u64,
     pub(crate) connections: Vec<Connection>,
@@ -152,7 +158,7 @@ pub(crate) struct Story {
     pub(crate) steps: u64,
 }
 
-impl<P: Carried, Job> Realm<P, Job> {
+impl<P: Carried, Work> Realm<P, Work> {
     pub(crate) fn new(seed: u64, is_shown: bool) -> Self {
         let mut rng = Rng::new(seed);
         let slow_percent = if rng.chance(30) { 8 } else { 0 };
@@ -199,12 +205,12 @@ impl<P: Carried, Job> Realm<P, Job> {
         self.begin + self.time
     }
 
-    pub(crate) fn at(&mut self, at: Duration, event: Event<P, Job>) {
+    pub(crate) fn at(&mut self, at: Duration, event: Event<P, Work>) {
         self.events_count += 1;
         self.events.insert((at, self.events_count), event);
     }
 
-    pub(crate) fn after(&mut self, time: Duration, event: Event<P, Job>) {
+    pub(crate) fn after(&mut self, time: Duration, event: Event<P, Work>) {
         self.at(self.time + time, event);
     }
 
@@ -286,9 +292,10 @@ impl<P: Carried, Job> Realm<P, Job> {
 /// A world in which something is cloned.
 pub(crate) trait Scene {
     type Payload: Carried;
-    type Job: Clone + std::fmt::Debug;
+    /// What a thread of the target does.
+    type Work: Clone + std::fmt::Debug;
 
-    fn realm(&mut self) -> &mut Realm<Self::Payload, Self::Job>;
+    fn realm(&mut self) -> &mut Realm<Self::Payload, Self::Work>;
     /// When a session of a source wants to be woken.
     fn source_due(&self, source: usize) -> Option<Instant>;
     /// When one of the target's does.
@@ -309,9 +316,9 @@ pub(crate) trait Scene {
     fn start_target(&mut self) -> Checked;
     /// The target agent is killed, with or without its host.
     fn kill_target(&mut self, has_power: bool, is_journal_lost: bool) -> Checked;
-    /// The source that does a job, if it is one of a source.
-    fn source_of(job: &Self::Job) -> Option<usize>;
-    fn work(&mut self, job: Self::Job) -> Checked;
+    /// A data connection of a source is ready for more.
+    fn read(&mut self, source: usize, connection: ConnectionId) -> Checked;
+    fn work_done(&mut self, epoch: u64, work: Self::Work) -> Checked;
     fn change_source(&mut self);
     fn rot(&mut self);
     /// What has to hold after every step.
@@ -376,13 +383,12 @@ pub(crate) trait Scene {
         self.happen(event)
     }
 
-    fn happen(&mut self, event: Event<Self::Payload, Self::Job>) -> Checked {
+    fn happen(&mut self, event: Event<Self::Payload, Self::Work>) -> Checked {
         let realm = self.realm();
         // A source that is paused sees everything later.
         let addressee = match &event {
             Event::Deliver(id, Side::Source, _) => Some(realm.connections[*id].source),
-            Event::Dial(source, _) => Some(*source),
-            Event::Job(job) => Self::source_of(job),
+            Event::Dial(source, _) | Event::Read(source, _) => Some(*source),
             _ => None,
         };
         let paused_until = addressee.map(|source| realm.lives[source].paused_until);
@@ -410,7 +416,13 @@ pub(crate) trait Scene {
                 self.start_target()
             }
             Event::Fault(fault) => self.strike(fault),
-            Event::Job(job) => self.work(job),
+            Event::Read(source, connection) => self.read(source, connection),
+            Event::Done { run, epoch, work } => {
+                match realm.is_target_running && realm.target_run == run {
+                    true => self.work_done(epoch, work),
+                    false => Ok(()),
+                }
+            }
         }
     }
 

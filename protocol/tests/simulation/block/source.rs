@@ -11,7 +11,7 @@ use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 
 use super::checker::generation_text;
 use super::content;
-use super::world::{Job, Payload, World};
+use super::world::{Payload, World};
 use crate::fencing::{Checked, check};
 use crate::network::{ConnectionId, Purpose, Side};
 use crate::realm::{CLONE, Event};
@@ -211,7 +211,7 @@ impl World {
         for lane in &lanes {
             let pause = self.pace();
             self.realm
-                .after(pause, Event::Job(Job::Read(source, lane.connection)));
+                .after(pause, Event::Read(source, lane.connection));
         }
         if let Some(session) = &mut self.sources[source].session {
             session.lanes = lanes;
@@ -221,7 +221,7 @@ impl World {
     }
 
     /// A data connection is ready for the next chunk.
-    pub(crate) fn read(&mut self, source: usize, connection: ConnectionId) -> Checked {
+    pub(crate) fn read_more(&mut self, source: usize, connection: ConnectionId) -> Checked {
         let geometry = self.geometry;
         let Some(session) = &mut self.sources[source].session else {
             return Ok(());
@@ -294,8 +294,7 @@ impl World {
         }
         self.realm.send(connection, Side::Target, payload);
         let pause = self.pace();
-        self.realm
-            .after(pause, Event::Job(Job::Read(source, connection)));
+        self.realm.after(pause, Event::Read(source, connection));
         self.settle_source(source)
     }
 

@@ -18,7 +18,7 @@ use volferry_protocol::session::{
 
 use super::checker::{chunks_of, generation_of};
 use super::content;
-use super::world::{Job, Payload, World};
+use super::world::{Payload, World};
 use crate::fencing::{Checked, Violation, check};
 use crate::network::{ConnectionId, Side};
 use crate::realm::{Broken, CLONE, Event};
@@ -359,11 +359,10 @@ impl World {
             session.in_flight += 1;
         }
         let run = self.realm.target_run;
-        self.realm
-            .after(time, Event::Job(Job::Done { run, epoch, work }));
+        self.realm.after(time, Event::Done { run, epoch, work });
     }
 
-    pub(crate) fn work_done(&mut self, epoch: u64, work: Work) -> Checked {
+    pub(crate) fn end_work(&mut self, epoch: u64, work: Work) -> Checked {
         let now = self.realm.now();
         let geometry = self.geometry;
         if matches!(work, Work::Write { .. } | Work::Zero(_)) {

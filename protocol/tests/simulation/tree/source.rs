@@ -20,7 +20,7 @@ use volferry_protocol::tree::set_digest::TreeDigest;
 
 use super::files::{self, FileState, Name};
 use super::restore::Frame;
-use super::world::{Job, Payload, World};
+use super::world::{Payload, World};
 use crate::fencing::{Checked, check};
 use crate::network::{ConnectionId, Purpose, Side};
 use crate::realm::{CLONE, Event};
@@ -260,8 +260,7 @@ impl World {
             let preamble = Payload::Preamble { number, token };
             self.realm.send(connection, Side::Target, preamble);
             let pause = self.pace();
-            self.realm
-                .after(pause, Event::Job(Job::Read(source, connection)));
+            self.realm.after(pause, Event::Read(source, connection));
             lanes.push(Lane {
                 connection,
                 frames: 0,
@@ -301,7 +300,7 @@ impl World {
     }
 
     /// A data connection is ready for more.
-    pub(crate) fn read(&mut self, source: usize, connection: ConnectionId) -> Checked {
+    pub(crate) fn read_more(&mut self, source: usize, connection: ConnectionId) -> Checked {
         let Some(session) = &mut self.sources[source].session else {
             return Ok(());
         };
@@ -333,8 +332,7 @@ impl World {
                 .send(connection, Side::Target, Payload::Frame(frame));
         }
         pause += self.pace();
-        self.realm
-            .after(pause, Event::Job(Job::Read(source, connection)));
+        self.realm.after(pause, Event::Read(source, connection));
         self.settle_source(source)
     }
 

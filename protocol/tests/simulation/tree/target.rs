@@ -19,7 +19,7 @@ use volferry_protocol::tree::session::{
 
 use super::disk::At;
 use super::restore::{Applied, Frame, Known, Restore, Reuse, read_back, record};
-use super::world::{Job, Payload, World};
+use super::world::{Payload, World};
 use crate::fencing::{Checked, Violation, check};
 use crate::network::{ConnectionId, Side};
 use crate::realm::{Broken, CLONE, Event};
@@ -365,11 +365,10 @@ impl World {
 
     fn after_work(&mut self, time: Duration, epoch: u64, work: Work) {
         let run = self.realm.target_run;
-        self.realm
-            .after(time, Event::Job(Job::Done { run, epoch, work }));
+        self.realm.after(time, Event::Done { run, epoch, work });
     }
 
-    pub(crate) fn work_done(&mut self, epoch: u64, work: Work) -> Checked {
+    pub(crate) fn end_work(&mut self, epoch: u64, work: Work) -> Checked {
         let now = self.realm.now();
         let time = self.realm.time;
         let Some(session) = self.target.sessions.get_mut(&epoch) else {

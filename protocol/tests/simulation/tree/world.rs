@@ -31,12 +31,6 @@ pub(crate) struct Setting {
     pub(crate) broken: Broken,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) enum Job {
-    Read(usize, ConnectionId),
-    Done { run: u64, epoch: u64, work: Work },
-}
-
 /// What travels.
 #[derive(Clone, Debug)]
 pub(crate) enum Payload {
@@ -65,7 +59,7 @@ impl Carried for Payload {
 
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) realm: Realm<Payload, Job>,
+    pub(crate) realm: Realm<Payload, Work>,
     pub(crate) setting: Setting,
     /// What the source holds.
     pub(crate) files: Files,
@@ -149,9 +143,9 @@ impl World {
 
 impl Scene for World {
     type Payload = Payload;
-    type Job = Job;
+    type Work = Work;
 
-    fn realm(&mut self) -> &mut Realm<Payload, Job> {
+    fn realm(&mut self) -> &mut Realm<Payload, Work> {
         &mut self.realm
     }
 
@@ -204,23 +198,12 @@ impl Scene for World {
         Ok(())
     }
 
-    fn source_of(job: &Job) -> Option<usize> {
-        match job {
-            Job::Read(source, _) => Some(*source),
-            Job::Done { .. } => None,
-        }
+    fn read(&mut self, source: usize, connection: ConnectionId) -> Checked {
+        self.read_more(source, connection)
     }
 
-    fn work(&mut self, job: Job) -> Checked {
-        match job {
-            Job::Read(source, connection) => self.read(source, connection),
-            Job::Done { run, epoch, work } => {
-                if self.realm.is_target_running && self.realm.target_run == run {
-                    self.work_done(epoch, work)?;
-                }
-                Ok(())
-            }
-        }
+    fn work_done(&mut self, epoch: u64, work: Work) -> Checked {
+        self.end_work(epoch, work)
     }
 
     fn change_source(&mut self) {
