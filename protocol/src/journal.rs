@@ -305,6 +305,28 @@ mod tests {
         bytes
     }
 
+    /// A record without anybody is as it was before there was such a list.
+    #[test]
+    fn who_was_shut_out_stands_at_the_end_of_a_record() {
+        let some = checkpoint(1);
+        let none = Checkpoint {
+            shut_out: vec![],
+            ..some.clone()
+        };
+        let bytes = |checkpoint: &Checkpoint| {
+            let record = checkpoint.encode();
+            record[4..record.len() - CHECK_LEN].to_vec()
+        };
+        let mut wanted = bytes(&none);
+        wanted.extend([0, 2]);
+        for instance in &some.shut_out {
+            wanted.extend(instance.as_bytes());
+        }
+        assert_eq!(bytes(&some), wanted);
+        assert_eq!(Checkpoint::decode(&bytes(&none)), Ok(none));
+        assert_eq!(Checkpoint::decode(&wanted), Ok(some));
+    }
+
     #[test]
     fn the_last_whole_record_counts_wherever_the_file_is_torn() {
         let whole = journal(1..4);
