@@ -56,8 +56,6 @@ pub struct Earlier {
     pub started_at: Option<Instant>,
     /// Bytes in blocks that hold data, as they took them in.
     pub taken_bytes: u64,
-    /// What is durable since then, in bytes of files.
-    pub durable_bytes: u64,
     /// The receipt, when the clone is proven and the source may not have heard of it.
     pub receipt: Option<Box<Receipt>>,
 }
@@ -109,7 +107,8 @@ impl TreeTargetSession {
             is_completing: false,
             summary: None,
             started_at: earlier.started_at.unwrap_or(now),
-            durable_bytes: earlier.durable_bytes,
+            // What the sessions before have left is known when the directory is ready.
+            durable_bytes: 0,
             taken_bytes: 0,
             checked_bytes: 0,
             earlier,
@@ -413,7 +412,6 @@ impl TreeTargetSession {
         Earlier {
             started_at: has_begun.then_some(self.started_at),
             taken_bytes: self.earlier.taken_bytes.saturating_add(self.taken_bytes),
-            durable_bytes: self.durable_bytes,
             receipt: self.earlier.receipt,
         }
     }
