@@ -92,7 +92,7 @@ impl<T: Carried> DataConnection<T> {
         let mut wire_bytes = 0;
         let mut header = self.preamble.encode();
         header.reserve(TreeFrame::HEADER_LEN.max(DataFrame::HEADER_LEN) + ENCODED_LEN_MAX);
-        while let Ok(outgoing) = self.progress.volume_wait.time(self.queue.recv()).await {
+        while let Some(outgoing) = self.progress.volume_wait.time(self.next(stream)).await? {
             // The preamble travels with the first frame.
             let sent = outgoing.encode_header(&mut header);
             if outgoing.travels() {
@@ -122,11 +122,31 @@ impl<T: Carried> DataConnection<T> {
         let mut rest = [0; 1];
         match stream.read(&mut rest).await? {
             0 => Ok(wire_bytes),
-            _ => Err(std::io::Error::other(
-                "the target sent bytes on a data connection",
-            )),
+            _ => Err(sent_back()),
         }
     }
+}
+
+impl<T: Carried> DataConnection<T> {
+    /// What is to be sent next; nothing at the end. A target may refuse a connection that this end
+    /// took for granted, and what is awaited from it then never comes: so its end is noticed even where
+    /// there is nothing to send.
+    async fn next<S: AsyncRead + Unpin>(&self, stream: &mut S) -> std::io::Result<Option<T>> {
+        let mut rest = [0; 1];
+        tokio::select! {
+            biased;
+            outgoing = self.queue.recv() => Ok(outgoing.ok()),
+            read = stream.read(&mut rest) => Err(match read {
+                Ok(0) => std::io::ErrorKind::UnexpectedEof.into(),
+                Ok(_) => sent_back(),
+                Err(error) => error,
+            }),
+        }
+    }
+}
+
+fn sent_back() -> std::io::Error {
+    std::io::Error::other("the target sent bytes on a data connection")
 }
 
 impl<T: Carried> DataConnection<T> {
