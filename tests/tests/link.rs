@@ -214,7 +214,7 @@ fn taken_by_auto(millis: u64, congestion: &str) -> Option<(String, String)> {
 #[test]
 fn auto_takes_quic_on_a_long_path_where_tcp_slows_down_at_each_loss() {
     for (congestion, transport, why) in [
-        ("cubic", "quic", "slows down at each loss"),
+        ("reno", "quic", "slows down at each loss"),
         ("bbr", "tls", "bears loss"),
     ] {
         let Some(taken) = taken_by_auto(30, congestion) else {
