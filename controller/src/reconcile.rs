@@ -24,7 +24,7 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::credentials::ObserverCredentials;
 use crate::decide::{Decision, Step, decide};
 use crate::metrics::{Metrics, Outcome};
-use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End, prime_name};
+use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End, FINALIZER, prime_name};
 use crate::observer::Observe;
 use crate::reason::Reason;
 use crate::world::{Rejection, Settings, TargetReport, World};
@@ -160,14 +160,18 @@ impl<O: Observe> Context<O> {
             self.forget(cached.uid());
             return Ok(Action::await_change());
         };
+        // Nothing was made for one without a finalizer, so there is nothing to look at.
+        let is_kept = clone.finalizers().iter().any(|name| name == FINALIZER);
         let world = if clone.spec.target.referring_claims {
             let referring_claims = self.cluster.referring(&clone).await?;
             World {
                 referring_claims,
                 ..self.bare(clone)
             }
-        } else {
+        } else if is_kept {
             self.observe(clone).await?
+        } else {
+            self.bare(clone)
         };
         let clone = world.clone.clone();
         let mut decision = decide(&world);

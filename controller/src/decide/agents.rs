@@ -247,12 +247,13 @@ impl Planner<'_> {
         if self.world.pod(End::Source).is_none() {
             self.check_source_use(around)?;
         }
+        // Before a claim is made: one that queues takes no storage.
+        if let Err(waits_for) = &world.admission {
+            return Err(Stop::hold(Reason::Queued, waits_for));
+        }
         let target = self.target_claim(&source)?;
         if self.status.prime.is_none() {
             self.check_target_use(around)?;
-        }
-        if let Err(waits_for) = &world.admission {
-            return Err(Stop::hold(Reason::Queued, waits_for));
         }
         let missing = |kind| {
             End::ALL

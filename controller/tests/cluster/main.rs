@@ -743,6 +743,8 @@ async fn clones_that_queue_ask_nothing_of_the_api_server() {
         .until("a queue", |scene| queued(scene) == COUNT - 1)
         .await;
     tokio::time::sleep(Duration::from_secs(60)).await;
+    let claims = scene.api.all("persistentvolumeclaims");
+    assert_eq!(claims.len(), 2, "one that queues takes no storage");
     let before = scene.api.calls().len();
     tokio::time::sleep(Duration::from_secs(600)).await;
     let calls = scene.api.calls().len() - before;
