@@ -268,7 +268,7 @@ pub struct Transport {
     /// Data connections; one for each processor, at most 4, unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
-    pub streams: Option<u16>,
+    pub streams: Option<i32>,
     /// Bytes that the source may send each second, for instance `100Mi`; without, as many as go. What
     /// is changed counts from the next source pod on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -284,7 +284,7 @@ pub enum TransportProtocol {
     Tcp,
     /// QUIC.
     Quic,
-    /// TLS 1.3 over TCP where that connects, else QUIC.
+    /// Whichever suits the path.
     Auto,
 }
 

@@ -420,7 +420,9 @@ impl Cluster {
     async fn snapshot(&self, namespace: &str, name: &str) -> Result<Option<Snapshot>> {
         let snapshots = self.snapshots(namespace);
         let what = || format!("reading snapshot {namespace}/{name}");
-        let Some(found) = call(what, snapshots.get_opt(name)).await? else {
+        // A cluster without snapshots doesn't know the kind.
+        let found = known(call(what, snapshots.get_opt(name)).await)?;
+        let Some(found) = found.flatten() else {
             return Ok(None);
         };
         let status = &found.data["status"];

@@ -71,7 +71,7 @@ pub fn report(clone: &VolumeClone, now: Timestamp) -> String {
     let mut text = String::new();
     let mut line = |key: &str, value: &str| {
         if !value.is_empty() {
-            let _never = writeln!(text, "{key:10} {value}");
+            let _never = writeln!(text, "{key:12}{value}");
         }
     };
     let shown = |namespace: &str, name: &str| format!("{namespace}/{name}");
@@ -244,19 +244,19 @@ mod tests {
         });
         let at = "2026-01-01T01:02:03Z".parse().unwrap();
         let expected = "\
-clone      home/copy
-source     away/from
-target     home/to
-phase      Cloning for 1h02m
-progress   [##########..............................] 25%
-rate       9 MiB/s, 1m15s left
-limit      peer
-Accepted   yes, Accepted: source and target can be cloned, and the source's namespace consents
-way        CsiClone, not possible: other driver
-way        HostAssisted, chosen: agents
-target     failed 2 times, the last time: it was evicted
-log        kubectl logs -n away volferry-uid-source
-log        kubectl logs -n home volferry-uid-target
+clone       home/copy
+source      away/from
+target      home/to
+phase       Cloning for 1h02m
+progress    [##########..............................] 25%
+rate        9 MiB/s, 1m15s left
+limit       peer
+Accepted    yes, Accepted: source and target can be cloned, and the source's namespace consents
+way         CsiClone, not possible: other driver
+way         HostAssisted, chosen: agents
+target      failed 2 times, the last time: it was evicted
+log         kubectl logs -n away volferry-uid-source
+log         kubectl logs -n home volferry-uid-target
 ";
         assert_eq!(report(&clone(&status), at), expected);
     }

@@ -216,11 +216,10 @@ impl FakeApi {
         let parsed = parse(&path)
             .filter(|(group, ..)| !group.starts_with("snapshot.") || self.state().knows_snapshots);
         let Some((group, place, subresource)) = parsed else {
-            return refusal(
-                404,
-                "NotFound",
-                "the server could not find the requested resource",
-            );
+            // What an API server says of kinds that it doesn't know is no object.
+            let mut response = respond(404, &Value::Null);
+            *response.body_mut() = Full::new(Bytes::from("404 page not found\n")).boxed();
+            return response;
         };
         let is_list = place.name.is_empty() && head.method == Method::GET;
         if is_list
