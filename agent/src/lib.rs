@@ -22,6 +22,7 @@ pub mod run;
 pub mod shutdown;
 pub mod telemetry;
 pub mod throttle;
+pub mod trace;
 
 /// Name and version of an agent as told to its peer and written into the receipt.
 #[must_use]

@@ -35,6 +35,10 @@ pub struct AgentOptions {
     #[arg(long, env = "VOLFERRY_RECEIPT", value_name = "PATH")]
     pub receipt: Option<PathBuf>,
 
+    /// Record to this file how the clone goes at this end, moment by moment, for volferry bench trace
+    #[arg(long, env = "VOLFERRY_TRACE", value_name = "PATH")]
+    pub trace: Option<PathBuf>,
+
     /// Let whoever reaches the admin port change the bandwidth limit
     #[arg(long, env = "VOLFERRY_ADMIN_CONTROL", value_parser = BoolishValueParser::new())]
     pub admin_control: bool,

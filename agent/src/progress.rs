@@ -79,6 +79,8 @@ pub struct Progress {
     pub throttle_wait: Clock,
     /// What the threads behind the volume did.
     pub effort: Arc<Effort>,
+    /// What waits between the volume's threads and the connections.
+    pub queued: Gauge,
     /// The limit of what this agent moves.
     pub throttle: Throttle,
     samples: Mutex<VecDeque<Sample>>,
@@ -135,6 +137,23 @@ impl Counter {
     /// The sum so far.
     #[must_use]
     pub fn sum(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number as it is now.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// It is `now`.
+    pub fn set(&self, now: usize) {
+        self.0.store(now as u64, Ordering::Relaxed);
+    }
+
+    /// What it was set to last.
+    #[must_use]
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -205,6 +224,9 @@ pub struct Report {
     /// What compression saved.
     #[serde(flatten)]
     pub compression: CompressionStats,
+    /// Chunks or packs that wait: at the source to be sent, at the target to be written.
+    #[serde(default)]
+    pub queued: u64,
     /// Sessions so far, as this agent has seen them; a reconnect begins a new one.
     pub sessions: u64,
     /// Seconds since the agent started.
@@ -268,6 +290,7 @@ impl Progress {
             peer_wait: Clock::default(),
             throttle_wait: Clock::default(),
             effort: Arc::default(),
+            queued: Gauge::default(),
             throttle: Throttle::default(),
             samples: Mutex::new(VecDeque::new()),
         }
@@ -469,6 +492,7 @@ impl Progress {
             checked_bytes: self.checked_bytes.load(Ordering::Relaxed),
             wire_bytes: self.wire_bytes.sum(),
             compression: self.compression(),
+            queued: self.queued.get(),
             sessions: self.session_count.load(Ordering::Relaxed),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,

@@ -21,6 +21,7 @@ use crate::pressure::Pressure;
 use crate::progress::{End, Progress};
 use crate::shutdown::{Shutdown, shutdown, signalled};
 use crate::telemetry;
+use crate::trace::{Recorder, Sample};
 
 /// What an agent's work is given by whoever runs it.
 #[derive(Clone, Debug)]
@@ -179,6 +180,8 @@ where
         let signalled = signalled();
         let (trigger, shutdown) = shutdown();
         let context = Context::new(end, clone_id, cpu, shutdown, options.patience());
+        let program = format!("volferry-{}", end.label());
+        let mut recorder = Recorder::open(options.trace.as_deref(), clone_id, &program)?;
         let admin = context.admin.clone();
         admin.allow_control(options.admin_control);
         let listener = match options.admin_listen {
@@ -207,14 +210,18 @@ where
             trigger.request();
             std::future::pending().await
         };
-        tokio::select! {
+        let record = async { match recorder.watch(&progress).await {} };
+        let outcome = tokio::select! {
             // The work first: what the admin port tells of it is as it was configured.
             biased;
             outcome = work(context) => outcome,
             outcome = ask_to_end => outcome,
             outcome = serve_admin => outcome,
             outcome = give_way => outcome,
-        }
+            outcome = record => outcome,
+        };
+        recorder.record(&Sample::of_one(&progress.report()));
+        outcome
     });
     // A reader that hangs in a dead disk must not keep the agent from ending.
     runtime.shutdown_background();

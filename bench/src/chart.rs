@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::peer;
 use crate::results::{Contender, Results, RowResults};
 use crate::size::gib;
-use crate::stats::Summary;
+use volferry_benchmark::stats::Summary;
 
 /// The whole picture.
 pub(crate) fn render(results: &Results) -> String {

@@ -26,8 +26,8 @@ use volferry_transport::{
 };
 
 use crate::error::{At as _, Error};
-use crate::machine::Machine;
 use crate::{output, signals};
+use volferry_benchmark::machine::Machine;
 
 /// Measures what each transport gets through slow, long and lossy paths.
 #[derive(Clone, Debug, Args)]

@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::floor::Floor;
-use crate::machine::Machine;
 use crate::peer;
 use crate::process::Cost;
 use crate::size::gib;
-use crate::stats::Summary;
+use volferry_benchmark::machine::Machine;
+use volferry_benchmark::stats::Summary;
 
 /// Raised when a field changes its meaning.
 pub(crate) const SCHEMA: u32 = 1;

@@ -10,7 +10,7 @@ use crate::devices::{self, Devices};
 use crate::error::{At as _, Error};
 use crate::size::{GIB, PIECE, Size, pieces};
 use crate::tools::Tools;
-use crate::{input, machine, signals, tree};
+use crate::{input, signals, tree};
 
 /// One kind of volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -79,7 +79,7 @@ impl Row {
                     return Some("needs root for loop devices".into());
                 }
                 let needed = args.size.0 * 2 + HEADROOM;
-                let short = machine::available_memory() < needed;
+                let short = volferry_benchmark::machine::available_memory() < needed;
                 let reason = short.then(|| format!("needs {} of free memory", Size(needed)));
                 tools.missing(&devices::PROGRAMS).or(reason)
             }

@@ -10,7 +10,6 @@ use crate::args::Args;
 use crate::error::{At as _, Error, chain};
 use crate::floor::{self, Floor};
 use crate::limit::Limit;
-use crate::machine::{self, Machine, Processors};
 use crate::peer::{Job, PEERS, Peer};
 use crate::pki::Pki;
 use crate::process::Group;
@@ -18,7 +17,8 @@ use crate::results::{Contender, PeerFacts, Results, RowResults, Run, SCHEMA};
 use crate::row::{self, Row, Stage};
 use crate::size::MIB;
 use crate::tools::Tools;
-use crate::{input, output, signals};
+use crate::{input, output, settle, signals};
+use volferry_benchmark::machine::{Machine, Processors};
 
 /// Measures everything that `args` ask for. What was measured before an interruption is kept.
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
@@ -188,7 +188,7 @@ impl Bench<'_> {
         let place = tempfile::tempdir_in(self.scratch.path()).at("create", self.scratch.path())?;
         stage.prepare_target(&self.tools)?;
         row::drop_caches()?;
-        machine::settle(Duration::from_secs(self.args.settle))?;
+        settle::settle(Duration::from_secs(self.args.settle))?;
 
         let job = Job {
             stage,

@@ -61,7 +61,7 @@ fn cells(row: &RowResults, contender: &Contender) -> [String; COLUMNS] {
         cells[COLUMNS - 1] = format!("skipped: {reason}");
         return cells;
     }
-    let figure = |summary: Option<crate::stats::Summary>| {
+    let figure = |summary: Option<volferry_benchmark::stats::Summary>| {
         summary.map_or_else(String::new, |summary| format!("{:.2}", summary.median))
     };
     let wall = contender.summary(|run| run.wall_seconds);

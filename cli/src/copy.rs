@@ -9,6 +9,7 @@ use volferry_agent::options::{
     TransportOptions, TreeOptions, parse_chunk_size, parse_part, parse_size,
 };
 use volferry_agent::outcome;
+use volferry_agent::trace::{Recorder, Sample};
 use volferry_protocol::compression::Wanted;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
@@ -108,6 +109,10 @@ pub(crate) struct Arguments {
     /// digest of every file, for b3sum --check
     #[arg(long, value_name = "PATH")]
     manifest: Option<PathBuf>,
+
+    /// Record to this file how the clone goes, moment by moment, for volferry bench trace
+    #[arg(long, value_name = "PATH")]
+    trace: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -176,13 +181,17 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
     } else {
         Uuid::new_v4()
     };
+    let mut recorder = Recorder::open(arguments.trace.as_deref(), clone_id, "volferry")?;
     let mut meter = Meter::new();
     let outcome = pair::clone(
         clone_id,
         source,
         target,
         arguments.transport.clone(),
-        |source, target| meter.show(source, target),
+        |source, target| {
+            meter.show(source, target);
+            recorder.record(&Sample::of_both(source, target));
+        },
     );
     meter.clear();
     outcome
@@ -203,7 +212,7 @@ fn clone_id_of(source: &Path, target: &Path) -> Uuid {
 }
 
 /// A volume must not be cloned onto itself: the target is written while the source is read.
-fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
+pub(crate) fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
     // Where one of the two can't be inspected, opening it says why, and better.
     let Ok(Some(reason)) = same_volume(source, target) else {
         return Ok(());
@@ -218,14 +227,14 @@ fn refuse_same(source: &Path, target: &Path) -> Result<(), Failure> {
 
 /// The disk image that is all that a source directory holds, where the target is a block device: the
 /// volume goes back to what it was cloned from.
-fn image_for(source: &Path, target: &Path) -> Option<PathBuf> {
+pub(crate) fn image_for(source: &Path, target: &Path) -> Option<PathBuf> {
     let is_device =
         std::fs::metadata(target).is_ok_and(|target| target.file_type().is_block_device());
     is_device.then(|| disk_image_in(source)).flatten()
 }
 
 /// Makes the target directory where it isn't there yet.
-fn make_directory(target: &Path) -> Result<(), Failure> {
+pub(crate) fn make_directory(target: &Path) -> Result<(), Failure> {
     match std::fs::create_dir(target) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             let text = format!("the directory {} can't be made: {error}", target.display());
@@ -236,7 +245,7 @@ fn make_directory(target: &Path) -> Result<(), Failure> {
 }
 
 /// A tree must not be cloned into itself: it would grow while it is read.
-fn refuse_nested(source: &Path, target: &Path) -> Result<(), Failure> {
+pub(crate) fn refuse_nested(source: &Path, target: &Path) -> Result<(), Failure> {
     // A target that isn't there is made in a directory that is.
     let real_target = target.canonicalize().or_else(|error| {
         let name = target.file_name().ok_or(error)?;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use volferry_agent::telemetry::{self, LogFormat};
 use volferry_protocol::failure::Failure;
 
+mod bench;
 mod copy;
 mod demo;
 mod digest;
@@ -41,6 +42,8 @@ struct Arguments {
 enum Command {
     /// Clone a raw image, a block device or a directory, with both agents in this process
     Copy(copy::Arguments),
+    /// Measure how fast a clone can be here, how fast it is, and what holds it
+    Bench(Box<bench::Arguments>),
     /// Show what a clone is: make a small sparse volume, clone it, verify it, explain the receipt
     Demo,
     /// Compute the digest of a volume
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     telemetry::start(LogFormat::Text, &arguments.log);
     let done = match arguments.command {
         Command::Copy(arguments) => copy::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Demo => demo::run(),
         Command::Digest(arguments) => digest::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

@@ -78,6 +78,37 @@ impl Meter {
     }
 }
 
+/// Says on standard error what is being done: in one line on a terminal, in one for each elsewhere.
+#[derive(Debug)]
+pub(crate) struct Steps(Option<ProgressBar>);
+
+impl Steps {
+    /// Nothing is done yet.
+    pub(crate) fn new() -> Self {
+        Self(std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{elapsed}  {msg}");
+            bar.set_style(style.unwrap_or_else(|_bad| ProgressStyle::default_bar()));
+            bar
+        }))
+    }
+
+    /// This is done now.
+    pub(crate) fn show(&self, step: &str) {
+        match &self.0 {
+            Some(bar) => bar.set_message(step.to_owned()),
+            None => eprintln!("{step}"),
+        }
+    }
+
+    /// Leaves the terminal clean.
+    pub(crate) fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn describe(source: &Report, target: &Report) -> String {
     let eta = match target.eta_seconds {
         Some(seconds) if seconds < 86_400.0 * 365.0 => human_seconds(seconds),

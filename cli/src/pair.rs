@@ -13,6 +13,7 @@ use volferry_agent::patience::PatienceLimits;
 use volferry_agent::progress::{End, Report};
 use volferry_agent::run::{Context, runtime};
 use volferry_agent::shutdown::shutdown;
+use volferry_agent::trace;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_source_agent::SourceConfig;
 use volferry_target_agent::TargetConfig;
@@ -22,9 +23,9 @@ use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice, mint};
 const VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Between two looks at the progress.
-const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+const REPORT_INTERVAL: Duration = Duration::from_millis(trace::INTERVAL_MS);
 
-/// Clones from one to the other, and tells both ends' progress a few times a second.
+/// Clones from one to the other, and tells both ends' progress a few times a second and at the end.
 ///
 /// # Errors
 /// Whatever ends the clone.
@@ -33,7 +34,7 @@ pub(crate) fn clone(
     source: SourceConfig,
     target: TargetConfig,
     transport: TransportOptions,
-    on_progress: impl FnMut(&Report, &Report),
+    mut on_progress: impl FnMut(&Report, &Report),
 ) -> Outcome {
     let identities = tempfile::tempdir()
         .map_err(|error| Failure::internal(format!("no directory for the credentials: {error}")))?;
@@ -96,7 +97,6 @@ pub(crate) fn clone(
     });
 
     let watch = async {
-        let mut on_progress = on_progress;
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
         loop {
             ticks.tick().await;
@@ -132,6 +132,7 @@ pub(crate) fn clone(
             () = cancel => unreachable!("it cancels and waits"),
         }
     });
+    on_progress(&reports.0.report(), &reports.1.report());
     source_runtime.shutdown_background();
     target_runtime.shutdown_background();
     combine(source, target)

@@ -93,6 +93,7 @@ impl<T: Carried> DataConnection<T> {
         let mut header = self.preamble.encode();
         header.reserve(TreeFrame::HEADER_LEN.max(DataFrame::HEADER_LEN) + ENCODED_LEN_MAX);
         while let Some(outgoing) = self.progress.volume_wait.time(self.next(stream)).await? {
+            self.progress.queued.set(self.queue.len());
             // The preamble travels with the first frame.
             let sent = outgoing.encode_header(&mut header);
             if outgoing.travels() {

@@ -464,6 +464,7 @@ where
             let checked = transfer.checked_bytes.load(Ordering::Relaxed);
             self.machine.set_checked(checked);
             progress.set_checked(checked);
+            progress.queued.set(transfer.queue.len());
         }
         let durable_bytes = self.machine.watermark().durable_bytes;
         // Before the welcome nothing is known, which is no step back.

@@ -452,6 +452,7 @@ where
         if let Some(transfer) = &self.transfer {
             let restore = &transfer.restore;
             let progress = &self.context.progress;
+            progress.queued.set(transfer.queue.len());
             progress.set_entries(restore.names_written());
             let taken_bytes = restore.data_bytes();
             progress.set_moved(self.held.earlier.taken_bytes + taken_bytes, 0);

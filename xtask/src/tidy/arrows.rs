@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "volferry-controller",
         &["volferry-protocol", "volferry-transport"],
     ),
+    ("volferry-benchmark", ABOVE_AGENTS),
     ("volferry-cli", ANY),
     ("volferry-bench", ANY),
     ("volferry-tests", ANY),
@@ -35,6 +36,14 @@ const BELOW_AGENTS: &[&str] = &[
     "volferry-agent",
     "volferry-protocol",
     "volferry-storage",
+    "volferry-transport",
+];
+const ABOVE_AGENTS: &[&str] = &[
+    "volferry-agent",
+    "volferry-protocol",
+    "volferry-source-agent",
+    "volferry-storage",
+    "volferry-target-agent",
     "volferry-transport",
 ];
 const ANY: &[&str] = &["*"];

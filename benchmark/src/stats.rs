@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// The middle of some measurements, and how far they lie apart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Summary {
+pub struct Summary {
     /// The middle value; the mean of the two middle ones when their number is even.
     pub median: f64,
     /// The smallest value.
@@ -15,7 +15,8 @@ pub(crate) struct Summary {
 
 impl Summary {
     /// Summarizes `values`; `None` when there are none.
-    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+    #[must_use]
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
@@ -29,7 +30,8 @@ impl Summary {
     }
 
     /// How far the extremes lie apart, in percent of the median.
-    pub(crate) fn spread_percent(self) -> f64 {
+    #[must_use]
+    pub fn spread_percent(self) -> f64 {
         if self.median > 0.0 {
             (self.max - self.min) / self.median * 100.0
         } else {
@@ -38,9 +40,55 @@ impl Summary {
     }
 }
 
+/// How long operations took, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many there were.
+    pub count: u64,
+    /// Half took no longer.
+    pub p50: f64,
+    /// Nine of ten took no longer.
+    pub p90: f64,
+    /// Of a hundred all but one.
+    pub p99: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+impl Latency {
+    /// Summarizes `times`; `None` when there are none.
+    #[must_use]
+    pub fn of(mut times: Vec<f64>) -> Option<Self> {
+        times.sort_by(f64::total_cmp);
+        let max = *times.last()?;
+        // The nearest rank: a time that occurred, none between two.
+        let rank = |percent: usize| {
+            let rank = (times.len() * percent).div_ceil(100);
+            times.get(rank.saturating_sub(1)).copied().unwrap_or(max)
+        };
+        Some(Self {
+            count: times.len() as u64,
+            p50: rank(50),
+            p90: rank(90),
+            p99: rank(99),
+            max,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percentiles_are_times_that_occurred() {
+        let latency = Latency::of((1..=200).rev().map(f64::from).collect()).unwrap();
+        let found = (latency.p50, latency.p90, latency.p99, latency.max);
+        assert_eq!(found, (100.0, 180.0, 198.0, 200.0));
+        let one = Latency::of(vec![7.0]).unwrap();
+        assert_eq!((one.count, one.p50, one.p99, one.max), (1, 7.0, 7.0, 7.0));
+        assert_eq!(Latency::of(Vec::new()), None);
+    }
 
     #[test]
     fn the_median_is_the_middle_one() {

@@ -1,16 +1,12 @@
 //! What the machine is, and how busy it was.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
-use crate::signals;
-
 /// Facts without which numbers can't be compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Machine {
+pub struct Machine {
     /// Model name of the first processor.
     pub cpu_model: String,
     /// Processors that this process may use.
@@ -27,7 +23,7 @@ pub(crate) struct Machine {
 
 /// Processor time of the whole machine since it booted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Processors {
+pub struct Processors {
     /// Seconds in which processes, kernel threads or interrupts ran.
     pub busy_seconds: f64,
     /// Seconds in which the hypervisor gave the processor to others.
@@ -36,7 +32,8 @@ pub(crate) struct Processors {
 
 impl Machine {
     /// Reads the facts from the kernel; what it doesn't tell stays empty.
-    pub(crate) fn read() -> Self {
+    #[must_use]
+    pub fn read() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
         let value = |path, key| value_of(&text(path), key).unwrap_or_default().to_owned();
         let load = text("/proc/loadavg");
@@ -57,12 +54,14 @@ impl Machine {
 
 impl Processors {
     /// Reads the counters; all zero where the kernel doesn't tell.
-    pub(crate) fn read() -> Self {
+    #[must_use]
+    pub fn read() -> Self {
         parse_stat(&fs::read_to_string("/proc/stat").unwrap_or_default())
     }
 
     /// What passed since `earlier`.
-    pub(crate) fn since(self, earlier: Self) -> Self {
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
         Self {
             busy_seconds: self.busy_seconds - earlier.busy_seconds,
             stolen_seconds: self.stolen_seconds - earlier.stolen_seconds,
@@ -70,24 +69,9 @@ impl Processors {
     }
 }
 
-/// Waits until the machine has been quiet for a second, for no longer than `patience`.
-pub(crate) fn settle(patience: Duration) -> Result<(), Error> {
-    /// Processors' worth of bystanders that don't disturb a measurement much.
-    const QUIET: f64 = 0.1;
-    let start = Instant::now();
-    while start.elapsed() < patience {
-        signals::check()?;
-        let before = Processors::read();
-        std::thread::sleep(Duration::from_secs(1));
-        if Processors::read().since(before).busy_seconds < QUIET {
-            break;
-        }
-    }
-    Ok(())
-}
-
 /// Bytes that a new process could get without swapping.
-pub(crate) fn available_memory() -> u64 {
+#[must_use]
+pub fn available_memory() -> u64 {
     memory("MemAvailable")
 }
 

@@ -1,0 +1,259 @@
+//! The volumes that are cloned: made from a seed, or the user's own.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
+use serde::{Deserialize, Serialize};
+use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::zero_map::is_zero;
+
+use crate::profile::{BLOCK_LEN, Generator, ISLAND_LEN, Profile};
+use crate::stop::Stop;
+
+/// A volume to be cloned.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// The profile's name, `files`, or `source` for the user's own.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is known of it.
+    pub facts: Facts,
+}
+
+/// What a clone of a volume has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Bytes of the volume, or of a tree's files.
+    pub logical_bytes: u64,
+    /// Bytes that the source has to read: what is no hole.
+    pub read_bytes: u64,
+    /// Bytes in blocks that hold data.
+    pub data_bytes: u64,
+    /// Names of a tree; 0 for a block volume.
+    pub names: u64,
+}
+
+/// Written at once.
+const PIECE_LEN: usize = 1 << 20;
+
+/// Files of a directory in the generated tree.
+const FILES_PER_DIRECTORY: u64 = 100;
+
+/// Bytes of the smallest file; each of six kinds is twice as large as the one before.
+const FILE_LEN_MIN: usize = 1 << 10;
+const FILE_KINDS: u64 = 6;
+
+/// Makes a file of `size` bytes like `profile`.
+///
+/// # Errors
+/// When it can't be written, or the end was asked for.
+pub fn make_volume(
+    directory: &Path,
+    profile: Profile,
+    size: u64,
+    seed: u64,
+    stop: &Stop,
+) -> Result<Shape, Failure> {
+    let name = profile.to_string();
+    let path = directory.join(format!("{name}.img"));
+    let failed = |error| cannot_make(&path, &error);
+    let file = File::create_new(&path).map_err(failed)?;
+    file.set_len(size).map_err(failed)?;
+    let generator = Generator::new(profile, seed);
+    let mut facts = Facts {
+        logical_bytes: size,
+        ..Facts::default()
+    };
+    let mut piece = vec![0; PIECE_LEN];
+    for offset in (0..size).step_by(PIECE_LEN) {
+        stop.check()?;
+        if !generator.is_data(offset / ISLAND_LEN) {
+            continue;
+        }
+        let len = usize::try_from(size - offset).map_or(PIECE_LEN, |left| left.min(PIECE_LEN));
+        let piece = piece.get_mut(..len).unwrap_or_default();
+        generator.fill(offset / BLOCK_LEN as u64, piece);
+        file.write_all_at(piece, offset).map_err(failed)?;
+        facts.read_bytes += len as u64;
+        let data = piece.chunks(BLOCK_LEN).filter(|block| !is_zero(block));
+        facts.data_bytes += data.map(|block| block.len() as u64).sum::<u64>();
+    }
+    file.sync_all().map_err(failed)?;
+    evict(&file);
+    Ok(Shape { name, path, facts })
+}
+
+/// Makes a tree of `files` small files, a hundred in a directory.
+///
+/// # Errors
+/// When it can't be written, or the end was asked for.
+pub fn make_tree(
+    directory: &Path,
+    profile: Profile,
+    files: u64,
+    seed: u64,
+    stop: &Stop,
+) -> Result<Shape, Failure> {
+    let root = directory.join("files");
+    let failed = |error| cannot_make(&root, &error);
+    fs::create_dir(&root).map_err(failed)?;
+    let generator = Generator::new(profile, seed);
+    let mut facts = Facts {
+        names: 1,
+        ..Facts::default()
+    };
+    let mut content = vec![0; FILE_LEN_MIN << (FILE_KINDS - 1)];
+    let mut place = root.clone();
+    for number in 0..files {
+        if number % FILES_PER_DIRECTORY == 0 {
+            stop.check()?;
+            place = root.join(format!("d{:06}", number / FILES_PER_DIRECTORY));
+            fs::create_dir(&place).map_err(failed)?;
+            facts.names += 1;
+        }
+        let len = FILE_LEN_MIN << (number % FILE_KINDS);
+        let content = content.get_mut(..len).unwrap_or_default();
+        generator.fill(number << 32, content);
+        fs::write(place.join(format!("f{number:08}")), &*content).map_err(failed)?;
+        facts.names += 1;
+        facts.logical_bytes += len as u64;
+    }
+    facts.read_bytes = facts.logical_bytes;
+    facts.data_bytes = facts.logical_bytes;
+    let opened = File::open(&root).map_err(failed)?;
+    rustix::fs::syncfs(opened).map_err(|errno| failed(errno.into()))?;
+    evict_tree(&root);
+    Ok(Shape {
+        name: "files".into(),
+        path: root,
+        facts,
+    })
+}
+
+/// Bytes that a tree of so many files takes, at most.
+#[must_use]
+pub const fn tree_bytes(files: u64) -> u64 {
+    /// Of a directory, and of what a file is rounded up to.
+    const BLOCK: u64 = 4096;
+    let all_kinds = (FILE_LEN_MIN as u64) * ((1 << FILE_KINDS) - 1) + FILE_KINDS * BLOCK;
+    files.div_ceil(FILE_KINDS).saturating_mul(all_kinds)
+}
+
+/// Takes what is in the page cache of a file out of it, as far as it is on the disk.
+pub fn evict(file: &File) {
+    // Where the filesystem can't, the clone is warm, and the report says which way it was read.
+    let _warm = fadvise(file, 0, None, Advice::DontNeed);
+}
+
+/// The same for all files of a tree.
+pub fn evict_tree(root: &Path) {
+    let Ok(entries) = fs::read_dir(root) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => evict_tree(&entry.path()),
+            Ok(kind) if kind.is_file() => {
+                if let Ok(file) = File::open(entry.path()) {
+                    evict(&file);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Names and bytes of a tree on one filesystem, but no more than `names_max` names are looked at.
+///
+/// # Errors
+/// When it can't be listed.
+pub fn look_at_tree(root: &Path, names_max: u64, stop: &Stop) -> Result<Option<Facts>, Failure> {
+    let failed = |error: std::io::Error| {
+        let text = format!("{} can't be looked at: {error}", root.display());
+        Failure::new(FailureCode::SourceOpen, text)
+    };
+    let device = fs::symlink_metadata(root).map_err(failed)?.dev();
+    let mut facts = Facts {
+        names: 1,
+        ..Facts::default()
+    };
+    let mut waiting = vec![root.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        stop.check()?;
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let metadata = entry.metadata().map_err(failed)?;
+            facts.names += 1;
+            if facts.names > names_max {
+                return Ok(None);
+            }
+            if metadata.is_dir() && metadata.dev() == device {
+                waiting.push(entry.path());
+            } else if metadata.is_file() {
+                facts.logical_bytes += metadata.len();
+                facts.read_bytes += metadata.len().min(metadata.blocks() * 512);
+            }
+        }
+    }
+    facts.data_bytes = facts.read_bytes;
+    Ok(Some(facts))
+}
+
+fn cannot_make(path: &Path, error: &std::io::Error) -> Failure {
+    let code = match error.kind() {
+        std::io::ErrorKind::StorageFull => FailureCode::TargetNoSpace,
+        _ => FailureCode::TargetWrite,
+    };
+    let text = format!(
+        "the source {} can't be made: {error}; choose another place by --scratch",
+        path.display()
+    );
+    Failure::new(code, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_as_its_facts_say_and_comes_again_from_its_seed() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = 10 * ISLAND_LEN + 5000;
+        let make = |name: &str, seed| {
+            let place = dir.path().join(name);
+            fs::create_dir(&place).unwrap();
+            make_volume(&place, Profile::Vm, size, seed, &Stop::default()).unwrap()
+        };
+        let one = make("one", 1);
+        let bytes = fs::read(&one.path).unwrap();
+        assert_eq!(bytes.len() as u64, size);
+        let data = bytes.chunks(BLOCK_LEN).filter(|block| !is_zero(block));
+        let data_bytes: u64 = data.map(|block| block.len() as u64).sum();
+        assert_eq!(one.facts.data_bytes, data_bytes);
+        assert_eq!(one.facts.read_bytes, 4 * ISLAND_LEN);
+        assert_eq!(
+            fs::metadata(&one.path).unwrap().blocks() * 512,
+            one.facts.read_bytes
+        );
+        assert_eq!(fs::read(make("same", 1).path).unwrap(), bytes);
+        assert_ne!(fs::read(make("other", 2).path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_tree_is_as_its_facts_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = Stop::default();
+        let made = make_tree(dir.path(), Profile::Text, 250, 1, &stop).unwrap();
+        let seen = look_at_tree(&made.path, u64::MAX, &stop).unwrap().unwrap();
+        assert_eq!(made.facts.names, 1 + 3 + 250);
+        assert_eq!(made.facts.names, seen.names);
+        assert_eq!(made.facts.logical_bytes, seen.logical_bytes);
+        assert!(seen.logical_bytes <= tree_bytes(250));
+        assert_eq!(look_at_tree(&made.path, 100, &stop).unwrap(), None);
+        stop.request();
+        assert!(make_tree(&dir.path().join("files"), Profile::Text, 1, 1, &stop).is_err());
+    }
+}
