@@ -74,7 +74,7 @@ const NAMES_LEN: usize = 32 << 10;
 const LARGE_RECORDS_MAX: usize = 8;
 
 /// Zeros to hash where a file has a hole.
-static ZEROS: [u8; PIECE_LEN as usize] = [0; PIECE_LEN as usize];
+pub(super) static ZEROS: [u8; PIECE_LEN as usize] = [0; PIECE_LEN as usize];
 
 /// A directory to be cloned.
 #[derive(Clone, Debug)]

@@ -21,10 +21,8 @@ use volferry_protocol::zero_map::ZeroMap;
 use super::super::directories::open_beneath;
 use super::super::metadata::{self, Handle as MetadataHandle};
 use super::super::{Refusal, TreeError};
-use super::{
-    Entered, LARGE_FILES_MAX, LargeFile, LargeFiles, LargeState, Origin, Restore, RestoreWorker,
-    create, lock,
-};
+use super::large::{LARGE_FILES_MAX, LargeFile, LargeFiles, LargeState, Origin};
+use super::{Entered, Restore, RestoreWorker, create, lock};
 use crate::error::Operation;
 use crate::handle::{Handle, reopen};
 
