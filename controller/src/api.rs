@@ -269,6 +269,11 @@ pub struct Transport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub streams: Option<i32>,
+    /// How what travels is compressed: `none`, `lz4`, `zstd`, `zstd:1` to `zstd:9`, or `auto`, which does
+    /// so where it makes the clone faster; `none` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(none|lz4|zstd(:[1-9])?|auto)$"))]
+    pub compression: Option<String>,
     /// Bytes that the source may send each second, for instance `100Mi`; without, as many as go. What
     /// is changed counts from the next source pod on.
     #[serde(default, skip_serializing_if = "Option::is_none")]

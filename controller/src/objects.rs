@@ -298,6 +298,9 @@ fn arguments(clone: &VolumeClone, plan: &PodPlan) -> Vec<String> {
                     TransportProtocol::Auto => "auto",
                 }
             ));
+            if let Some(compression) = &spec.transport.compression {
+                arguments.push(format!("--compression={compression}"));
+            }
             let limit = spec.transport.bandwidth_limit.clone();
             if let Some(limit) = limit.and_then(|limit| claims::bytes(&Quantity(limit))) {
                 arguments.push(format!("--bandwidth-limit={limit}"));

@@ -95,6 +95,7 @@ fn all_is_measured_compared_and_removed() {
         "zero_scan",
         "data_scan",
         "hash",
+        "fresh_memory",
         "tls_seal",
         "tls_open",
         "tls_1",

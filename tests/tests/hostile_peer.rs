@@ -728,7 +728,7 @@ fn a_target_that_takes_nothing() {
     let mut source = agents.start_source(
         target.address(),
         &volume,
-        &["--memory-mib", "16", "--stall-timeout", "3s"],
+        &["--memory-mib", "16", "--stall-timeout", "30s"],
     );
     let admin = source.admin();
     let (mut control, hello) = target.greet();

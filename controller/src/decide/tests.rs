@@ -918,7 +918,7 @@ fn agents_are_given_flags_that_they_have() {
         include_str!("../../../target-agent/src/main.rs"),
     ];
     let spec = json!({"accept": ["ownership", "times"], "transport": {"streams": 3,
-        "protocol": "Auto", "bandwidthLimit": "1.5Mi"}, "verify": "Readback",
+        "protocol": "Auto", "compression": "zstd:3", "bandwidthLimit": "1.5Mi"}, "verify": "Readback",
         "resume": "Digest", "inUsePolicy": "Allow"});
     let world = world(&spec);
     let ends = [
@@ -958,7 +958,11 @@ fn agents_are_given_flags_that_they_have() {
             assert!(has("--accept=ownership,times"), "{args:?}");
             match end {
                 EndPlan::Source { .. } => {
-                    let own = ["--target=[fd00::1]:7700", "--transport=auto"];
+                    let own = [
+                        "--target=[fd00::1]:7700",
+                        "--transport=auto",
+                        "--compression=zstd:3",
+                    ];
                     assert!(own.iter().all(|arg| has(arg)), "{args:?}");
                     assert!(has("--bandwidth-limit=1572864"), "{args:?}");
                 }
