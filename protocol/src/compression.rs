@@ -261,7 +261,7 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    /// The compressed form of `plain`; `None` where it is not shorter, by [`SAVED_LEAST`] at least.
+    /// The compressed form of `plain`; `None` where it is not shorter by enough to be worth it.
     pub fn compress(&mut self, method: Method, plain: &[u8]) -> Option<&[u8]> {
         let len_max = plain.len().checked_sub(plain.len() / SAVED_LEAST)?;
         let len_max = len_max.min(plain.len().checked_sub(1)?);
