@@ -156,19 +156,24 @@ impl RowResults {
         }
     }
 
+    /// GiB of data, and never nothing: empty files have no rate, but clones of them can be compared.
+    fn data_gib(&self) -> f64 {
+        gib(self.data_bytes.max(1))
+    }
+
     /// GiB of data per second, of each clone that succeeded.
     pub(crate) fn rate(&self, contender: &Contender) -> Option<Summary> {
-        contender.summary(|run| gib(self.data_bytes) / run.wall_seconds)
+        contender.summary(|run| self.data_gib() / run.wall_seconds)
     }
 
     /// Seconds of processor time of the peer's processes for a GiB of data.
     pub(crate) fn cpu_per_gib(&self, contender: &Contender) -> Option<Summary> {
-        contender.summary(|run| run.cpu_seconds() / gib(self.data_bytes))
+        contender.summary(|run| run.cpu_seconds() / self.data_gib())
     }
 
     /// Seconds of processor time of the whole machine for a GiB of data.
     pub(crate) fn machine_per_gib(&self, contender: &Contender) -> Option<Summary> {
-        contender.summary(|run| run.machine_busy_seconds / gib(self.data_bytes))
+        contender.summary(|run| run.machine_busy_seconds / self.data_gib())
     }
 
     /// The fastest rival and its rate.
