@@ -317,7 +317,11 @@ async fn a_client_that_does_not_speak_tls() {
 async fn a_client_that_goes_away_at_once() {
     let clone = Clone::new();
     let mut target = Target::new(clone.good(Role::Target)).await;
+    // Who never says a byte is nobody; the next one is told first.
     drop(TcpStream::connect(target.address()).await.unwrap());
+    let mut brief = TcpStream::connect(target.address()).await.unwrap();
+    brief.write_all(&[0x16]).await.unwrap();
+    drop(brief);
     let error = target.refused().await;
     assert!(matches!(error, TransportError::Closed { .. }), "{error:?}");
     target.lets_in(&clone, Role::Source).await;
@@ -354,8 +358,10 @@ async fn more_handshakes_than_allowed_are_closed_at_once() {
         ..ListenLimits::default()
     };
     let mut target = Target::with_limits(clone.good(Role::Target), limits).await;
-    let first = TcpStream::connect(target.address()).await.unwrap();
-    let second = TcpStream::connect(target.address()).await.unwrap();
+    let mut first = TcpStream::connect(target.address()).await.unwrap();
+    let mut second = TcpStream::connect(target.address()).await.unwrap();
+    first.write_all(&[0x16]).await.unwrap();
+    second.write_all(&[0x16]).await.unwrap();
     let refused = dialer(target.address(), clone.good(Role::Source))
         .dial()
         .await
