@@ -21,16 +21,17 @@ use volferry_protocol::tree::offer::{
     QUESTIONS_MAX, Stamp, Voucher,
 };
 use volferry_protocol::tree::path::{PATH_LEN_MAX, TreePath, join};
-use volferry_protocol::tree::record::{Entry, INLINE_SIZE_MAX, Record};
+use volferry_protocol::tree::record::Record;
 use volferry_protocol::tree::set_digest::Content;
 use volferry_protocol::zero_map::ZeroMap;
 
 use super::super::TreeError;
 use super::super::metadata::{self, Handle as MetadataHandle};
-use super::{
-    Begun, Directory, Group, LargeFile, Outgoing, Stop, Walk, WalkEnd, Worker, is_changed, lock,
-    name_of, open_for_reading, read_up_to, size_of,
-};
+use super::directory::Directory;
+use super::file::{Group, Opened, entry_of};
+use super::inode::{is_changed, is_large, open_for_reading, read_up_to, size_of};
+use super::large::{Begun, LargeFile};
+use super::{Outgoing, Stop, Walk, WalkEnd, Worker, lock, name_of};
 use crate::error::Operation;
 
 /// Bytes of offers in a pack, at most: another one, with the longest path, still fits.
@@ -226,15 +227,14 @@ impl<End: WalkEnd> Worker<'_, End> {
             Record::Enter(directory.path.clone()).encode(&mut offers.records);
             offers.entered = Some(directory.path.clone());
         }
-        let size = size_of(&stat);
         let offer = Offer {
             name: name_of(name),
-            size,
+            size: size_of(&stat),
             mtime: metadata::mtime(&stat),
             stamp: stamp_of(&path, &stat),
         };
         Record::Offer(offer).encode(&mut offers.records);
-        offers.large += usize::from(size > u64::from(INLINE_SIZE_MAX));
+        offers.large += usize::from(is_large(&stat));
         offers.groups += usize::from(file.is_some());
         offers.files.push(Offered {
             directory: Arc::clone(directory),
@@ -384,7 +384,16 @@ impl<End: WalkEnd> Worker<'_, End> {
             return Ok(());
         }
         let size = size_of(&now);
-        let is_large = size > u64::from(INLINE_SIZE_MAX);
+        let is_large = is_large(&now);
+        let opened = Opened {
+            directory: &directory,
+            name: &name,
+            path,
+            file,
+            stat: now,
+            group,
+            attempt: 1,
+        };
         match holding {
             Holding::All {
                 digest,
@@ -397,11 +406,11 @@ impl<End: WalkEnd> Worker<'_, End> {
                     voucher,
                 };
                 let is_kept = match self.walk.options.compare {
-                    true => !is_large && self.digest_of(&file, size, &path)? == Some(digest),
+                    true => !is_large && self.digest_of(&opened)? == Some(digest),
                     false => true,
                 };
                 if is_kept {
-                    return self.keep(&directory, &name, &path, &file, &now, group, held);
+                    return self.keep(&opened, held);
                 }
             }
             Holding::Part {
@@ -421,7 +430,7 @@ impl<End: WalkEnd> Worker<'_, End> {
                     data_bytes,
                     is_compared: false,
                 };
-                return self.begin(&directory, &name, path, file, now, group, 1, begun);
+                return self.begin(opened, begun);
             }
             Holding::Other { file: number } if is_same && is_large => {
                 let begun = Begun {
@@ -429,14 +438,11 @@ impl<End: WalkEnd> Worker<'_, End> {
                     is_compared: true,
                     ..Begun::default()
                 };
-                return self.begin(&directory, &name, path, file, now, group, 1, begun);
+                return self.begin(opened, begun);
             }
             _ => {}
         }
-        match is_large {
-            true => self.begin_large(&directory, &name, path, file, now, group, 1),
-            false => self.read_small(&directory, &name, path, file, now, group),
-        }
+        self.read_opened(opened)
     }
 
     /// Tells the target that nothing comes of what it began for a file.
@@ -449,52 +455,42 @@ impl<End: WalkEnd> Worker<'_, End> {
         }
     }
 
-    /// The plain digest of a small file, if it has that size.
-    fn digest_of(&mut self, file: &File, size: u64, path: &[u8]) -> Result<Option<Digest>, Stop> {
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
+    /// The plain digest of a small file, if it still has its size.
+    fn digest_of(&mut self, opened: &Opened<'_>) -> Result<Option<Digest>, Stop> {
+        let size = usize::try_from(size_of(&opened.stat)).unwrap_or(usize::MAX);
         self.content.resize(size.saturating_add(1), 0);
-        let len = read_up_to(file, &mut self.content)
-            .map_err(|error| self.error(Operation::Read, path, error))?;
+        let len = read_up_to(&opened.file, &mut self.content)
+            .map_err(|error| self.error(Operation::Read, &opened.path, error))?;
         let content = self.content.get(..size).filter(|_| len == size);
         Ok(content.map(file_digest::of_bytes))
     }
 
     /// The target holds the file: only its metadata travels.
-    fn keep(
-        &mut self,
-        directory: &Directory,
-        name: &[u8],
-        path: &[u8],
-        file: &File,
-        stat: &Stat,
-        group: Group,
-        held: Held,
-    ) -> Result<(), Stop> {
+    fn keep(&mut self, opened: &Opened<'_>, held: Held) -> Result<(), Stop> {
+        let Opened {
+            path, stat, group, ..
+        } = opened;
         let size = size_of(stat);
         let Held {
             digest,
             data_bytes,
             voucher,
         } = held;
-        let mut metadata = metadata::of_stat(stat);
-        metadata.xattrs = self.xattrs(MetadataHandle::Open(file.as_fd()), path)?;
+        let handle = MetadataHandle::Open(opened.file.as_fd());
+        let metadata = self.metadata(stat, handle, path)?;
         self.walk.bytes_seen.fetch_add(size, Ordering::Relaxed);
         let data = &self.walk.data_bytes;
         data.fetch_add(data_bytes, Ordering::Relaxed);
-        self.add(path, &Content::File { size, digest }, &metadata, group);
+        self.add(path, &Content::File { size, digest }, &metadata, *group);
         self.walk.end.file(path, digest);
         let record = Record::Keep {
-            entry: Entry {
-                name: name_of(name),
-                group: group.map_or(0, |(group, _)| group),
-                metadata,
-            },
+            entry: entry_of(opened.name, *group, metadata),
             size,
             digest,
             data_bytes,
             voucher,
         };
-        self.emit(&directory.path, &record)
+        self.emit(&opened.directory.path, &record)
     }
 
     /// Reads pieces of a file, and sends those that the target holds otherwise.
