@@ -1,25 +1,17 @@
-//! Volumes on real block devices: loop devices over files.
-//!
-//! They need root and loop devices. Elsewhere each test says why it was skipped, and passes.
+//! Volumes on block devices, and files on the filesystems of these.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use proptest::prelude::*;
-use tempfile::TempDir;
 use volferry_protocol::geometry::ByteRange;
 use volferry_storage::{
     BufferPool, InUseBy, SameReason, Sink, SourceOptions, StorageError, TargetOptions,
     TargetVolume, open_source, same_volume,
 };
+
+use crate::support::{Loop, Mount, run, try_run};
 
 const MIB: u64 = 1 << 20;
 
@@ -140,7 +132,7 @@ fn a_mounted_or_claimed_device_is_refused() {
     let refused = open(&device.device).unwrap_err();
     assert_eq!(in_use_by(refused), InUseBy::Holder);
     drop(claimed);
-    let Some(_mount) = Mount::of_new_filesystem("mkfs.ext4", &device) else {
+    let Some(_mount) = Mount::of(&device, "mkfs.ext4") else {
         return;
     };
     let refused = open(&device.device).unwrap_err();
@@ -208,11 +200,11 @@ fn files_work_on_each_filesystem() {
         let Some(device) = Loop::filled(320 * MIB, 0, &[]) else {
             return;
         };
-        let Some(mount) = Mount::of_new_filesystem(mkfs, &device) else {
+        let Some(mount) = Mount::of(&device, mkfs) else {
             continue;
         };
         for direct in [true, false] {
-            check_file(&mount.0.path().join("disk.img"), direct);
+            check_file(&mount.path().join("disk.img"), direct);
         }
     }
 }
@@ -258,10 +250,10 @@ fn a_full_filesystem_says_so() {
     let Some(device) = Loop::filled(32 * MIB, 0, &[]) else {
         return;
     };
-    let Some(mount) = Mount::of_new_filesystem("mkfs.ext4", &device) else {
+    let Some(mount) = Mount::of(&device, "mkfs.ext4") else {
         return;
     };
-    let path = mount.0.path().join("disk.img");
+    let path = mount.path().join("disk.img");
     for direct in [true, false] {
         let options = TargetOptions {
             direct,
@@ -311,114 +303,6 @@ proptest! {
         prop_assert!(read_all(&device.device, true) == model);
         prop_assert!(read_all(&device.device, false) == model);
     }
-}
-
-/// A loop device over a file of its own, detached when dropped.
-struct Loop {
-    device: PathBuf,
-    backing: PathBuf,
-    _dir: TempDir,
-}
-
-impl Loop {
-    /// A device of `size` bytes, each of them `fill`; `arguments` are for losetup.
-    fn filled(size: u64, fill: u8, arguments: &[&str]) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let backing = dir.path().join("backing");
-        let mut file = File::create(&backing).unwrap();
-        if fill == 0 {
-            file.set_len(size).unwrap();
-        } else {
-            let content = vec![fill; usize::try_from(size).unwrap()];
-            file.write_all(&content).unwrap();
-            file.sync_all().unwrap();
-        }
-        let command = [&["-f", "--show"], arguments].concat();
-        let device = try_run("losetup", &command, &backing)?;
-        Some(Self {
-            device: device.trim().into(),
-            backing,
-            _dir: dir,
-        })
-    }
-
-    fn allocated_bytes(&self) -> u64 {
-        let file = File::open(&self.backing).unwrap();
-        file.sync_all().unwrap();
-        file.metadata().unwrap().blocks() * 512
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _left_over = run("losetup", &["-d"], &self.device);
-    }
-}
-
-/// A mounted filesystem, unmounted when dropped.
-struct Mount(TempDir);
-
-impl Mount {
-    fn of_new_filesystem(mkfs: &str, device: &Loop) -> Option<Self> {
-        try_run(mkfs, &["-q"], &device.device)?;
-        let dir = tempfile::tempdir().unwrap();
-        try_run("mount", &[device.device.to_str().unwrap()], dir.path())?;
-        Some(Self(dir))
-    }
-}
-
-impl Drop for Mount {
-    /// A program that another test is just starting holds all open files until it runs, and the
-    /// mount is busy for that moment. It must go before its directory is removed with what is in it.
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if run("umount", &[], self.0.path()).is_ok() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        let _left_over = run("umount", &["--lazy"], self.0.path());
-    }
-}
-
-/// Runs a program with `path` as its last argument. When it fails, the test is skipped for what it
-/// said.
-fn try_run(program: &str, arguments: &[&str], path: &Path) -> Option<String> {
-    run(program, arguments, path).map_or_else(|reason| skip(&reason), Some)
-}
-
-/// Runs a program with `path` as its last argument; what it printed, or why it failed.
-fn run(program: &str, arguments: &[&str], path: &Path) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).arg(path).output();
-    match output {
-        Ok(output) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        }
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        Err(error) => Err(format!("{program}: {error}")),
-    }
-}
-
-/// Says that a test is skipped, as `skip` of tests/src/skip.rs does, which this crate can't use:
-/// its own tests would depend on what depends on it.
-fn skip<T>(reason: &str) -> Option<T> {
-    let reason = reason.trim();
-    let test = thread::current().name().unwrap_or("a test").to_owned();
-    let may_skip = std::env::var("VOLFERRY_TESTS_SKIP").as_deref() != Ok("never");
-    assert!(
-        may_skip,
-        "{test} can't run here, and nothing may be skipped: {reason}"
-    );
-    let line = format!("SKIPPED: {test}: {reason}\n");
-    // Not `eprintln!`, which the test harness swallows when the test passes.
-    let _unseen = std::io::stderr().write_all(line.as_bytes());
-    // The test runs from `<target directory>/<profile>/deps`.
-    let program = std::env::current_exe().unwrap();
-    let list = program.ancestors().nth(3).unwrap();
-    let list = list.join("skipped-tests.txt");
-    let list = OpenOptions::new().create(true).append(true).open(list);
-    let _unkept = list.and_then(|mut list| list.write_all(line.as_bytes()));
-    None
 }
 
 fn open(path: &Path) -> Result<TargetVolume, StorageError> {

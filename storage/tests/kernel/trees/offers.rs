@@ -23,7 +23,8 @@ use volferry_storage::tree::{
     Walk, WalkEnd, WalkOptions, Walked,
 };
 
-use super::{CLONE, Mount, skip};
+use super::CLONE;
+use crate::support::{Filesystem, skip};
 
 /// The content goes with the name that was met first; the others are links to it, whatever becomes of
 /// the first meanwhile.
@@ -104,7 +105,7 @@ fn names_that_are_missing_at_the_end_are_missed() {
 
 #[test]
 fn a_filesystem_that_takes_two_names_for_one_is_noticed() {
-    let Some(mount) = Mount::that_folds_case() else {
+    let Some(mount) = Filesystem::that_folds_case() else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,5 @@
-//! Trees on real filesystems: walked and made again within one process, by several threads.
-//!
-//! They need root and loop devices. Elsewhere each test says why it was skipped, and passes. What
-//! whole agents make of the nastiest tree is in tests/tests/clone_tree.rs.
-
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+//! Trees on filesystems: walked and made again within one process, by several threads. What whole
+//! agents make of the nastiest tree is in tests/tests/clone_tree.rs.
 
 mod offers;
 
@@ -14,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
-use tempfile::TempDir;
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
@@ -26,12 +20,14 @@ use volferry_storage::tree::{
     WalkEnd, WalkOptions, Walked,
 };
 
+use crate::support::{Filesystem, run, skip};
+
 const CLONE: Uuid = Uuid::from_u128(7);
 
 #[test]
 fn a_tree_is_made_again_on_every_filesystem() {
     for mkfs in ["mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"] {
-        let Some((source, target)) = Mount::pair(mkfs) else {
+        let (Some(source), Some(target)) = (Filesystem::new(mkfs), Filesystem::new(mkfs)) else {
             continue;
         };
         let (from, to) = (source.path().join("tree"), target.path().join("tree"));
@@ -59,7 +55,8 @@ fn a_tree_is_made_again_on_every_filesystem() {
 
 #[test]
 fn overwriting_merges_and_deleting_makes_it_exact() {
-    let Some((source, target)) = Mount::pair("mkfs.ext4") else {
+    let new = || Filesystem::new("mkfs.ext4");
+    let (Some(source), Some(target)) = (new(), new()) else {
         return;
     };
     let (from, to) = (source.path().join("tree"), target.path().join("tree"));
@@ -390,119 +387,4 @@ impl WalkEnd for To {
     fn file(&self, path: &[u8], digest: Digest) {
         assert!(!path.is_empty() && digest.0 != [0; 32]);
     }
-}
-
-/// A loop device over a file of its own, detached when dropped.
-struct Loop {
-    device: PathBuf,
-    _dir: TempDir,
-}
-
-impl Loop {
-    fn empty(size: u64) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let backing = dir.path().join("backing");
-        File::create(&backing).unwrap().set_len(size).unwrap();
-        let device = try_run("losetup", &["-f", "--show"], &backing)?;
-        Some(Self {
-            device: device.trim().into(),
-            _dir: dir,
-        })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _left_over = run("losetup", &["-d"], &self.device);
-    }
-}
-
-/// A mounted filesystem, unmounted when dropped.
-struct Mount(
-    TempDir,
-    #[expect(dead_code, reason = "detached after the unmount")] Loop,
-);
-
-impl Mount {
-    /// Two new filesystems of a kind.
-    fn pair(mkfs: &str) -> Option<(Self, Self)> {
-        Some((Self::new(mkfs)?, Self::new(mkfs)?))
-    }
-
-    fn new(mkfs: &str) -> Option<Self> {
-        Self::with(mkfs, &["-q"], &[])
-    }
-
-    /// A filesystem to which upper and lower case are one.
-    fn that_folds_case() -> Option<Self> {
-        let options = ["-t", "lowntfs-3g", "-o", "ignore_case,permissions"];
-        Self::with("mkfs.ntfs", &["-q", "-f"], &options)
-    }
-
-    fn with(mkfs: &str, arguments: &[&str], options: &[&str]) -> Option<Self> {
-        let device = Loop::empty(512 << 20)?;
-        try_run(mkfs, arguments, &device.device)?;
-        let dir = tempfile::tempdir().unwrap();
-        let device_path = device.device.to_str().unwrap();
-        try_run("mount", &[options, &[device_path]].concat(), dir.path())?;
-        Some(Self(dir, device))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Mount {
-    /// A program that another test is just starting holds all open files until it runs, and the
-    /// mount is busy for that moment. It must go before its directory is removed with what is in it.
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if run("umount", &[], self.0.path()).is_ok() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-        let _left_over = run("umount", &["--lazy"], self.0.path());
-    }
-}
-
-/// Runs a program with `path` as its last argument. When it fails, the test is skipped for what it
-/// said.
-fn try_run(program: &str, arguments: &[&str], path: &Path) -> Option<String> {
-    run(program, arguments, path).map_or_else(|reason| skip(&reason), Some)
-}
-
-/// Runs a program with `path` as its last argument; what it printed, or why it failed.
-fn run(program: &str, arguments: &[&str], path: &Path) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).arg(path).output();
-    match output {
-        Ok(output) if output.status.success() => {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        }
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        Err(error) => Err(format!("{program}: {error}")),
-    }
-}
-
-/// Says that a test is skipped, as `skip` of tests/src/skip.rs does, which this crate can't use:
-/// its own tests would depend on what depends on it.
-fn skip<T>(reason: &str) -> Option<T> {
-    let reason = reason.trim();
-    let test = thread::current().name().unwrap_or("a test").to_owned();
-    let may_skip = std::env::var("VOLFERRY_TESTS_SKIP").as_deref() != Ok("never");
-    assert!(
-        may_skip,
-        "{test} can't run here, and nothing may be skipped: {reason}"
-    );
-    let line = format!("SKIPPED: {test}: {reason}\n");
-    // Not `eprintln!`, which the test harness swallows when the test passes.
-    let _unseen = std::io::stderr().write_all(line.as_bytes());
-    // The test runs from `<target directory>/<profile>/deps`.
-    let program = std::env::current_exe().unwrap();
-    let list = program.ancestors().nth(3).unwrap();
-    let list = list.join("skipped-tests.txt");
-    let list = OpenOptions::new().create(true).append(true).open(list);
-    let _unkept = list.and_then(|mut list| list.write_all(line.as_bytes()));
-    None
 }
