@@ -159,12 +159,14 @@ fn card(clone: &CloneResult) -> String {
         ),
         _ => "no prediction".to_owned(),
     };
+    let repeats = match clone.repeats.len() {
+        1 => "cloned once".to_owned(),
+        count => format!("{count} repeats, spread {:.0} %", seconds.spread_percent()),
+    };
     format!(
         "<div class=\"card\"><h3>{name}</h3><p class=\"big\">{:.2} s</p>\
-         <p>{rate:.2} GiB/s of data{names}<br>{} repeats, spread {:.0} %<br>{predicted}</p></div>",
-        seconds.median,
-        clone.repeats.len(),
-        seconds.spread_percent()
+         <p>{rate:.2} GiB/s of data{names}<br>{repeats}<br>{predicted}</p></div>",
+        seconds.median
     )
 }
 
@@ -401,6 +403,7 @@ fn comparison(comparison: &Comparison) -> String {
         let change = match row.change() {
             Some(change) if row.is_beyond_noise() => format!(", {:+.0} %", change * 100.0),
             Some(change) => format!(", {:+.0} %, within the noise", change * 100.0),
+            None if row.values.contains(&None) => ", not in every report".to_owned(),
             None => String::new(),
         };
         let title = format!("{}{change}", row.name);
