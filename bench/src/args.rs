@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::compression::CompressionArgs;
+use crate::history::HistoryArgs;
 use crate::limit::Limit;
 use crate::paths::PathsArgs;
 use crate::row::Row;
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// The volferry binary, its agents beside it; where this binary is unless given.
     #[arg(long)]
     pub volferry: Option<PathBuf>,
+    /// Have the source in the page cache before each clone, instead of no caches at all.
+    #[arg(long)]
+    pub warm: bool,
     /// Runs volferry again in control groups as small as a clone pod's.
     #[arg(long)]
     pub limit_cgroup: bool,
@@ -56,11 +60,12 @@ pub(crate) struct Args {
     pub limit_cpu: f64,
 }
 
-/// Measurements that are not clones.
+/// What is no measurement of clones.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Paths(PathsArgs),
     Compression(CompressionArgs),
+    History(HistoryArgs),
 }
 
 impl Args {

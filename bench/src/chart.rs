@@ -17,33 +17,39 @@ pub(crate) fn render(results: &Results) -> String {
         .collect();
     let lines: usize = rows.iter().map(|row| measured(row).count()).sum();
     let height = TOP + rows.len() * (ROW_HEAD + ROW_GAP) + lines * LINE + BOTTOM;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\" \
-         fill=\"{INK}\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
-    );
-    text(
-        &mut svg,
-        MARGIN,
-        28,
-        "font-size=\"17\" font-weight=\"bold\"",
-        "One clone over TLS, loopback",
-    );
+    let mut svg = begin(height, "One clone over TLS, loopback");
     let mut y = TOP;
     for row in rows {
         y = draw_row(&mut svg, row, y) + ROW_GAP;
     }
     let machine = &results.machine;
     let facts = format!(
-        "{} × {}, Linux {}, median of {}, {}",
+        "{} × {}, Linux {}, {}, median of {}, {}",
         machine.cpus,
         machine.cpu_model,
         machine.kernel,
+        if results.warm {
+            "source in the page cache"
+        } else {
+            "cold caches"
+        },
         results.repeats,
         results.date.split('T').next().unwrap_or_default()
     );
     text(&mut svg, MARGIN, height - 14, FAINT, &facts);
     svg + "</svg>\n"
+}
+
+/// An empty picture with a heading, as wide as all of them.
+pub(crate) fn begin(height: usize, heading: &str) -> String {
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\" \
+         fill=\"{INK}\">\n<rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
+    );
+    let attributes = "font-size=\"17\" font-weight=\"bold\"";
+    text(&mut svg, MARGIN, 28, attributes, heading);
+    svg
 }
 
 /// Draws one row from `y` downwards; where it ends.
@@ -120,7 +126,7 @@ fn draw_floor(svg: &mut String, x: usize, top: usize, bottom: usize, rate: f64) 
     text(svg, x + 4, bottom + 11, FAINT, &format!("disk: {rate:.2}"));
 }
 
-fn text(svg: &mut String, x: usize, y: usize, attributes: &str, content: &str) {
+pub(crate) fn text(svg: &mut String, x: usize, y: usize, attributes: &str, content: &str) {
     let content = content.replace('&', "&amp;").replace('<', "&lt;");
     let _ = writeln!(
         svg,
@@ -140,9 +146,9 @@ fn highest(row: &RowResults, figure: impl Fn(&Contender) -> Option<Summary>) -> 
 }
 
 /// Where bars start, and how long the longest may be.
-struct Column {
-    left: usize,
-    width: usize,
+pub(crate) struct Column {
+    pub left: usize,
+    pub width: usize,
 }
 
 impl Column {
@@ -153,7 +159,7 @@ impl Column {
         clippy::cast_precision_loss,
         reason = "pixels are few, and no value is negative"
     )]
-    fn length(&self, value: f64, highest: f64) -> usize {
+    pub(crate) fn length(&self, value: f64, highest: f64) -> usize {
         let share = if highest > 0.0 { value / highest } else { 0.0 };
         ((share.clamp(0.0, 1.0) * self.width as f64).round() as usize).max(1)
     }
@@ -174,10 +180,10 @@ const CPU: Column = Column {
     left: 630,
     width: 260,
 };
-const INK: &str = "#1f2933";
-const OWN: &str = "#0b7285";
-const OTHER: &str = "#b8c2cc";
-const FAINT: &str = "font-size=\"11\" fill=\"#616e7c\"";
+pub(crate) const INK: &str = "#1f2933";
+pub(crate) const OWN: &str = "#0b7285";
+pub(crate) const OTHER: &str = "#b8c2cc";
+pub(crate) const FAINT: &str = "font-size=\"11\" fill=\"#616e7c\"";
 
 #[cfg(test)]
 mod tests {

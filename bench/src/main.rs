@@ -19,6 +19,7 @@ mod compression;
 mod devices;
 mod error;
 mod floor;
+mod history;
 mod input;
 mod limit;
 mod output;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let done = match &args.command {
         Some(args::Command::Paths(args)) => paths::run(args),
         Some(args::Command::Compression(args)) => compression::run(args),
+        Some(args::Command::History(args)) => history::run(args),
         None => run::run(&args),
     };
     match done {

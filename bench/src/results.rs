@@ -25,6 +25,9 @@ pub(crate) struct Results {
     pub seed: u64,
     /// How often every peer cloned every volume.
     pub repeats: u32,
+    /// Whether the source was in the page cache; else there were no caches.
+    #[serde(default)]
+    pub warm: bool,
     /// Who took part, and who could not.
     pub peers: Vec<PeerFacts>,
     /// One entry for each kind of volume.
@@ -176,6 +179,17 @@ impl RowResults {
         contender.summary(|run| run.machine_busy_seconds / self.data_gib())
     }
 
+    /// The product itself without limits: as two processes, which come last, where
+    /// that was measured.
+    pub(crate) fn own(&self) -> Option<&Contender> {
+        let mut own = self.contenders.iter().filter(|contender| {
+            peer::is_volferry(&contender.peer)
+                && contender.limit.is_none()
+                && !contender.runs.is_empty()
+        });
+        own.next_back()
+    }
+
     /// The fastest rival and its rate.
     pub(crate) fn fastest_rival(&self) -> Option<(&Contender, f64)> {
         let rivals = self
@@ -228,6 +242,7 @@ pub(crate) fn example() -> Results {
         machine: Machine::read(),
         seed: 1,
         repeats: 2,
+        warm: false,
         peers: Vec::new(),
         rows: vec![RowResults {
             name: "dense-disk".into(),

@@ -211,6 +211,14 @@ impl Stage {
         Ok(digest_of(&self.target)? == self.digest)
     }
 
+    /// Reads the source, so that it is in the page cache, as far as it fits.
+    pub(crate) fn read_source(&self) -> Result<(), Error> {
+        match &self.tree {
+            Some((facts, _)) => facts.read(&self.source),
+            None => digest_of(&self.source).map(|_digest| ()),
+        }
+    }
+
     /// Bytes that the target occupies.
     pub(crate) fn allocated_bytes(&self) -> Result<u64, Error> {
         if self.tree.is_some() {

@@ -71,6 +71,7 @@ impl Bench<'_> {
             machine: Machine::read(),
             seed: input::SEED,
             repeats: self.args.repeats,
+            warm: self.args.warm,
             peers: peers.collect(),
             rows: Vec::new(),
         }
@@ -188,6 +189,9 @@ impl Bench<'_> {
         let place = tempfile::tempdir_in(self.scratch.path()).at("create", self.scratch.path())?;
         stage.prepare_target(&self.tools)?;
         row::drop_caches()?;
+        if self.args.warm {
+            stage.read_source()?;
+        }
         settle::settle(Duration::from_secs(self.args.settle))?;
 
         let job = Job {

@@ -64,6 +64,17 @@ impl Facts {
         Ok(facts)
     }
 
+    /// Reads each file.
+    pub(crate) fn read(&self, root: &Path) -> Result<(), Error> {
+        for (file, _) in &self.files {
+            signals::check()?;
+            let path = root.join(file);
+            let mut file = File::open(&path).at("open", &path)?;
+            std::io::copy(&mut file, &mut std::io::sink()).at("read", &path)?;
+        }
+        Ok(())
+    }
+
     /// The bare loop: makes the same directories and files, as large, in `target`, with a thread for
     /// each processor, and flushes once.
     pub(crate) fn floor(&self, source: &Path, target: &Path) -> Result<Floor, Error> {
