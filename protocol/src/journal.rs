@@ -9,10 +9,11 @@
 //!            | generation length (2) | generation
 //!            | witnesses (2) | (chunk index (8) | digest (32))*
 //!            | subtrees (4)  | (start (8) | level (1) | digest (32))*
-//!            | [shut out (2) | instance (16)*]
+//!            | [shut out (2) | instance (16)* | [holder (16)]]
 //! ```
 //!
-//! with numbers big-endian; where nobody was shut out, the last line is left out. A record is appended after each flush and says all that is durable by
+//! with numbers big-endian; the last line is left out where nobody is remembered, and the holder where
+//! nobody held the session. A record is appended after each flush and says all that is durable by
 //! then, so that the last whole record counts and whatever follows it is a torn write. The digest
 //! tree sums up what is durable in a handful of subtrees: a record has a few KiB, whatever the
 //! volume's size, and the file is written anew before it reaches [`JOURNAL_LEN_MAX`].
@@ -26,6 +27,7 @@ use uuid::Uuid;
 use crate::codec::{Reader, Truncated};
 use crate::digest::{Digest, Subtree};
 use crate::geometry::{ChunkIndex, ChunkSize};
+use crate::session::fence::{Remembered, SHUT_OUT_MAX};
 
 /// The first bytes of a journal; the last is the version.
 pub const JOURNAL_MAGIC: [u8; 8] = *b"VFJRNL\0\x01";
@@ -39,9 +41,6 @@ pub const SUBTREES_MAX: usize = 4096;
 
 /// Witnesses that a checkpoint may hold.
 pub const WITNESSES_MAX: usize = 16;
-
-/// Runs of the source agent that a checkpoint may say to be shut out.
-const SHUT_OUT_MAX: usize = crate::session::fence::SHUT_OUT_MAX;
 
 /// Bytes that a source's generation may have.
 pub const GENERATION_LEN_MAX: usize = 4096;
@@ -89,9 +88,21 @@ pub struct Checkpoint {
     /// Runs of the source agent that may not come back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shut_out: Vec<Uuid>,
+    /// The run of the source agent that held the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Uuid>,
 }
 
 impl Checkpoint {
+    /// What it keeps of the fence.
+    #[must_use]
+    pub fn remembered(&self) -> Remembered {
+        Remembered {
+            holder: self.holder,
+            shut_out: self.shut_out.clone(),
+        }
+    }
+
     /// The record that is appended to a journal.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -130,12 +141,15 @@ impl Checkpoint {
             body.push(u8::try_from(subtree.level).unwrap_or(u8::MAX));
             body.extend(subtree.digest.0);
         }
-        if !self.shut_out.is_empty() {
+        if !self.shut_out.is_empty() || self.holder.is_some() {
             let shut_out = self.shut_out.get(..SHUT_OUT_MAX).unwrap_or(&self.shut_out);
             body.extend(u16::try_from(shut_out.len()).unwrap_or(0).to_be_bytes());
             shut_out
                 .iter()
                 .for_each(|instance| body.extend(instance.as_bytes()));
+        }
+        if let Some(holder) = &self.holder {
+            body.extend(holder.as_bytes());
         }
         let mut record = Vec::with_capacity(body.len().saturating_add(4 + CHECK_LEN));
         record.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -180,6 +194,10 @@ impl Checkpoint {
         let shut_out = (0..shut_out_count)
             .map(|_| Ok(Uuid::from_bytes(reader.array()?)))
             .collect::<Result<_, Truncated>>()?;
+        let holder = match reader.is_empty() {
+            true => None,
+            false => Some(Uuid::from_bytes(reader.array()?)),
+        };
         if !reader.is_empty() {
             return Err(BadRecord);
         }
@@ -196,6 +214,7 @@ impl Checkpoint {
             witnesses,
             durable,
             shut_out,
+            holder,
         })
     }
 }
@@ -296,6 +315,7 @@ mod tests {
                 digest,
             }],
             shut_out: vec![Uuid::from_u128(9), Uuid::from_u128(10)],
+            holder: Some(Uuid::from_u128(11)),
         }
     }
 
@@ -305,10 +325,15 @@ mod tests {
         bytes
     }
 
-    /// A record without anybody is as it was before there was such a list.
+    /// A record without anybody is as it was before anybody was remembered, and one without a holder
+    /// as it was before that was.
     #[test]
-    fn who_was_shut_out_stands_at_the_end_of_a_record() {
-        let some = checkpoint(1);
+    fn who_was_shut_out_and_who_held_the_session_stand_at_the_end_of_a_record() {
+        let held = checkpoint(1);
+        let some = Checkpoint {
+            holder: None,
+            ..held.clone()
+        };
         let none = Checkpoint {
             shut_out: vec![],
             ..some.clone()
@@ -323,8 +348,20 @@ mod tests {
             wanted.extend(instance.as_bytes());
         }
         assert_eq!(bytes(&some), wanted);
-        assert_eq!(Checkpoint::decode(&bytes(&none)), Ok(none));
         assert_eq!(Checkpoint::decode(&wanted), Ok(some));
+        wanted.extend(held.holder.unwrap().as_bytes());
+        assert_eq!(bytes(&held), wanted);
+        assert_eq!(Checkpoint::decode(&wanted), Ok(held.clone()));
+        let alone = Checkpoint {
+            shut_out: vec![],
+            ..held
+        };
+        let mut wanted = bytes(&none);
+        wanted.extend([0, 0]);
+        wanted.extend(alone.holder.unwrap().as_bytes());
+        assert_eq!(bytes(&alone), wanted);
+        assert_eq!(Checkpoint::decode(&bytes(&none)), Ok(none));
+        assert_eq!(Checkpoint::decode(&wanted), Ok(alone));
     }
 
     #[test]

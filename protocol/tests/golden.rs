@@ -729,6 +729,7 @@ fn checkpoint() -> Checkpoint {
         }],
         durable: welcome().durable,
         shut_out: vec![],
+        holder: None,
     }
 }
 

@@ -676,7 +676,7 @@ where
             .progress
             .set_volume(geometry.volume_size(), resumed_bytes);
         let standing = Standing {
-            shut_out: self.held.fence.shut_out(),
+            remembered: self.held.fence.remembered(),
             ..standing
         };
         let streams = self

@@ -178,6 +178,7 @@ mod tests {
             witnesses: vec![],
             durable: (0..subtrees).map(subtree).collect(),
             shut_out: vec![],
+            holder: None,
         }
     }
 

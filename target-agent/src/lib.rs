@@ -154,15 +154,14 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         .map(|path| read_checkpoint(path, clone_id))
         .transpose()?;
     // Of two, the journal is nearer to the volume.
-    let checkpoint = journaled
-        .flatten()
-        .or(handed_over)
-        .filter(|_| config.resume != Resume::Nothing);
+    let checkpoint = journaled.flatten().or(handed_over);
+    // Who was shut out stays so, whatever is gone on from.
     let fence = checkpoint
         .as_ref()
         .map_or_else(Fence::default, |checkpoint| {
-            Fence::after(checkpoint.epoch, &checkpoint.shut_out)
+            Fence::after(checkpoint.epoch, &checkpoint.remembered())
         });
+    let checkpoint = checkpoint.filter(|_| config.resume != Resume::Nothing);
     let goes_on = checkpoint.is_some()
         || config.resume == Resume::Digest
         // An earlier run may have made the file and died before the journal's first record.

@@ -50,7 +50,7 @@ pub(crate) fn open(config: &TargetConfig, clone_id: Uuid) -> Result<HeldTree, Fa
     let target = TreeTarget::open(&config.volume, clone_id, options)
         .map_err(|error| failure::of_tree(End::Target, &error))?;
     Ok(HeldTree {
-        fence: Fence::after(target.epoch(), target.shut_out()),
+        fence: Fence::after(target.epoch(), target.remembered()),
         target: Some(target),
         earlier: Earlier::default(),
         repairs: 0,

@@ -348,7 +348,7 @@ fn a_source_that_was_shut_out_can_not_come_back() {
     assert_resumed(&receipt, durable, unsafe_bytes);
 }
 
-/// The same, when the target has been started again meanwhile and remembers no run.
+/// The same, when the target has been started again meanwhile.
 #[test]
 fn a_source_that_was_paused_can_not_write_to_the_next_target() {
     let (trial, mut held) = held_with_journal();
@@ -366,6 +366,23 @@ fn a_source_that_was_paused_can_not_write_to_the_next_target() {
     let receipt = trial.ends_well(second, target);
     assert!(number(&receipt, "resumed_bytes") >= durable, "{receipt}");
     drop(held.source);
+}
+
+/// The target was started again before the other took over: the journal knows whom that shuts out.
+#[test]
+fn a_source_that_held_the_clone_before_the_target_was_restarted_is_shut_out() {
+    let (trial, held) = held_with_journal();
+    let durable = held.durable_bytes;
+    held.source.signal(Signal::STOP);
+    kill(held.target);
+    let target = trial.start_target_with_journal(&[]);
+    let mut second = trial.start_source(&["--take-over"]);
+    second.wait_for("goes on from what is durable");
+    held.source.signal(Signal::CONT);
+    was_shut_out(&trial, held.source.end());
+    trial.proxy.open();
+    let receipt = trial.ends_well(second, target);
+    assert!(number(&receipt, "resumed_bytes") >= durable, "{receipt}");
 }
 
 // ---- Another source ----

@@ -362,6 +362,21 @@ fn who_was_shut_out_stays_out_when_the_target_was_restarted() {
     assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
 }
 
+/// The same where the target was started again before the other took over.
+#[test]
+fn who_held_the_clone_before_the_target_was_restarted_is_shut_out() {
+    let mut held = Held::new(&[]);
+    held.source.signal(Signal::STOP);
+    held.restart(Role::Target);
+    let second = held.trial.start_source(&["--take-over"]);
+    wait_until_at_least(held.target.admin(), "sessions", 1);
+    held.source.signal(Signal::CONT);
+    let _shut_out = held.source.end().failed(5, &["another run"]);
+    held.trial.proxy.open();
+    let receipt = ends_well(&held.trial, second, held.target);
+    assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
+}
+
 #[test]
 fn what_another_clone_left_is_not_gone_on_from() {
     let held = Held::new(&[]);

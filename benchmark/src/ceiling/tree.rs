@@ -7,6 +7,7 @@ use uuid::Uuid;
 use volferry_agent::failure::of_tree;
 use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::session::fence::Remembered;
 use volferry_protocol::tree::frame::pack_digest;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_source_agent::tree::digest::{DigestOptions, digest};
@@ -104,7 +105,7 @@ pub fn write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, F
     let mut target = TreeTarget::open(&path, Uuid::new_v4(), options).map_err(of_target)?;
     let restore = Arc::new(
         target
-            .prepare(TreeTerms::default(), 1, &[])
+            .prepare(TreeTerms::default(), 1, &Remembered::default())
             .map_err(of_target)?,
     );
     on_threads("bench-restore", tuning.writers, |_number| {

@@ -19,6 +19,16 @@ const KNOWN_MAX: usize = 4096;
 /// Of these, runs that were shut out and are remembered across a restart of the target.
 pub const SHUT_OUT_MAX: usize = 64;
 
+/// What of a fence outlives a run of the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The run that held the session last. One that takes over shuts it out, though it has not come
+    /// back since.
+    pub holder: Option<Uuid>,
+    /// The runs that were shut out: those that were known last, at most [`SHUT_OUT_MAX`].
+    pub shut_out: Vec<Uuid>,
+}
+
 /// Who holds the session, and who may not come back.
 #[derive(Clone, Debug, Default)]
 pub struct Fence {
@@ -57,28 +67,40 @@ pub enum Admission {
 
 impl Fence {
     /// A fence whose next session has an epoch above `epoch`, that of the last session that is
-    /// known, and into which those who were shut out are not let again.
+    /// known, and which goes on from what an earlier one has `remembered`.
     #[must_use]
-    pub fn after(epoch: u64, shut_out: &[Uuid]) -> Self {
-        let known = shut_out.iter().map(|instance| Known {
+    pub fn after(epoch: u64, remembered: &Remembered) -> Self {
+        let Remembered { holder, shut_out } = remembered;
+        let known = |instance: &Uuid, is_shut_out| Known {
             instance: *instance,
             attempt: 0,
-            is_shut_out: true,
-        });
+            is_shut_out,
+        };
+        let shut_out = shut_out.iter().map(|instance| known(instance, true));
+        let holder = holder.as_ref();
         Self {
             epoch,
-            holder: None,
-            known: known.collect(),
+            known: shut_out
+                .chain(holder.map(|holder| known(holder, false)))
+                .collect(),
+            holder: holder.map(|instance| Holder {
+                epoch,
+                instance: *instance,
+                is_there: false,
+            }),
         }
     }
 
-    /// The runs that were shut out, for the journal: those that were known last.
+    /// What the journal keeps of it.
     #[must_use]
-    pub fn shut_out(&self) -> Vec<Uuid> {
+    pub fn remembered(&self) -> Remembered {
         let shut_out = self.known.iter().filter(|known| known.is_shut_out);
         let mut shut_out: Vec<_> = shut_out.map(|known| known.instance).collect();
         shut_out.drain(..shut_out.len().saturating_sub(SHUT_OUT_MAX));
-        shut_out
+        Remembered {
+            holder: self.holder.map(|holder| holder.instance),
+            shut_out,
+        }
     }
 
     /// A source asks for a session.
@@ -190,7 +212,7 @@ mod tests {
 
     #[test]
     fn of_two_sources_one_holds_the_session() {
-        let mut fence = Fence::after(7, &[]);
+        let mut fence = Fence::after(7, &Remembered::default());
         assert_eq!(fence.admit(&hello(1, 1, false)), Admission::Granted(8));
         assert_eq!(fence.admit(&hello(2, 1, false)), Admission::Busy);
         assert_eq!(
@@ -233,10 +255,10 @@ mod tests {
             let granted = fence.admit(&hello(instance, 1, true));
             assert!(matches!(granted, Admission::Granted(_)), "{instance}");
         }
-        let shut_out = fence.shut_out();
-        assert_eq!(shut_out.len(), SHUT_OUT_MAX);
-        let mut again = Fence::after(fence.epoch(), &shut_out);
-        assert_eq!(again.shut_out(), shut_out);
+        let remembered = fence.remembered();
+        assert_eq!(remembered.shut_out.len(), SHUT_OUT_MAX);
+        let mut again = Fence::after(fence.epoch(), &remembered);
+        assert_eq!(again.remembered(), remembered);
         for instance in 3..last {
             let answer = again.admit(&hello(instance, 2, true));
             assert_eq!(answer, Admission::Fenced, "{instance}");
@@ -246,6 +268,36 @@ mod tests {
             again.admit(&hello(last, 2, false)),
             Admission::Granted(epoch)
         );
+    }
+
+    /// Whoever held the session before a restart, and has not come back since.
+    #[test]
+    fn who_takes_over_after_a_restart_shuts_out_who_held_the_session_before() {
+        let mut fence = Fence::default();
+        assert_eq!(fence.admit(&hello(1, 5, false)), Admission::Granted(1));
+        let mut again = Fence::after(fence.epoch(), &fence.remembered());
+        // Nobody is there, so nobody has to take over; then nobody is shut out.
+        let mut waited = again.clone();
+        assert_eq!(waited.admit(&hello(2, 1, false)), Admission::Granted(2));
+        assert_eq!(waited.admit(&hello(1, 6, false)), Admission::Busy);
+        waited.release(2);
+        assert_eq!(waited.admit(&hello(1, 7, false)), Admission::Granted(3));
+
+        assert_eq!(again.admit(&hello(2, 1, true)), Admission::Granted(2));
+        assert_eq!(again.admit(&hello(1, 6, true)), Admission::Fenced);
+        // And once more, whoever was restarted in between.
+        let mut third = Fence::after(again.epoch(), &again.remembered());
+        assert_eq!(third.admit(&hello(1, 7, true)), Admission::Fenced);
+        assert_eq!(third.admit(&hello(2, 2, false)), Admission::Granted(3));
+    }
+
+    #[test]
+    fn who_held_the_session_before_a_restart_goes_on() {
+        let mut fence = Fence::default();
+        assert_eq!(fence.admit(&hello(1, 5, true)), Admission::Granted(1));
+        let mut again = Fence::after(fence.epoch(), &fence.remembered());
+        assert_eq!(again.admit(&hello(1, 6, true)), Admission::Granted(2));
+        assert!(again.remembered().shut_out.is_empty());
     }
 
     #[test]

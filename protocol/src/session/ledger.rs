@@ -381,6 +381,7 @@ mod tests {
             witnesses: ledger.witnesses().collect(),
             durable: ledger.durable().collect(),
             shut_out: vec![],
+            holder: None,
         };
         let resumed = Ledger::resume(geometry, &checkpoint).unwrap();
         assert_eq!(resumed.watermark(), ledger.watermark());

@@ -6,6 +6,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::Ledger;
+use super::fence::Remembered;
 use crate::geometry::Geometry;
 use crate::journal::Checkpoint;
 use crate::message::Hello;
@@ -27,8 +28,8 @@ pub struct Standing {
     pub repaired_bytes: u64,
     /// What tells the target file from others; 0 for a device.
     pub target_mark: u64,
-    /// Runs of the source agent that may not come back, as the fence has them.
-    pub shut_out: Vec<Uuid>,
+    /// Who may not come back, and who held the session last, as the fence has it.
+    pub remembered: Remembered,
 }
 
 /// Why a clone can't go on from a checkpoint.
@@ -89,7 +90,7 @@ impl Standing {
             matched_bytes: 0,
             repaired_bytes: 0,
             target_mark: 0,
-            shut_out: Vec::new(),
+            remembered: Remembered::default(),
         }
     }
 
@@ -157,7 +158,8 @@ impl Standing {
             taken_bytes: self.taken_bytes,
             matched_bytes: self.matched_bytes,
             target_mark: self.target_mark,
-            shut_out: self.shut_out.clone(),
+            shut_out: self.remembered.shut_out.clone(),
+            holder: self.remembered.holder,
             witnesses: self.ledger.witnesses().collect(),
             durable: self
                 .ledger

@@ -10,6 +10,7 @@
 //! part     3  stamp: 16, file number: 8, size: 8, data bytes: 8,
 //!             count: 4, count × (start: 8, count: 8, chaining value: 32)
 //! shut out 4  instance: 16
+//! holder   5  instance: 16
 //! ```
 //!
 //! Numbers are big-endian. A check is the beginning of a BLAKE3 digest of what is before it in the
@@ -22,6 +23,7 @@ use super::file_digest::PIECE_LEN;
 use super::offer::{PARTS_MAX, Part, Stamp};
 use crate::codec::{Reader, Truncated};
 use crate::digest::Digest;
+use crate::session::fence::Remembered;
 
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 40;
@@ -51,6 +53,8 @@ pub enum Entry {
     },
     /// A run of the source agent was shut out.
     ShutOut(Uuid),
+    /// A run of the source agent holds the session.
+    Holder(Uuid),
     /// A file is durable, in its place.
     File(Finished),
     /// Pieces of a file are durable. Of two entries for one stamp, the later one counts.
@@ -99,8 +103,23 @@ const SESSION: u8 = 1;
 const FILE: u8 = 2;
 const PART: u8 = 3;
 const SHUT_OUT: u8 = 4;
+const HOLDER: u8 = 5;
 
 impl Entry {
+    /// What a session begins with in the journal. Of what earlier ones said, `remembered` holds all
+    /// that still counts.
+    #[must_use]
+    pub fn of_session(epoch: u64, is_alone: bool, remembered: &Remembered) -> Vec<Self> {
+        let session = Self::Session { epoch, is_alone };
+        let shut_out = remembered.shut_out.iter().copied().map(Self::ShutOut);
+        let holder = remembered.holder.map(Self::Holder);
+        [session]
+            .into_iter()
+            .chain(shut_out)
+            .chain(holder)
+            .collect()
+    }
+
     /// Appends the form in the file.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -111,6 +130,10 @@ impl Entry {
             }
             Self::ShutOut(instance) => {
                 out.push(SHUT_OUT);
+                out.extend(instance.as_bytes());
+            }
+            Self::Holder(instance) => {
+                out.push(HOLDER);
                 out.extend(instance.as_bytes());
             }
             Self::File(file) => {
@@ -148,6 +171,7 @@ impl Entry {
                 is_alone: reader.u8()? == 1,
             },
             SHUT_OUT => Self::ShutOut(Uuid::from_bytes(reader.array()?)),
+            HOLDER => Self::Holder(Uuid::from_bytes(reader.array()?)),
             FILE => Self::File(Finished {
                 stamp: Stamp(reader.array()?),
                 digest: Digest(reader.array()?),
@@ -258,6 +282,7 @@ mod tests {
                 Entry::Session { epoch, is_alone: count > 2 },
                 Entry::File(Finished { stamp, digest, size, data_bytes }),
                 Entry::ShutOut(Uuid::from_bytes(stamp.0)),
+                Entry::Holder(Uuid::from_bytes(digest.0[..16].try_into().unwrap())),
                 Entry::Part(Partial { stamp, file, size, data_bytes, parts: vec![part; count] }),
             ];
             let mut payload = Vec::new();

@@ -20,33 +20,44 @@ pub(crate) fn check(holds: bool, text: impl FnOnce() -> String) -> Checked {
     }
 }
 
+#[derive(Clone, Debug, Default)]
+struct Recorded {
+    holder: Option<Uuid>,
+    shut_out: HashSet<Uuid>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Fencing {
     /// The last session that began in this run of the target.
     epoch: u64,
-    /// Who was let in last in this run of the target.
+    /// Who was let in last, as this run of the target knows it.
     holder: Option<Uuid>,
     /// The last attempt that was let in, by who made it.
     attempts: BTreeMap<Uuid, u32>,
     /// Who was shut out, as this run of the target knows it.
     shut_out: HashSet<Uuid>,
-    /// Of these, those of which the journal knows.
-    recorded: HashSet<Uuid>,
+    /// What the journal knows of that and of the holder, since a session was welcomed.
+    recorded: Recorded,
     /// The last session that could write, in any run.
     epoch_max: u64,
 }
 
 impl Fencing {
-    /// The target agent runs anew; it may have lost its journal.
-    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool) {
+    /// The target agent runs anew; it may have lost its journal. `journal_epoch` is the last session
+    /// that the journal knows of.
+    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool, journal_epoch: u64) {
         if is_journal_lost {
             *self = Self::default();
             return;
         }
+        let recorded = std::mem::take(&mut self.recorded);
+        // A session may have been recorded and never welcomed: then another one was the last holder.
+        let is_last = journal_epoch <= self.epoch_max;
         *self = Self {
             epoch_max: self.epoch_max,
-            shut_out: self.recorded.clone(),
-            recorded: std::mem::take(&mut self.recorded),
+            holder: recorded.holder.filter(|_| is_last),
+            shut_out: recorded.shut_out.clone(),
+            recorded,
             ..Self::default()
         };
     }
@@ -54,7 +65,7 @@ impl Fencing {
     /// The journal is gone, and with it the last epoch, should the target's run end now.
     pub(crate) fn journal_removed(&mut self) {
         self.epoch_max = 0;
-        self.recorded.clear();
+        self.recorded = Recorded::default();
     }
 
     /// A source was let in.
@@ -98,7 +109,10 @@ impl Fencing {
         })?;
         self.epoch_max = epoch;
         if has_journal {
-            self.recorded.clone_from(&self.shut_out);
+            self.recorded = Recorded {
+                holder: self.holder,
+                shut_out: self.shut_out.clone(),
+            };
         }
         Ok(())
     }

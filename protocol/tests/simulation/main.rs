@@ -161,6 +161,15 @@ fn a_target_that_forgets_who_was_shut_out_is_found_out() {
     }
 }
 
+/// A source takes over after the restart, and who held the session before it comes back.
+#[test]
+fn a_target_that_forgets_who_held_the_session_is_found_out() {
+    for kind in [Kind::Volume, Kind::Tree] {
+        let words = "was shut out and is let in";
+        assert!(is_found(kind, Broken::ForgetHolder, words), "{kind:?}");
+    }
+}
+
 /// Pieces of two states of a file make neither.
 #[test]
 fn a_target_that_mixes_states_of_a_file_is_found_out() {

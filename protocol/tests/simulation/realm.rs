@@ -8,6 +8,7 @@ use uuid::Uuid;
 use volferry_protocol::failure::FailureCode;
 use volferry_protocol::message::Hello;
 use volferry_protocol::receipt::Receipt;
+use volferry_protocol::session::fence::Remembered;
 
 use super::fencing::{Checked, Violation, check};
 use super::network::{Carried, Connection, ConnectionId, Purpose, Side};
@@ -36,12 +37,25 @@ pub(crate) enum Broken {
     Fence,
     /// Restarted, it has forgotten who was shut out.
     Forget,
+    /// Restarted, it has forgotten who held the session last.
+    ForgetHolder,
     /// It knows pieces of a file by its path, whatever state of it they are of.
     Stamp,
     /// It keeps its journal when what was written reads back wrong.
     Distrust,
     /// It notes also what was finished while the flush ran.
     Early,
+}
+
+impl Broken {
+    /// Takes from what a target remembers what one that is broken like this does not.
+    pub(crate) fn forget(self, remembered: &mut Remembered) {
+        match self {
+            Self::Forget => remembered.shut_out.clear(),
+            Self::ForgetHolder => remembered.holder = None,
+            _ => {}
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 use volferry_protocol::codec::Reader;
-use volferry_protocol::session::fence::SHUT_OUT_MAX;
+use volferry_protocol::session::fence::{Remembered, SHUT_OUT_MAX};
 use volferry_protocol::tree::journal::{self, Entry, Finished, Partial};
 use volferry_protocol::tree::offer::Stamp;
 
@@ -37,8 +37,8 @@ struct Known {
     epoch: u64,
     /// Whether the target held nothing else before the first session.
     is_alone: Option<bool>,
-    /// Runs of the source agent that were shut out, the last ones.
-    shut_out: Vec<Uuid>,
+    /// Who may not come back, and who held the last session.
+    remembered: Remembered,
     /// The beginning of each file's stamp and where its entry is, in order.
     files: Vec<(u64, u64)>,
     parts: HashMap<Stamp, Partial>,
@@ -96,9 +96,9 @@ impl TreeJournal {
         self.known.is_alone
     }
 
-    /// Runs of the source agent that may not come back.
-    pub(super) fn shut_out(&self) -> &[Uuid] {
-        &self.known.shut_out
+    /// Who may not come back, and who held the last session.
+    pub(super) const fn remembered(&self) -> &Remembered {
+        &self.known.remembered
     }
 
     /// Bytes of files that it said to be durable when it was opened.
@@ -258,14 +258,15 @@ impl Known {
                 Ok(Entry::Session { epoch, is_alone }) => {
                     self.epoch = self.epoch.max(epoch);
                     self.is_alone.get_or_insert(is_alone);
-                    // Each session says all of them.
-                    self.shut_out.clear();
+                    // Each session says all of it.
+                    self.remembered = Remembered::default();
                 }
                 Ok(Entry::ShutOut(instance)) => {
-                    if self.shut_out.len() < SHUT_OUT_MAX {
-                        self.shut_out.push(instance);
+                    if self.remembered.shut_out.len() < SHUT_OUT_MAX {
+                        self.remembered.shut_out.push(instance);
                     }
                 }
+                Ok(Entry::Holder(instance)) => self.remembered.holder = Some(instance),
                 Ok(Entry::File(file)) => {
                     self.files.push((key_of(file.stamp), offset));
                     self.durable_bytes = self.durable_bytes.saturating_add(file.size);
@@ -334,13 +335,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = open(&dir);
         assert!(journal.is_empty());
-        let session = Entry::Session {
-            epoch: 4,
-            is_alone: true,
+        let remembered = Remembered {
+            holder: Some(Uuid::from_u128(8)),
+            shut_out: vec![ID],
         };
+        // Of an earlier session nothing counts any more.
+        let before = Remembered {
+            holder: Some(Uuid::from_u128(9)),
+            shut_out: vec![Uuid::from_u128(9)],
+        };
+        let before = Entry::of_session(3, true, &before);
+        let session = Entry::of_session(4, true, &remembered);
         let files = (1..=200).map(|byte| Entry::File(finished(byte)));
         journal
-            .append([session, Entry::ShutOut(ID)].into_iter().chain(files))
+            .append(before.into_iter().chain(session).chain(files))
             .unwrap();
         let parts = [partial(9, 1), partial(201, 1), partial(202, 1)];
         journal.append(parts.into_iter().map(Entry::Part)).unwrap();
@@ -363,7 +371,7 @@ mod tests {
         assert_eq!(journal.find(Stamp([201; 16])).unwrap(), None);
         assert_eq!(journal.part(Stamp([201; 16])), Some(&partial(201, 2)));
         assert_eq!(journal.part(Stamp([202; 16])), None, "it is whole by now");
-        assert_eq!(journal.shut_out(), [ID]);
+        assert_eq!(journal.remembered(), &remembered);
         let sizes: u64 = (1..=200).sum::<u64>() + 202;
         assert_eq!(journal.durable_bytes(), sizes + (2 << 20) + (1 << 20));
     }

@@ -35,6 +35,7 @@ use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::rand::{GetRandomFlags, getrandom};
 use uuid::Uuid;
+use volferry_protocol::session::fence::Remembered;
 use volferry_protocol::tree::fidelity::FidelityReport;
 use volferry_protocol::tree::journal::{Entry as JournalEntry, Finished};
 use volferry_protocol::tree::offer::VoucherKey;
@@ -114,8 +115,8 @@ pub struct TreeTarget {
     was_alone: Option<bool>,
     /// The last epoch that the journal knows of.
     epoch: u64,
-    /// Runs of the source agent that it says to be shut out.
-    shut_out: Vec<Uuid>,
+    /// Who may not come back, and who held the last session, as it says.
+    remembered: Remembered,
 }
 
 impl TreeTarget {
@@ -159,7 +160,7 @@ impl TreeTarget {
             repaired_bytes: None,
             was_alone: None,
             epoch: 0,
-            shut_out: Vec::new(),
+            remembered: Remembered::default(),
         };
         target.look_for_journal()?;
         let is_begun = exists(&target.root, &target.staging_name());
@@ -186,16 +187,19 @@ impl TreeTarget {
         let Ok(staging) = open_directory(&self.root, &self.staging_name()) else {
             return Ok(());
         };
-        if self.options.reuse == Reuse::Nothing || !exists(&staging, JOURNAL) {
+        if !exists(&staging, JOURNAL) {
             return Ok(());
         }
         let journal = TreeJournal::open(&staging, self.clone_id)
             .map_err(StorageError::io(Operation::Read, &self.path))?;
-        self.goes_on = journal.is_alone().is_some();
-        self.was_alone = journal.is_alone();
-        self.is_blank = self.goes_on && journal.is_empty();
+        // Who was shut out stays so, whatever is gone on from.
         self.epoch = journal.epoch();
-        self.shut_out = journal.shut_out().to_vec();
+        self.remembered = journal.remembered().clone();
+        if self.options.reuse != Reuse::Nothing {
+            self.goes_on = journal.is_alone().is_some();
+            self.was_alone = journal.is_alone();
+            self.is_blank = self.goes_on && journal.is_empty();
+        }
         Ok(())
     }
 
@@ -245,10 +249,11 @@ impl TreeTarget {
         self.epoch
     }
 
-    /// The runs of the source agent that an attempt of this clone has shut out.
+    /// Which runs of the source agent an attempt of this clone has shut out, and which held the last
+    /// session.
     #[must_use]
-    pub fn shut_out(&self) -> &[Uuid] {
-        &self.shut_out
+    pub const fn remembered(&self) -> &Remembered {
+        &self.remembered
     }
 
     /// How much room its filesystem has.
@@ -273,8 +278,8 @@ impl TreeTarget {
     }
 
     /// Makes the directory ready to take the tree in the session `epoch`, the first or a later one:
-    /// everything that an earlier one wrote with has ended. `shut_out` are the runs of the source agent
-    /// that may not come back, for a later run of this end.
+    /// everything that an earlier one wrote with has ended. `remembered` is what a later run of this end
+    /// has to know of the runs of the source agent.
     ///
     /// # Errors
     /// When what is in the way can't be removed, or the staging directory can't be made.
@@ -282,7 +287,7 @@ impl TreeTarget {
         &mut self,
         terms: TreeTerms,
         epoch: u64,
-        shut_out: &[Uuid],
+        remembered: &Remembered,
     ) -> Result<Restore, TreeError> {
         allow_open_files();
         let staging_name = self.staging_name();
@@ -327,10 +332,8 @@ impl TreeTarget {
         let was_empty = is_alone;
         let is_alone = journal.is_alone().or(self.was_alone).unwrap_or(is_alone);
         self.was_alone = Some(is_alone);
-        let session = JournalEntry::Session { epoch, is_alone };
-        let shut_out = shut_out.iter().copied().map(JournalEntry::ShutOut);
         journal
-            .append(std::iter::once(session).chain(shut_out))
+            .append(JournalEntry::of_session(epoch, is_alone, remembered).into_iter())
             .map_err(StorageError::io(Operation::Write, &self.path))?;
         let is_dirty = self.goes_on && !clears || !was_empty;
         let sweeps = is_dirty && (is_alone || self.options.delete_extra);

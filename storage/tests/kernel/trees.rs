@@ -13,6 +13,7 @@ use std::thread;
 
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
+use volferry_protocol::session::fence::Remembered;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{
@@ -300,7 +301,11 @@ fn clone_by(
     options: TreeTargetOptions,
 ) -> (TreeSummary, TreeSummary) {
     let mut target = TreeTarget::open(to, CLONE, options).unwrap();
-    let restore = Arc::new(target.prepare(TreeTerms::default(), 1, &[]).unwrap());
+    let restore = Arc::new(
+        target
+            .prepare(TreeTerms::default(), 1, &Remembered::default())
+            .unwrap(),
+    );
     let walked = walk(
         readers,
         from,

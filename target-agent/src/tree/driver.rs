@@ -481,9 +481,9 @@ where
                 .fail(Failure::internal("the target directory is away".to_owned()));
             return;
         };
-        let (epoch, shut_out) = (self.epoch, self.held.fence.shut_out());
+        let (epoch, remembered) = (self.epoch, self.held.fence.remembered());
         let begun = (self.preparing).begin(&self.context.cpu, "target-prepare", move || {
-            let prepared = target.prepare(terms, epoch, &shut_out).map(Box::new);
+            let prepared = target.prepare(terms, epoch, &remembered).map(Box::new);
             (target, prepared)
         });
         self.check_begun(begun);

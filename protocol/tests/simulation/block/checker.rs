@@ -81,9 +81,9 @@ impl Checker {
         self.told_bytes = 0;
     }
 
-    /// The target agent runs anew; it may have lost its journal.
-    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool) {
-        self.fencing.target_restarted(is_journal_lost);
+    /// The target agent runs anew; it may have lost its journal, which knows of sessions up to `epoch`.
+    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool, epoch: u64) {
+        self.fencing.target_restarted(is_journal_lost, epoch);
         if is_journal_lost || !self.has_journal {
             self.forget();
         }

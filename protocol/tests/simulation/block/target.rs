@@ -99,25 +99,26 @@ impl World {
     /// A run of the target agent begins.
     pub(crate) fn run_target(&mut self) {
         self.realm.run_target();
-        let journal = replay(&self.journal.cached).ok();
-        let checkpoint = journal.and_then(|replay| replay.checkpoint);
+        let checkpoint = self.journaled();
         let checkpoint = checkpoint.filter(|_| self.setting.has_journal);
         let fence = checkpoint
             .as_ref()
             .map_or_else(Fence::default, |checkpoint| {
-                let forgets = self.setting.broken == Broken::Forget;
-                let shut_out = if forgets {
-                    &[]
-                } else {
-                    &checkpoint.shut_out[..]
-                };
-                Fence::after(checkpoint.epoch, shut_out)
+                let mut remembered = checkpoint.remembered();
+                self.setting.broken.forget(&mut remembered);
+                Fence::after(checkpoint.epoch, &remembered)
             });
         self.target = TargetAgent {
             fence,
             checkpoint,
             ..TargetAgent::default()
         };
+    }
+
+    /// What the journal says now.
+    fn journaled(&self) -> Option<Checkpoint> {
+        let journal = replay(&self.journal.cached).ok();
+        journal.and_then(|replay| replay.checkpoint)
     }
 
     /// The target agent is killed, with or without its host; another run begins later.
@@ -138,7 +139,8 @@ impl World {
         if is_journal_lost {
             self.journal.lose();
         }
-        self.checker.target_restarted(is_journal_lost);
+        let epoch = self.journaled().map_or(0, |checkpoint| checkpoint.epoch);
+        self.checker.target_restarted(is_journal_lost, epoch);
         self.storage_changed()?;
         self.realm.stop_target(has_power);
         Ok(())
@@ -488,7 +490,7 @@ impl World {
             None => Standing::new(now, geometry, &hello),
         };
         let standing = Standing {
-            shut_out: self.target.fence.shut_out(),
+            remembered: self.target.fence.remembered(),
             ..standing
         };
         let session = self.target.sessions.get_mut(&epoch).expect("it runs");

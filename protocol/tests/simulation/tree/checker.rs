@@ -62,8 +62,9 @@ impl Checker {
         self.told_bytes = 0;
     }
 
-    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool) {
-        self.fencing.target_restarted(is_journal_lost);
+    /// The target agent runs anew, and its journal knows of sessions up to `epoch`.
+    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool, epoch: u64) {
+        self.fencing.target_restarted(is_journal_lost, epoch);
         if is_journal_lost {
             self.forget();
         }

@@ -4,10 +4,10 @@
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
 
-use uuid::Uuid;
 use volferry_protocol::codec::Reader;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::FailureCode;
+use volferry_protocol::session::fence::Remembered;
 use volferry_protocol::tree::file_digest::{FileDigest, PIECE_LEN, PieceDigest, piece_count};
 use volferry_protocol::tree::journal::{self, Entry, Finished, Partial};
 use volferry_protocol::tree::offer::{Holding, Pieces, Stamp, Voucher, VoucherKey};
@@ -83,7 +83,7 @@ pub(crate) enum Applied {
 pub(crate) struct Known {
     pub(crate) epoch: u64,
     pub(crate) is_alone: Option<bool>,
-    pub(crate) shut_out: Vec<Uuid>,
+    pub(crate) remembered: Remembered,
     pub(crate) files: BTreeMap<Stamp, Finished>,
     pub(crate) parts: BTreeMap<Stamp, Partial>,
     /// Where the last whole record ends.
@@ -105,9 +105,10 @@ impl Known {
                     Entry::Session { epoch, is_alone } => {
                         known.epoch = known.epoch.max(epoch);
                         known.is_alone.get_or_insert(is_alone);
-                        known.shut_out.clear();
+                        known.remembered = Remembered::default();
                     }
-                    Entry::ShutOut(instance) => known.shut_out.push(instance),
+                    Entry::ShutOut(instance) => known.remembered.shut_out.push(instance),
+                    Entry::Holder(instance) => known.remembered.holder = Some(instance),
                     Entry::File(file) => {
                         known.parts.remove(&file.stamp);
                         known.files.insert(file.stamp, file);

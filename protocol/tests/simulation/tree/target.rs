@@ -116,7 +116,7 @@ impl World {
     pub(crate) fn new_target(known: &Known, reuse: Reuse, is_staged: bool) -> TargetAgent {
         let goes_on = known.is_alone.is_some();
         TargetAgent {
-            fence: Fence::after(known.epoch, &known.shut_out),
+            fence: Fence::after(known.epoch, &known.remembered),
             earlier: Earlier::default(),
             repairs: 0,
             // What an attempt wrote and could not flush looks the same and may be anything.
@@ -139,9 +139,7 @@ impl World {
     pub(crate) fn run_target(&mut self) {
         self.realm.run_target();
         let mut known = Known::read(&self.journal.cached);
-        if self.setting.broken == Broken::Forget {
-            known.shut_out.clear();
-        }
+        self.setting.broken.forget(&mut known.remembered);
         self.target = Self::new_target(&known, self.setting.reuse, self.is_staged);
     }
 
@@ -181,7 +179,8 @@ impl World {
         }
         // With a tree that is proven goes its journal: who comes too late for the receipt begins anew.
         let is_journal_gone = is_journal_lost || self.journal.cached.is_empty();
-        self.checker.target_restarted(is_journal_gone);
+        let epoch = Known::read(&self.journal.cached).epoch;
+        self.checker.target_restarted(is_journal_gone, epoch);
         self.storage_changed();
         self.realm.stop_target(has_power);
     }
@@ -487,8 +486,7 @@ impl World {
         target.is_blank = false;
         self.is_staged = true;
         // What comes behind the last whole record is cut off; a file that is none begins anew.
-        let mut entries = vec![Entry::Session { epoch, is_alone }];
-        entries.extend(target.fence.shut_out().into_iter().map(Entry::ShutOut));
+        let entries = Entry::of_session(epoch, is_alone, &target.fence.remembered());
         let is_alone = match known.len {
             0 => {
                 let record = record(journal::HEADER_LEN, &entries);

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use volferry_protocol::codec::Reader;
+use volferry_protocol::session::fence::Remembered;
 use volferry_protocol::tree::file_digest::PieceDigest;
 use volferry_protocol::tree::offer::{Answer, Pieces};
 use volferry_protocol::tree::record::Record;
@@ -303,7 +304,11 @@ impl Session {
 
     fn begin(target: &mut TreeTarget, epoch: u64) -> Self {
         Self {
-            restore: Arc::new(target.prepare(TreeTerms::default(), epoch, &[]).unwrap()),
+            restore: Arc::new(
+                target
+                    .prepare(TreeTerms::default(), epoch, &Remembered::default())
+                    .unwrap(),
+            ),
             epoch,
             readers: 1,
         }
