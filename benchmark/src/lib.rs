@@ -6,6 +6,9 @@
 //! - from the ceilings the *roofline* ([`roofline`]): how long a clone should take, and which ceiling
 //!   binds. It is pure, as are [`compare`], [`table`] and [`page`], which read the [`report`].
 //!
+//! Agents in pods of their own are measured [`apart`]: each end by itself, and the clones by whoever
+//! had them made.
+//!
 //! What holds here: the source is read and never written, nothing is written but into what this run
 //! made or was told to overwrite, and all that it made is gone when it ends, however it ends short of
 //! being killed ([`place`]).
@@ -18,6 +21,7 @@ use volferry_agent::trace::Sample;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::receipt::Receipt;
 
+pub mod apart;
 pub mod ceiling;
 pub mod compare;
 pub mod cost;

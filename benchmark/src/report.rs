@@ -61,6 +61,10 @@ pub struct Report {
     pub ceilings: Vec<Ceiling>,
     /// The clones.
     pub clones: Vec<CloneResult>,
+    /// The ends, where they were pods: then `machine`, `limits` and `ceilings` are the source's, and the
+    /// target's where only that can be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<Pods>,
     /// What else went on.
     pub noise: Noise,
     /// What the reader should know before believing the numbers.
@@ -77,6 +81,34 @@ pub struct Volume {
     /// The kind of the filesystem, such as `ext4`; absent for a device, or where it can't be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filesystem: Option<String>,
+}
+
+/// Where two pods were, and what each of them could.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pods {
+    /// The source's storage class.
+    pub from_class: String,
+    /// The target's storage class.
+    pub to_class: String,
+    /// `block` or `filesystem`.
+    pub mode: String,
+    /// The source.
+    pub source: PodEnd,
+    /// The target.
+    pub target: PodEnd,
+}
+
+/// One of two pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PodEnd {
+    /// Its node.
+    pub node: String,
+    /// What the node is.
+    pub machine: Machine,
+    /// Within which walls.
+    pub limits: Limits,
+    /// All that was measured there.
+    pub ceilings: Vec<Ceiling>,
 }
 
 /// What could be spent, and what was.
@@ -140,6 +172,10 @@ pub struct CloneRun {
     /// What the agents saw as the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limited>,
+    /// Where pods cloned: seconds from the making of the `VolumeClone` to its end, with all that
+    /// Kubernetes and the controller did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_seconds: Option<f64>,
 }
 
 /// What else went on while processors were measured.

@@ -5,6 +5,7 @@
 //! almost nothing: handshakes, credentials, the last flush. It comes on top.
 
 use serde::{Deserialize, Serialize};
+use volferry_agent::progress::End;
 
 use crate::ceiling::Kind;
 use crate::report::Ceiling;
@@ -142,6 +143,65 @@ impl Roofline<'_> {
         Some((bounds, parts))
     }
 
+    /// What one of two ends in pods of their own can do: its processor time, in parts, and the bounds
+    /// that it has to itself. Of a `tree` the ceilings were measured with another number of files.
+    fn of_end(&self, end: End, what: What, facts: &Facts) -> Option<(Vec<Bound>, Vec<Bound>)> {
+        let (read_bytes, data) = (facts.read_bytes as f64, facts.data_bytes as f64);
+        let cpu = |name: &str, kind, bytes: f64| {
+            Some(bound(name, self.of(kind)?.cpu_per_byte()? * bytes))
+        };
+        let is_tree = what == What::Tree;
+        let (storage_name, storage) = match (end, is_tree) {
+            (End::Source, false) => ("source read", Kind::ScratchRead),
+            (End::Source, true) => ("tree read", Kind::TreeRead),
+            (End::Target, false) => ("target write", Kind::TargetWrite),
+            (End::Target, true) => ("tree write", Kind::TreeWrite),
+        };
+        let mut bounds = Vec::new();
+        let mut parts = Vec::new();
+        if is_tree {
+            // Names are what a small file costs.
+            let measured = self.of(storage)?;
+            let names = measured.repeats.first()?.names.max(1) as f64;
+            let scale = facts.names as f64 / names;
+            bounds.push(bound(storage_name, measured.seconds()?.median * scale));
+            parts.push(bound(storage_name, measured.cpu_seconds()?.median * scale));
+        } else {
+            let bytes = if end == End::Source { read_bytes } else { data };
+            bounds.push(bound(storage_name, bytes / self.rate(storage)?));
+            parts.push(cpu(storage_name, storage, bytes)?);
+            parts.push(cpu("hash", Kind::Hash, data)?);
+            if end == End::Source {
+                parts.push(cpu(
+                    "zero scan",
+                    Kind::ZeroScan,
+                    (read_bytes - data).max(0.0),
+                )?);
+                parts.push(cpu("data scan", Kind::DataScan, data)?);
+                let fresh = facts.data_bytes.min(self.memory_bytes) as f64;
+                parts.push(cpu("fresh memory", Kind::FreshMemory, fresh)?);
+            }
+        }
+        // Where the pods could not reach each other, what encryption takes is known all the same.
+        let network = self.network();
+        let sealed = match end {
+            End::Source => Kind::TlsSeal,
+            End::Target => Kind::TlsOpen,
+        };
+        let carried = if self.of(network).is_some() {
+            network
+        } else {
+            sealed
+        };
+        parts.push(cpu("network", carried, data)?);
+        if end == End::Source
+            && let Some(rate) = self.rate(network)
+        {
+            bounds.push(bound("network", data / rate));
+        }
+        Some((bounds, parts))
+    }
+
     const fn network(&self) -> Kind {
         match self.quic {
             true => Kind::QuicN,
@@ -159,6 +219,47 @@ impl Roofline<'_> {
         let rate = self.of(kind)?.rate()?.median;
         (rate > 0.0).then_some(rate)
     }
+}
+
+/// What a clone should take whose ends are pods of their own; `None` where a ceiling is missing. On
+/// `one_node` they share its processors. Handshakes are not in it: they take as long as Kubernetes.
+#[must_use]
+pub fn predict_apart(
+    source: &Roofline<'_>,
+    target: &Roofline<'_>,
+    one_node: bool,
+    what: What,
+    facts: &Facts,
+) -> Option<Prediction> {
+    let (mut bounds, mut cpu_parts) = (Vec::new(), Vec::new());
+    let mut cpu_seconds = 0.0;
+    for (end, roofline) in [(End::Source, source), (End::Target, target)] {
+        let (own, parts) = roofline.of_end(end, what, facts)?;
+        bounds.extend(own);
+        let seconds: f64 = parts.iter().map(|part| part.seconds).sum();
+        let name = format!("processors of the {}", end.label());
+        bounds.push(bound(&name, seconds / roofline.processors()?));
+        cpu_seconds += seconds;
+        cpu_parts.extend(parts.into_iter().map(|part| Bound {
+            name: format!("{}: {}", end.label(), part.name),
+            ..part
+        }));
+    }
+    if one_node {
+        let shared = cpu_seconds / source.cpus.max(1) as f64;
+        bounds.push(bound("processors of the node", shared));
+    }
+    for list in [&mut bounds, &mut cpu_parts] {
+        list.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
+    }
+    let slowest = bounds.first()?;
+    Some(Prediction {
+        seconds: slowest.seconds,
+        cpu_seconds,
+        binding: slowest.name.clone(),
+        bounds,
+        cpu_parts,
+    })
 }
 
 /// The part of a processor that each thread got that wanted all of it.
@@ -240,6 +341,53 @@ mod tests {
         assert!((found.seconds - 10.1).abs() < 1e-6, "{found:?}");
         let tree = predict(&report, What::Tree, dense);
         assert!(tree.bounds.iter().any(|bound| bound.name == "tree read"));
+    }
+
+    #[test]
+    fn ends_apart_share_no_processors_unless_they_share_a_node() {
+        let report = example();
+        let roofline = Roofline {
+            ceilings: &report.ceilings,
+            cpus: 2,
+            quic: false,
+            memory_bytes: GIB / 4,
+        };
+        let facts = Facts {
+            logical_bytes: 4 * GIB,
+            read_bytes: 4 * GIB,
+            data_bytes: 2 * GIB,
+            names: 0,
+        };
+        let predict =
+            |one_node| predict_apart(&roofline, &roofline, one_node, What::Volume, &facts).unwrap();
+        // Source: reading 4, zeros 2, data 2, hashing 2, network 2, a quarter of memory, in halves;
+        // target: hashing, network, writing 2 each.
+        let apart = predict(false);
+        assert!(
+            (apart.cpu_seconds - (6.125 + 3.0)).abs() < 1e-9,
+            "{apart:?}"
+        );
+        assert_eq!(apart.binding, "source read");
+        assert!((apart.seconds - 4.0).abs() < 1e-9);
+        assert_eq!(predict(true).binding, "processors of the node");
+
+        let tree = Facts {
+            names: 300,
+            ..facts
+        };
+        let mut report = report.clone();
+        for ceiling in &mut report.ceilings {
+            for repeat in &mut ceiling.repeats {
+                repeat.names = 100;
+            }
+        }
+        let roofline = Roofline {
+            ceilings: &report.ceilings,
+            ..roofline
+        };
+        let tree = predict_apart(&roofline, &roofline, false, What::Tree, &tree).unwrap();
+        let read = tree.bounds.iter().find(|bound| bound.name == "tree read");
+        assert!((read.unwrap().seconds - 3.0).abs() < 1e-9, "{tree:?}");
     }
 
     #[test]

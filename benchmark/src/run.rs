@@ -54,7 +54,7 @@ const REMOVING_SHARE: f64 = 0.5;
 const PROBE_LEN: u64 = 64 << 20;
 
 /// Files of the generated tree for each MiB of a volume, where none were told.
-const FILES_PER_MIB: u64 = 5;
+pub(crate) const FILES_PER_MIB: u64 = 5;
 
 /// Names of a user's tree that are counted before it is left alone.
 const NAMES_MAX: u64 = 1_000_000;
@@ -101,14 +101,18 @@ pub fn run(
     Ok(report)
 }
 
+/// The time, as in RFC 3339.
+pub(crate) fn now() -> String {
+    let now = OffsetDateTime::now_utc();
+    now.format(&Rfc3339).unwrap_or_default()
+}
+
 /// A report without measurements.
 fn begin(settings: &Settings) -> Report {
     Report {
         schema: SCHEMA.into(),
         schema_version: SCHEMA_VERSION,
-        date: OffsetDateTime::now_utc()
-            .format(&Rfc3339)
-            .unwrap_or_default(),
+        date: now(),
         volferry: env!("CARGO_PKG_VERSION").into(),
         machine: Machine::read(),
         limits: Limits::read(),
@@ -127,6 +131,7 @@ fn begin(settings: &Settings) -> Report {
         },
         ceilings: Vec::new(),
         clones: Vec::new(),
+        pods: None,
         noise: Noise::default(),
         warnings: Vec::new(),
     }
@@ -599,6 +604,7 @@ impl Runner<'_> {
             target_cpu_seconds: receipt.target.cpu_seconds,
             digest: receipt.digest,
             limit: limit_of_stats(&receipt.source, &receipt.target),
+            object_seconds: None,
         })
     }
 
@@ -625,7 +631,7 @@ impl Runner<'_> {
 
 /// What went on beside the measurements that are processor time only: there is no kernel thread of
 /// ours in it.
-fn noise(report: &Report) -> Noise {
+pub(crate) fn noise(report: &Report) -> Noise {
     let quiet = [Kind::ZeroScan, Kind::DataScan, Kind::Hash, Kind::TlsSeal];
     let costs = || {
         let ceilings = report
@@ -649,7 +655,7 @@ fn noise(report: &Report) -> Noise {
     }
 }
 
-fn warnings(report: &Report) -> Vec<String> {
+pub(crate) fn warnings(report: &Report) -> Vec<String> {
     let mut warnings = Vec::new();
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
     let noise = report.noise;

@@ -6,8 +6,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
+use volferry_agent::failure::of_storage;
+use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::geometry::ByteRange;
 use volferry_protocol::zero_map::is_zero;
+use volferry_storage::{
+    BufferPool, SourceOptions, StorageError, TargetOptions, TargetVolume, open_source,
+};
 
 use crate::profile::{BLOCK_LEN, Generator, ISLAND_LEN, Profile};
 use crate::stop::Stop;
@@ -59,31 +65,99 @@ pub fn make_volume(
 ) -> Result<Shape, Failure> {
     let name = profile.to_string();
     let path = directory.join(format!("{name}.img"));
-    let failed = |error| cannot_make(&path, &error);
+    let failed = |error: std::io::Error| cannot_make(&path, &error);
     let file = File::create_new(&path).map_err(failed)?;
     file.set_len(size).map_err(failed)?;
+    let mut piece = vec![0; PIECE_LEN];
+    let write = |offset, piece: Option<&[u8]>| match piece {
+        Some(piece) => file.write_all_at(piece, offset).map_err(failed),
+        None => Ok(()),
+    };
+    let facts = generate(profile, size, seed, &mut piece, stop, write)?;
+    file.sync_all().map_err(failed)?;
+    evict(&file);
+    Ok(Shape { name, path, facts })
+}
+
+/// Writes all of the block device at `path` like `profile`. Where [`make_volume`] leaves holes it has
+/// zeros, and since nobody can tell them from data all of it has to be read.
+///
+/// # Errors
+/// When it can't be written, or the end was asked for.
+pub fn fill_device(
+    path: &Path,
+    profile: Profile,
+    seed: u64,
+    direct: bool,
+    stop: &Stop,
+) -> Result<Shape, Failure> {
+    let failed = |error: StorageError| of_storage(End::Target, &error);
+    let size = open_source(path, &SourceOptions { direct }).map_err(failed)?;
+    let size = size.size();
+    let options = TargetOptions {
+        direct,
+        overwrite: true,
+        ..TargetOptions::default()
+    };
+    let sink = TargetVolume::open(path, options)
+        .and_then(|volume| volume.prepare(size))
+        .map_err(failed)?;
+    // What is written past the page cache has to be aligned.
+    let pool = BufferPool::new(PIECE_LEN, PIECE_LEN)
+        .map_err(|error| Failure::internal(error.to_string()))?;
+    let mut piece = pool
+        .checkout_blocking()
+        .ok_or_else(|| Failure::internal("no memory to fill the device from".to_owned()))?;
+    let write = |offset, piece: Option<&[u8]>| {
+        let written = match piece {
+            Some(piece) => sink.write_at(offset, piece),
+            None => {
+                let end = size.min(offset + PIECE_LEN as u64);
+                sink.zero(ByteRange::new(offset, end))
+            }
+        };
+        written.map_err(failed)
+    };
+    let mut facts = generate(profile, size, seed, &mut piece, stop, write)?;
+    facts.read_bytes = size;
+    sink.flush().map_err(failed)?;
+    Ok(Shape {
+        name: profile.to_string(),
+        path: path.to_owned(),
+        facts,
+    })
+}
+
+/// Gives `write` all of a volume in pieces as long as `piece` and in order; of what is a hole only the
+/// place.
+fn generate(
+    profile: Profile,
+    size: u64,
+    seed: u64,
+    piece: &mut [u8],
+    stop: &Stop,
+    mut write: impl FnMut(u64, Option<&[u8]>) -> Result<(), Failure>,
+) -> Result<Facts, Failure> {
     let generator = Generator::new(profile, seed);
     let mut facts = Facts {
         logical_bytes: size,
         ..Facts::default()
     };
-    let mut piece = vec![0; PIECE_LEN];
-    for offset in (0..size).step_by(PIECE_LEN) {
+    for offset in (0..size).step_by(piece.len().max(1)) {
         stop.check()?;
         if !generator.is_data(offset / ISLAND_LEN) {
+            write(offset, None)?;
             continue;
         }
-        let len = usize::try_from(size - offset).map_or(PIECE_LEN, |left| left.min(PIECE_LEN));
+        let len = usize::try_from(size - offset).map_or(piece.len(), |left| left.min(piece.len()));
         let piece = piece.get_mut(..len).unwrap_or_default();
         generator.fill(offset / BLOCK_LEN as u64, piece);
-        file.write_all_at(piece, offset).map_err(failed)?;
+        write(offset, Some(piece))?;
         facts.read_bytes += len as u64;
         let data = piece.chunks(BLOCK_LEN).filter(|block| !is_zero(block));
         facts.data_bytes += data.map(|block| block.len() as u64).sum::<u64>();
     }
-    file.sync_all().map_err(failed)?;
-    evict(&file);
-    Ok(Shape { name, path, facts })
+    Ok(facts)
 }
 
 /// Makes a tree of `files` small files, a hundred in a directory.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::ceiling::Kind;
 use crate::compare::Comparison;
-use crate::report::{Ceiling, CloneResult, Report};
+use crate::report::{Ceiling, CloneResult, PodEnd, Report};
 use crate::stats::Summary;
 
 /// A whole report.
@@ -26,6 +26,12 @@ pub fn render(report: &Report) -> String {
         let memory = memory.map(|bytes| format!("{:.2} GiB of memory", gib(bytes)));
         let all: Vec<_> = cpus.into_iter().chain(memory).collect();
         let _ = writeln!(text, "limited to {}", all.join(", "));
+    }
+    if let Some(pods) = &report.pods {
+        let end = |end: &PodEnd, class| format!("class {class} on node {}", end.node);
+        let source = end(&pods.source, &pods.from_class);
+        let target = end(&pods.target, &pods.to_class);
+        let _ = writeln!(text, "pods: {source}, to {target}");
     }
     let _ = writeln!(
         text,
@@ -61,6 +67,17 @@ pub fn render(report: &Report) -> String {
         report.budget.spent_seconds,
         gib(report.budget.spent_bytes)
     );
+    for clone in &report.clones {
+        let seconds = clone.repeats.iter().filter_map(|run| run.object_seconds);
+        if let Some(seconds) = Summary::of(seconds) {
+            let _ = writeln!(
+                text,
+                "from the VolumeClone to its end: {:.1} s, {} apart",
+                seconds.median,
+                spread(seconds)
+            );
+        }
+    }
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }

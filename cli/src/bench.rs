@@ -1,5 +1,7 @@
 //! `volferry bench`.
 
+mod pod;
+
 use std::cell::RefCell;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -47,6 +49,9 @@ enum Command {
     Compare(CompareArguments),
     /// Draw a trace that an agent or volferry copy recorded with --trace
     Trace(TraceArguments),
+    /// What the pods of kubectl volferry bench run
+    #[command(subcommand)]
+    Pod(pod::Command),
 }
 
 #[derive(Debug, Args)]
@@ -166,6 +171,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.command {
         Some(Command::Compare(arguments)) => compare(arguments),
         Some(Command::Trace(arguments)) => draw(arguments),
+        Some(Command::Pod(command)) => pod::run(command),
         None => measure(&arguments.run),
     }
 }
@@ -211,9 +217,7 @@ fn measure(arguments: &RunArguments) -> Result<(), Failure> {
 }
 
 fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings {
-    let of_volume = SourceConfig::new(PathBuf::new());
-    let of_tree = SourceConfig::new(PathBuf::from("/"));
-    let of_target = TargetConfig::new(PathBuf::new());
+    let defaults = defaults();
     Settings {
         source: source.to_owned(),
         target: target.to_owned(),
@@ -229,14 +233,29 @@ fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings 
         drop_caches: arguments.drop_caches,
         tuning: Tuning {
             chunk_size: arguments.chunk_size,
-            streams: arguments.streams.unwrap_or(of_volume.streams),
-            readers: of_volume.readers,
-            tree_readers: of_tree.readers,
-            writers: of_target.writers,
+            streams: arguments.streams.unwrap_or(defaults.streams),
             memory_bytes: (arguments.memory_mib as usize) << 20,
             direct: !arguments.buffered,
             quic: arguments.transport.transport == Some(TransportChoice::Quic),
+            ..defaults
         },
+    }
+}
+
+/// How agents are set that are told nothing.
+fn defaults() -> Tuning {
+    let of_volume = SourceConfig::new(PathBuf::new());
+    let of_tree = SourceConfig::new(PathBuf::from("/"));
+    let of_target = TargetConfig::new(PathBuf::new());
+    Tuning {
+        chunk_size: of_volume.chunk_size,
+        streams: of_volume.streams,
+        readers: of_volume.readers,
+        tree_readers: of_tree.readers,
+        writers: of_target.writers,
+        memory_bytes: of_volume.memory_bytes,
+        direct: of_volume.direct,
+        quic: false,
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the network and its encryption decide: streams between the two agents' transport over
-//! loopback, filled for a while. The chunks come from memory and go to memory.
+//! loopback, or between two processes, filled for a while. The chunks come from memory and go to memory.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -15,15 +15,23 @@ use volferry_agent::run::runtime;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_storage::BufferPool;
 use volferry_transport::{
-    Connector, Dialer, ListenLimits, Listener, Role, SecureStream, TransportChoice, TransportError,
+    Connector, CredentialsDir, Dialer, ListenLimits, Listener, Role, SecureStream, TransportChoice,
+    TransportError,
 };
 
-use super::Measured;
 use super::cpu::Workbench;
+use super::{Measured, NETWORK_TIME};
 use crate::cost::{Cost, Stopwatch};
+use crate::settings::Tuning;
 
 /// How long both ends have to say goodbye.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The last goodbyes and acknowledgements have to be out before the runtime ends.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long to try for what should be there already.
+const PEER_WAIT: Duration = Duration::from_secs(20);
 
 /// Fills `streams` streams for `time`.
 ///
@@ -76,55 +84,17 @@ fn fill_within(
     )
     .with_transport(choice);
 
-    let tuning = workbench.tuning();
-    let pool = BufferPool::new(tuning.memory_bytes, tuning.chunk_size.bytes() as usize)
-        .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
-    let receiving = target.spawn(async move {
-        let mut tasks = Vec::new();
-        // One more, as the agents have a control connection.
-        for _ in 0..=streams {
-            let accepted = listener.accept().await?;
-            tasks.push(tokio::spawn(receive(accepted.stream, pool.clone())));
-        }
-        let mut bytes = 0;
-        for task in tasks {
-            bytes += joined(task.await)?;
-        }
-        Ok::<_, TransportError>(bytes)
-    });
+    let pool = pool(workbench.tuning())?;
+    let receiving = target.spawn(async move { receive_all(&mut listener, streams, &pool).await });
     let workbench = Arc::clone(workbench);
     let sending = source.spawn(async move {
         let mut control = dialer.connect().await?;
         greet(&mut control).await?;
-        // All streams are there before the first is filled.
-        let ready = Arc::new(Barrier::new(usize::from(streams) + 1));
-        let mut tasks = Vec::new();
-        for number in 0..usize::from(streams) {
-            let (dialer, ready) = (dialer.clone(), Arc::clone(&ready));
-            let workbench = Arc::clone(&workbench);
-            tasks.push(tokio::spawn(async move {
-                let mut stream = dialer.open().await?;
-                greet(&mut stream).await?;
-                ready.wait().await;
-                send(&mut stream, &workbench, number, time).await
-            }));
-        }
-        // A stream that fails to open would be waited for without end.
-        let begun = tokio::time::timeout(END_TIMEOUT, ready.wait()).await;
-        let watch = Stopwatch::start();
-        for task in tasks {
-            if begun.is_err() {
-                task.abort();
-            }
-            joined(task.await)?;
-        }
-        let cost = watch.stop();
-        end(&mut control).await?;
-        Ok::<Cost, TransportError>(cost)
+        send_all(&dialer, control, &workbench, streams, time).await
     });
     let both = async {
-        let cost = joined(sending.await)?;
-        let bytes = joined(receiving.await)?;
+        let (cost, _sent) = joined(sending.await)?;
+        let (_cost, bytes) = joined(receiving.await)?;
         Ok((cost, bytes))
     };
     let (cost, bytes) = source.block_on(both).map_err(failed)?;
@@ -133,6 +103,173 @@ fn fill_within(
         bytes,
         ..Measured::default()
     })
+}
+
+/// Streams to fill: over what, and how many.
+pub type Filling = (TransportChoice, u16);
+
+/// Receives at `address` what [`send_to`] sends from another process, one filling after the other;
+/// waits so long for the first to begin.
+///
+/// # Errors
+/// When the port can't be opened. What becomes of each filling is told in its place.
+pub fn receive_at(
+    address: SocketAddr,
+    credentials: CredentialsDir,
+    tuning: Tuning,
+    fillings: &[Filling],
+    wait: Duration,
+) -> Result<Vec<Result<Measured, Failure>>, Failure> {
+    let limits = ListenLimits {
+        transport: TransportChoice::Auto,
+        ..ListenLimits::default()
+    };
+    let pool = pool(tuning)?;
+    within(End::Target, async {
+        let listening = Listener::bind(address, credentials, limits, |_address, _error| {});
+        let mut listener = listening.await.map_err(|error| of_transport(&error))?;
+        let mut all = Vec::new();
+        for (number, (_choice, streams)) in fillings.iter().enumerate() {
+            let wait = if number == 0 { wait } else { PEER_WAIT };
+            let limit = wait + NETWORK_TIME + END_TIMEOUT;
+            let received = receive_all(&mut listener, *streams, &pool);
+            all.push(in_time(limit, "waiting for streams", received).await);
+        }
+        Ok(measured(all))
+    })
+}
+
+/// Sends to `address` what [`receive_at`] receives there, and tries for a while to be let in.
+///
+/// # Errors
+/// When no threads can be started. What becomes of each filling is told in its place.
+pub fn send_to(
+    address: &str,
+    credentials: &CredentialsDir,
+    workbench: &Arc<Workbench>,
+    fillings: &[Filling],
+) -> Result<Vec<Result<Measured, Failure>>, Failure> {
+    /// Between two attempts: the other end may be about to listen.
+    const PAUSE: Duration = Duration::from_millis(200);
+    within(End::Source, async {
+        let mut all = Vec::new();
+        for (choice, streams) in fillings {
+            let dialer =
+                Dialer::new(address.to_owned(), credentials.clone()).with_transport(*choice);
+            let until = Instant::now() + PEER_WAIT;
+            let control = loop {
+                let attempt = async {
+                    let mut control = dialer.connect().await?;
+                    greet(&mut control).await.map(|()| control)
+                };
+                match in_time(PEER_WAIT, "connecting", attempt).await {
+                    Err(_refused) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
+                    other => break other,
+                }
+            };
+            let sent =
+                async { send_all(&dialer, control?, workbench, *streams, NETWORK_TIME).await };
+            all.push(in_time(NETWORK_TIME + 2 * END_TIMEOUT, "filling streams", sent).await);
+        }
+        Ok(measured(all))
+    })
+}
+
+fn measured(all: Vec<Result<(Cost, u64), TransportError>>) -> Vec<Result<Measured, Failure>> {
+    let measured = |(cost, bytes)| Measured {
+        cost,
+        bytes,
+        ..Measured::default()
+    };
+    let each = all.into_iter();
+    each.map(|one| one.map(measured).map_err(|error| of_transport(&error)))
+        .collect()
+}
+
+/// Runs one end on a runtime of its own, as an agent does.
+fn within<T>(end: End, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = runtime(end, &CpuMeter::default())
+        .map_err(|error| Failure::internal(format!("threads can't be started: {error}")))?;
+    let ended = runtime.block_on(async {
+        let ended = work.await;
+        tokio::time::sleep(LINGER).await;
+        ended
+    });
+    runtime.shutdown_background();
+    ended
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    operation: &'static str,
+    work: impl Future<Output = Result<T, TransportError>>,
+) -> Result<T, TransportError> {
+    let ended = tokio::time::timeout(limit, work).await;
+    ended.unwrap_or(Err(TransportError::Closed { operation }))
+}
+
+fn pool(tuning: Tuning) -> Result<BufferPool, Failure> {
+    BufferPool::new(tuning.memory_bytes, tuning.chunk_size.bytes() as usize)
+        .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))
+}
+
+/// Takes `streams` streams and a control connection, and everything that comes; what it cost from the
+/// first one on, and how many bytes came.
+async fn receive_all(
+    listener: &mut Listener,
+    streams: u16,
+    pool: &BufferPool,
+) -> Result<(Cost, u64), TransportError> {
+    let mut tasks = Vec::new();
+    let mut watch = None;
+    // One more, as the agents have a control connection.
+    for _ in 0..=streams {
+        let accepted = listener.accept().await?;
+        watch.get_or_insert_with(Stopwatch::start);
+        tasks.push(tokio::spawn(receive(accepted.stream, pool.clone())));
+    }
+    let mut bytes = 0;
+    for task in tasks {
+        bytes += joined(task.await)?;
+    }
+    Ok((watch.map(|watch| watch.stop()).unwrap_or_default(), bytes))
+}
+
+/// Fills `streams` streams for `time`, and ends them and `control`; what it cost, and how many bytes
+/// were sent.
+async fn send_all(
+    dialer: &Dialer,
+    mut control: SecureStream,
+    workbench: &Arc<Workbench>,
+    streams: u16,
+    time: Duration,
+) -> Result<(Cost, u64), TransportError> {
+    // All streams are there before the first is filled.
+    let ready = Arc::new(Barrier::new(usize::from(streams) + 1));
+    let mut tasks = Vec::new();
+    for number in 0..usize::from(streams) {
+        let (dialer, ready) = (dialer.clone(), Arc::clone(&ready));
+        let workbench = Arc::clone(workbench);
+        tasks.push(tokio::spawn(async move {
+            let mut stream = dialer.open().await?;
+            greet(&mut stream).await?;
+            ready.wait().await;
+            send(&mut stream, &workbench, number, time).await
+        }));
+    }
+    // A stream that fails to open would be waited for without end.
+    let begun = tokio::time::timeout(END_TIMEOUT, ready.wait()).await;
+    let watch = Stopwatch::start();
+    let mut bytes = 0;
+    for task in tasks {
+        if begun.is_err() {
+            task.abort();
+        }
+        bytes += joined(task.await)?;
+    }
+    let cost = watch.stop();
+    end(&mut control).await?;
+    Ok((cost, bytes))
 }
 
 /// Lets the peer know of the stream, and waits until it does.
@@ -145,22 +282,25 @@ async fn greet(stream: &mut SecureStream) -> Result<(), TransportError> {
     Ok(())
 }
 
-/// Sends chunks for `time`, then ends in order.
+/// Sends chunks for `time`, then ends in order, and says how many bytes went.
 async fn send(
     stream: &mut SecureStream,
     workbench: &Workbench,
     number: usize,
     time: Duration,
-) -> Result<(), TransportError> {
+) -> Result<u64, TransportError> {
     let until = Instant::now() + time;
+    let mut bytes = 0;
     for chunk in super::cpu::rotating(workbench.data(), number) {
         let sent = stream.write_all(chunk).await;
         sent.map_err(|error| TransportError::from_io("sending", error))?;
+        bytes += chunk.len() as u64;
         if Instant::now() >= until {
             break;
         }
     }
-    end(stream).await
+    end(stream).await?;
+    Ok(bytes)
 }
 
 /// Ends this direction, and waits for the peer's end.

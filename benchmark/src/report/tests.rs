@@ -38,6 +38,7 @@ pub(crate) fn example() -> Report {
         target_cpu_seconds: 2.0,
         digest: Digest([7; 32]),
         limit: None,
+        object_seconds: None,
     };
     Report {
         schema: SCHEMA.into(),
@@ -76,6 +77,7 @@ pub(crate) fn example() -> Report {
             prediction: None,
             trace: vec![Sample::default()],
         }],
+        pods: None,
         noise: Noise::default(),
         warnings: vec!["something <was> up".into()],
     }

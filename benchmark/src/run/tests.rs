@@ -68,7 +68,7 @@ impl Cloner for Copier {
     }
 }
 
-fn receipt() -> Receipt {
+pub(crate) fn receipt() -> Receipt {
     Receipt {
         receipt_version: Receipt::VERSION,
         clone_id: Uuid::nil(),
