@@ -410,6 +410,7 @@ impl Progress {
         *stats = TransportStats {
             transport: Some(transport.to_owned()),
             transport_why: why,
+            connections_max: None,
         };
     }
 

@@ -14,6 +14,7 @@ use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt};
 use crate::tree::offer::{Answer, Pieces};
 use crate::tree::session::{TreeFinish, TreeTerms};
+use crate::waits::Waits;
 
 /// Features that a peer may require of this version: none beyond the protocol's first.
 pub const FEATURES: &[&str] = &[];
@@ -85,6 +86,9 @@ pub struct Hello {
     pub chunk_size: ChunkSize,
     /// How many data connections the source wants to open.
     pub streams: u16,
+    /// How many it may come to want while the clone runs; no more than `streams` where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams_max: Option<u16>,
     /// What tells whether the source is still the same, as the source agent made it up.
     pub generation: String,
     /// Features that the source knows.
@@ -118,8 +122,11 @@ pub struct Welcome {
     pub token: TokenText,
     /// The chunk size of this session, in bytes.
     pub chunk_size: ChunkSize,
-    /// How many data connections the source may open.
+    /// How many data connections the source opens at the beginning of each round.
     pub streams: u16,
+    /// How many it may open in all; no more than `streams` where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams_max: Option<u16>,
     /// What is durable at the target already and must not be sent again.
     #[serde(default)]
     pub durable: Vec<Subtree>,
@@ -167,7 +174,7 @@ impl std::fmt::Debug for TokenText {
 }
 
 /// How far the target is. Only durable bytes are progress.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Watermark {
     /// The first chunk that is not durable.
     pub watermark: ChunkIndex,
@@ -177,6 +184,9 @@ pub struct Watermark {
     /// progress, but a sign of life.
     #[serde(default)]
     pub checked_bytes: u64,
+    /// Where the target's time went so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Waits>,
 }
 
 /// What the target needs beyond what it was sent: the source opens new data connections for it,
@@ -195,6 +205,9 @@ pub struct Want {
 pub struct Finish {
     /// The volume's digest as the source computed it.
     pub digest: Digest,
+    /// How many data connections the round had, where that is not the `streams` of the welcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u16>,
     /// What this run of the source agent has sent, in all its sessions.
     pub sent: Sent,
     /// What the clone cost the source.

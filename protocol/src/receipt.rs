@@ -140,6 +140,9 @@ pub struct TransportStats {
     /// What decided for it, in words; only at the source, which decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport_why: Option<String>,
+    /// The most data connections that this end had at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_max: Option<u16>,
 }
 
 /// What compression saved, as one end tells it; absent where nothing was compressed.
@@ -175,6 +178,7 @@ mod tests {
                 transport: TransportStats {
                     transport: Some("tls".to_owned()),
                     transport_why: None,
+                    connections_max: Some(7),
                 },
                 compression: CompressionStats {
                     compressed_bytes: u64::MAX >> 12,

@@ -34,6 +34,7 @@ pub mod fence;
 pub mod ledger;
 pub mod source;
 pub mod standing;
+pub(crate) mod streams;
 pub mod target;
 
 pub use fence::{Admission, Fence};

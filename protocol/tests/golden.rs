@@ -360,6 +360,7 @@ fn statistics_in_messages_never_change() {
         transport: TransportStats {
             transport: Some("quic".into()),
             transport_why: Some("as told".into()),
+            connections_max: None,
         },
         compression: CompressionStats::default(),
         waits: Some(Waits {
@@ -387,6 +388,57 @@ fn statistics_in_messages_never_change() {
     check_message(
         &Message::Receipt(Box::new(receipt)),
         include_str!("golden/receipt-limit.json"),
+    );
+}
+
+/// Streams that are added while the clone runs, and what decides for them.
+#[test]
+fn streams_in_messages_never_change() {
+    let wants = Hello {
+        streams_max: Some(16),
+        ..hello()
+    };
+    check_message(
+        &Message::Hello(wants),
+        include_str!("golden/hello-streams.json"),
+    );
+    let grants = Welcome {
+        streams_max: Some(8),
+        ..welcome()
+    };
+    check_message(
+        &Message::Welcome(grants),
+        include_str!("golden/welcome-streams.json"),
+    );
+    let tells = Watermark {
+        waits: Some(Waits {
+            volume_wait_seconds: 1.0,
+            peer_wait_seconds: 2.5,
+            throttle_wait_seconds: 0.5,
+            volume_io_seconds: 0.75,
+            volume_cpu_seconds: 0.25,
+        }),
+        ..watermark()
+    };
+    check_message(
+        &Message::Watermark(tells),
+        include_str!("golden/watermark-waits.json"),
+    );
+    let source = AgentStats {
+        transport: TransportStats {
+            connections_max: Some(5),
+            ..TransportStats::default()
+        },
+        ..stats("volferry-source 0.1.0")
+    };
+    let had = Finish {
+        connections: Some(5),
+        source: Box::new(source),
+        ..finish()
+    };
+    check_message(
+        &Message::Finish(had),
+        include_str!("golden/finish-streams.json"),
     );
 }
 
@@ -663,6 +715,7 @@ fn hello() -> Hello {
         volume_size: 1 << 40,
         chunk_size: ChunkSize::MIN,
         streams: 4,
+        streams_max: None,
         generation: "8:1 1099511627776".into(),
         features: vec!["tree".into()],
         required_features: vec!["tree".into()],
@@ -677,6 +730,7 @@ fn welcome() -> Welcome {
         token: TokenText::new(TOKEN),
         chunk_size: ChunkSize::MIN,
         streams: 2,
+        streams_max: None,
         durable: vec![Subtree {
             start: ChunkIndex(8),
             level: 3,
@@ -695,6 +749,7 @@ fn watermark() -> Watermark {
         watermark: ChunkIndex(16),
         durable_bytes: 1 << 20,
         checked_bytes: 1 << 18,
+        waits: None,
     }
 }
 
@@ -736,6 +791,7 @@ fn checkpoint() -> Checkpoint {
 fn finish() -> Finish {
     Finish {
         digest: DIGEST,
+        connections: None,
         sent: Sent {
             data_bytes: 4096,
             zero_bytes: 8192,

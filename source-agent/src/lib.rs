@@ -184,6 +184,7 @@ where
         volume_size: geometry.volume_size(),
         chunk_size: geometry.chunk_size(),
         streams: config.streams,
+        streams_max: None,
         generation: generation_text(&generation, config.generation.as_deref()),
         features: config.compression.codecs().features().collect(),
         required_features: Vec::new(),

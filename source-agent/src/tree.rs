@@ -43,6 +43,7 @@ where
         volume_size: 0,
         chunk_size: ChunkSize::DEFAULT,
         streams: config.streams,
+        streams_max: None,
         generation: String::new(),
         features: TREE_FEATURES
             .iter()

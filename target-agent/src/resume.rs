@@ -273,6 +273,7 @@ mod tests {
             volume_size: geometry().volume_size(),
             chunk_size: ChunkSize::MIN,
             streams: 1,
+            streams_max: None,
             generation: generation.into(),
             features: vec![],
             required_features: vec![],

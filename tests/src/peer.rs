@@ -352,6 +352,7 @@ pub fn hello(clone_id: Uuid, volume_size: u64) -> Hello {
         volume_size,
         chunk_size: ChunkSize::DEFAULT,
         streams: 2,
+        streams_max: None,
         generation: String::new(),
         features: Vec::new(),
         required_features: Vec::new(),
@@ -365,6 +366,7 @@ pub fn hello(clone_id: Uuid, volume_size: u64) -> Hello {
 pub fn hello_tree(clone_id: Uuid) -> Hello {
     Hello {
         streams: 1,
+        streams_max: None,
         required_features: vec!["tree".to_owned()],
         tree: Some(TreeTerms::default()),
         ..hello(clone_id, 0)
@@ -432,6 +434,7 @@ pub fn welcome(hello: &Hello) -> Welcome {
         token: TokenText::new(SessionToken([7; 32])),
         chunk_size: hello.chunk_size,
         streams: hello.streams,
+        streams_max: None,
         durable: Vec::new(),
         offer: false,
         compare: false,
@@ -501,6 +504,7 @@ pub fn finish(chunks: &[&[u8]]) -> Finish {
     }
     Finish {
         digest: tree.volume_digest().unwrap(),
+        connections: None,
         sent: Sent::default(),
         source: Box::default(),
         tree: None,

@@ -82,6 +82,7 @@ impl AgainstTarget {
         self.wire.send(&tree_header(TreeFrame::End { frames }));
         self.source.control.say(&Message::Finish(Finish {
             digest: Digest([7; 32]),
+            connections: None,
             sent: Sent::default(),
             source: Box::default(),
             tree: Some(TreeFinish::default()),
@@ -670,6 +671,7 @@ fn a_finish_that_lies() {
     ends.wire.send(&tree_header(TreeFrame::End { frames: 0 }));
     ends.source.control.say(&Message::Finish(Finish {
         digest: Digest([7; 32]),
+        connections: None,
         sent: Sent::default(),
         source: Box::default(),
         tree: Some(TreeFinish {

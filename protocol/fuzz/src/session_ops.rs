@@ -588,6 +588,7 @@ fn new_hello(geometry: &Geometry) -> Hello {
         volume_size: geometry.volume_size(),
         chunk_size: geometry.chunk_size(),
         streams: 4,
+        streams_max: None,
         generation: String::new(),
         features: vec![],
         required_features: vec![],

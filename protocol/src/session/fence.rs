@@ -202,6 +202,7 @@ mod tests {
             volume_size: 0,
             chunk_size: ChunkSize::MIN,
             streams: 1,
+            streams_max: None,
             generation: String::new(),
             features: vec![],
             required_features: vec![],

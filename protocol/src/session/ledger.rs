@@ -251,7 +251,7 @@ impl Ledger {
         Watermark {
             watermark: self.durable.watermark(),
             durable_bytes: self.durable_bytes,
-            checked_bytes: 0,
+            ..Watermark::default()
         }
     }
 
@@ -272,7 +272,7 @@ impl Ledger {
                 .ranges()
                 .map(|chunks| self.geometry.bytes_of(chunks).len())
                 .sum(),
-            checked_bytes: 0,
+            ..Watermark::default()
         }
     }
 

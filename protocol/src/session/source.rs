@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Stage;
 use super::course::{Course, Pulse};
+use super::streams::Streams;
 use crate::compression::Codecs;
 use crate::digest::{ChunkRefused, Digest, DigestTree};
 use crate::failure::{Failure, FailureCode};
@@ -40,6 +41,8 @@ pub struct Transfer {
     pub token: SessionToken,
     /// How many data connections to open.
     pub streams: u16,
+    /// How many the round may have, each of which [`SourceSession::handle_joined`] numbers.
+    pub streams_max: u16,
     /// Chunks that need not be sent.
     pub skip: ChunkSet,
     /// Whether chunks are offered by their digest, instead of sent.
@@ -69,7 +72,7 @@ struct Agreed {
     geometry: Geometry,
     tree: DigestTree,
     token: SessionToken,
-    streams: u16,
+    streams: Streams,
     codecs: Codecs,
 }
 
@@ -147,10 +150,7 @@ impl SourceSession {
 
     fn agree(&mut self, welcome: &Welcome) -> Result<Transfer, Failure> {
         let protocol = |text: String| Failure::new(FailureCode::Protocol, text);
-        if welcome.streams == 0 || welcome.streams > self.hello.streams {
-            let text = format!("the target grants {} streams", welcome.streams);
-            return Err(protocol(text));
-        }
+        let streams = Streams::granted(&self.hello, welcome)?;
         if welcome.chunk_size != self.hello.chunk_size {
             // This version offers one size; the answer leaves room for a choice.
             let text = format!(
@@ -175,13 +175,13 @@ impl SourceSession {
         self.watermark = Watermark {
             watermark: durable.watermark(),
             durable_bytes: self.resumed_bytes,
-            checked_bytes: 0,
+            ..Watermark::default()
         };
         let agreed = self.agreed.insert(Agreed {
             geometry,
             tree,
             token: welcome.token.token(),
-            streams: welcome.streams,
+            streams,
             codecs: self.hello.codecs().and(Codecs::among(&welcome.features)),
         });
         Ok(agreed.round(durable, welcome.offer))
@@ -189,7 +189,9 @@ impl SourceSession {
 
     /// The target needs more: another round.
     fn handle_want(&mut self, want: &Want) {
-        let Some(agreed) = &self.agreed else { return };
+        let Some(agreed) = &mut self.agreed else {
+            return;
+        };
         let is_within = want
             .chunks
             .ranges()
@@ -200,10 +202,19 @@ impl SourceSession {
             return;
         }
         let skip = want.chunks.complement(agreed.geometry.chunks());
+        agreed.streams.next_round();
         let round = agreed.round(skip, want.offer);
         self.is_first_round = false;
         self.course.stage = Stage::Transfer;
         self.course.act(SourceAction::Transfer(round));
+    }
+
+    /// One more data connection was opened for the round: gives its number, where the round may still
+    /// have it.
+    pub fn handle_joined(&mut self) -> Option<u16> {
+        let agreed = self.agreed.as_mut();
+        let agreed = agreed.filter(|_| self.course.stage == Stage::Transfer)?;
+        agreed.streams.open()
     }
 
     /// A chunk was read, and handed to the transport.
@@ -261,10 +272,15 @@ impl SourceSession {
             return;
         }
         self.sent.wire_bytes = self.sent.wire_bytes.saturating_add(wire_bytes);
+        let connections = self
+            .agreed
+            .as_ref()
+            .and_then(|agreed| agreed.streams.told());
         if let Some(digest) = self.volume_digest() {
             self.course.stage = Stage::Verify;
             self.course.say(Message::Finish(Finish {
                 digest,
+                connections,
                 sent: self.sent,
                 source: Box::new(source),
                 tree: None,
@@ -324,7 +340,8 @@ impl Agreed {
         Transfer {
             geometry: self.geometry,
             token: self.token,
-            streams: self.streams,
+            streams: self.streams.first,
+            streams_max: self.streams.most,
             skip,
             offer,
             codecs: self.codecs,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::course::{Course, check_hello};
+use super::streams::Streams;
 use super::{Ledger, Stage, Standing, WATERMARK_INTERVAL};
 use crate::digest::{ChunkRefused, Digest};
 use crate::failure::{Failure, FailureCode};
@@ -15,6 +16,7 @@ use crate::journal::{Checkpoint, GENERATION_LEN_MAX};
 use crate::message::{FEATURES, Finish, Hello, Message, TokenText, Want, Watermark, Welcome};
 use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt, Verified, limit_of_stats};
+use crate::waits::Waits;
 
 /// What the target agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +89,8 @@ pub struct TargetSession {
     epoch: u64,
     hello: Option<Hello>,
     standing: Option<Standing>,
+    /// What was granted.
+    streams: Streams,
     /// The answer to the hello, until the journal says what it tells.
     welcome: Option<Welcome>,
     resumed_bytes: u64,
@@ -106,6 +110,8 @@ pub struct TargetSession {
     repairs: u32,
     /// When the oldest unflushed change was made; making the volume ready counts as one.
     unflushed_since: Option<Instant>,
+    /// Where this end's time went, as it is told.
+    waits: Option<Waits>,
     told: Watermark,
     told_at: Instant,
 }
@@ -155,6 +161,7 @@ impl TargetSession {
             epoch,
             hello: None,
             standing: None,
+            streams: Streams::default(),
             welcome: None,
             resumed_bytes: 0,
             data_bytes: 0,
@@ -167,6 +174,7 @@ impl TargetSession {
             reading_back: ReadBack::NotYet,
             repairs: 0,
             unflushed_since: None,
+            waits: None,
             told: Watermark::default(),
             told_at: now,
         }
@@ -208,11 +216,14 @@ impl TargetSession {
                 self.handle_hello(hello);
             }
             (_, Message::Ping) => self.tell(now),
-            (Stage::Transfer, Message::Finish(finish)) => {
-                self.course.stage = Stage::Verify;
-                self.finish = Some(finish);
-                self.settle(now);
-            }
+            (Stage::Transfer, Message::Finish(finish)) => match self.streams.finish(&finish) {
+                Ok(()) => {
+                    self.course.stage = Stage::Verify;
+                    self.finish = Some(finish);
+                    self.settle(now);
+                }
+                Err(failure) => self.fail(failure),
+            },
             (_, other) => self.course.fail_unexpected(&other),
         }
     }
@@ -252,7 +263,7 @@ impl TargetSession {
 
     /// The volume is ready: greets the source. `standing` is what is known of it. With `offer`, the
     /// source offers its chunks by digest first. Gives the number of data connections that the
-    /// source may open.
+    /// source may open in each round.
     ///
     /// With a journal, its record comes first, even of a volume of which nothing is known. What the
     /// source is told may have come from elsewhere, or from a session that was cut before its last
@@ -272,13 +283,14 @@ impl TargetSession {
         else {
             return 0;
         };
-        let streams = hello.streams.min(self.limits.streams_max);
+        let streams = Streams::grant(hello, self.limits.streams_max);
         let ledger = &standing.ledger;
         let welcome = Welcome {
             epoch: self.epoch,
             token: TokenText::new(token),
             chunk_size: ledger.geometry().chunk_size(),
-            streams,
+            streams: streams.first,
+            streams_max: streams.most_told(hello),
             durable: ledger.durable().collect(),
             offer,
             compare: false,
@@ -290,8 +302,9 @@ impl TargetSession {
         self.round = if offer { Round::Offer } else { Round::Send };
         self.standing = Some(standing);
         self.welcome = Some(welcome);
+        self.streams = streams;
         self.journal(now);
-        streams
+        streams.most
     }
 
     fn greet(&mut self, now: Instant, welcome: Welcome) {
@@ -423,8 +436,19 @@ impl TargetSession {
         self.durable.checked_bytes = bytes;
     }
 
-    /// Every data connection that was granted has ended in order, and all that came on them was
-    /// written or compared.
+    /// This end's time went there so far.
+    pub const fn set_waits(&mut self, waits: Waits) {
+        self.waits = Some(waits);
+    }
+
+    /// How many data connections the round had, once the source has told.
+    #[must_use]
+    pub fn connections_due(&self) -> Option<u16> {
+        self.finish.as_ref().map(|_| self.streams.opened)
+    }
+
+    /// Every data connection of the round ([`Self::connections_due`]) has ended in order, and all that
+    /// came on them was written or compared.
     pub fn handle_drained(&mut self, now: Instant) {
         self.is_drained = true;
         self.settle(now);
@@ -581,7 +605,10 @@ impl TargetSession {
     fn tell(&mut self, now: Instant) {
         self.told = self.durable;
         self.told_at = now;
-        self.course.say(Message::Watermark(self.durable));
+        self.course.say(Message::Watermark(Watermark {
+            waits: self.waits,
+            ..self.durable
+        }));
     }
 
     /// Whether all is durable, and its digest is the one that the source computed. The ledger has

@@ -12,7 +12,7 @@ use crate::failure::{Failure, FailureCode};
 use crate::frame::SessionToken;
 use crate::geometry::{ChunkIndex, ChunkRange, ChunkSize, Geometry};
 use crate::journal::Checkpoint;
-use crate::message::{Hello, Message, Sent, Want};
+use crate::message::{Finish, Hello, Message, Sent, TokenText, Want, Welcome};
 use crate::range_set::ChunkSet;
 use crate::receipt::{AgentStats, Receipt, Verified};
 
@@ -42,6 +42,7 @@ fn hello(chunks: u64) -> Hello {
         volume_size: chunks * u64::from(ChunkSize::MIN.bytes()),
         chunk_size: ChunkSize::MIN,
         streams: 4,
+        streams_max: None,
         generation: String::new(),
         features: vec!["something new".into()],
         required_features: vec![],
@@ -158,6 +159,15 @@ impl Pair {
             self.target
                 .handle_match(self.now, ChunkIndex(index), digest, 4096);
         }
+        self.settle();
+    }
+
+    /// So many data connections are due at the target, which all end.
+    fn drain_of(&mut self, connections: u16) {
+        assert_eq!(self.target.connections_due(), None, "nobody has told");
+        self.finish();
+        assert_eq!(self.target.connections_due(), Some(connections));
+        self.target.handle_drained(self.now);
         self.settle();
     }
 
@@ -499,7 +509,7 @@ fn a_source_that_misbehaves_is_refused() {
 
 #[test]
 fn a_target_that_misbehaves_is_refused() {
-    let check = |change: &dyn Fn(&mut crate::message::Welcome)| {
+    let check = |change: &dyn Fn(&mut Welcome)| {
         let mut pair = Pair::new(hello(4));
         pair.settle();
         let geometry = pair.prepare.take().unwrap();
@@ -1053,4 +1063,116 @@ fn another_clone_or_source_resumes_nothing() {
         resume(&hello(4), &damaged).unwrap_err(),
         CannotResume::Damaged
     );
+}
+
+/// A source that begins with one stream and may come to want three; the target grants two.
+fn growing(chunks: u64) -> Hello {
+    Hello {
+        streams: 1,
+        streams_max: Some(3),
+        ..hello(chunks)
+    }
+}
+
+#[test]
+fn a_round_may_get_further_connections_and_the_target_waits_for_those_that_came() {
+    let mut pair = Pair::new(growing(2));
+    pair.prepared(true);
+    let transfer = pair.transfer.take().unwrap();
+    assert_eq!((transfer.streams, transfer.streams_max), (1, 2));
+    assert_eq!(pair.source.handle_joined(), Some(1));
+    pair.offer(0, true);
+    pair.offer(1, false);
+    pair.drain_of(2);
+    // The next round begins as the first did.
+    let transfer = pair.transfer.take().expect("another round");
+    assert_eq!((transfer.streams, transfer.streams_max), (1, 2));
+    pair.send(1);
+    pair.drain_of(1);
+    assert_eq!(pair.source.handle_joined(), None, "the round is over");
+    pair.flushed();
+    assert_eq!(pair.receipt().digest, volume_digest(2));
+}
+
+#[test]
+fn no_more_connections_are_opened_than_were_granted() {
+    let mut pair = Pair::new(growing(1));
+    pair.prepared(false);
+    assert_eq!(pair.source.handle_joined(), Some(1));
+    assert_eq!(pair.source.handle_joined(), None);
+    // Who names no number of its own gets what it asked for, as ever.
+    let mut plain = Pair::new(hello(1));
+    plain.prepared(false);
+    assert_eq!(plain.source.handle_joined(), None);
+    plain.send(0);
+    plain.drain_of(2);
+}
+
+#[test]
+fn a_round_of_connections_that_were_not_granted_is_refused() {
+    for connections in [0, 3] {
+        let mut pair = Pair::new(growing(1));
+        pair.prepared(false);
+        pair.send(0);
+        let finish = Finish {
+            digest: volume_digest(1),
+            connections: Some(connections),
+            sent: Sent::default(),
+            source: Box::default(),
+            tree: None,
+        };
+        pair.target
+            .handle_message(pair.now, Message::Finish(finish));
+        pair.settle();
+        let (source, target) = pair.failed_with();
+        assert_eq!(
+            (source, target),
+            (FailureCode::Protocol, FailureCode::Protocol)
+        );
+    }
+}
+
+#[test]
+fn a_grant_of_more_than_was_asked_for_is_refused() {
+    let check = |hello: Hello, streams: u16, most: Option<u16>, is_taken: bool| {
+        let now = Instant::now();
+        let mut source = SourceSession::new(now, hello, Sent::default());
+        let welcome = Welcome {
+            epoch: 1,
+            token: TokenText::new(TOKEN),
+            chunk_size: ChunkSize::MIN,
+            streams,
+            streams_max: most,
+            durable: vec![],
+            offer: false,
+            compare: false,
+            features: vec![],
+            agent: String::new(),
+            tree: None,
+        };
+        source.handle_message(now, Message::Welcome(welcome));
+        let is_transfer = matches!(source.poll_action(), Some(SourceAction::Transfer(_)));
+        assert_eq!(is_transfer, is_taken, "{streams} {most:?}");
+    };
+    check(growing(1), 1, Some(3), true);
+    check(growing(1), 1, None, true);
+    check(growing(1), 1, Some(1), true);
+    check(growing(1), 1, Some(4), false);
+    check(growing(1), 2, Some(3), false);
+    check(growing(1), 1, Some(0), false);
+    check(growing(1), 0, Some(3), false);
+    check(hello(1), 4, Some(5), false);
+}
+
+#[test]
+fn the_target_tells_where_its_time_goes() {
+    let mut pair = Pair::greeted(2);
+    let waits = crate::waits::Waits {
+        peer_wait_seconds: 2.0,
+        ..Default::default()
+    };
+    pair.target.set_waits(waits);
+    pair.target.handle_message(pair.now, Message::Ping);
+    pair.settle();
+    assert_eq!(pair.source.watermark().waits, Some(waits));
 }

@@ -19,13 +19,14 @@ pub fn message(input: &mut Input<'_>, truth: Digest) -> Message {
         1 => Message::Watermark(Watermark {
             watermark: ChunkIndex(number(input)),
             durable_bytes: number(input),
-            checked_bytes: 0,
+            ..Watermark::default()
         }),
         2 => Message::Error(Failure::new(input.pick(FailureCode::ALL), words(input))),
         3 => Message::Hello(hello(input)),
         4 => Message::Welcome(welcome(input)),
         5 => Message::Finish(Finish {
             digest: digest(input, truth),
+            connections: input.pick(&[None, Some(0), Some(u16::MAX)]),
             sent: Sent {
                 data_bytes: number(input),
                 zero_bytes: number(input),
@@ -53,6 +54,7 @@ fn hello(input: &mut Input<'_>) -> Hello {
         volume_size: number(input),
         chunk_size: input.pick(&[ChunkSize::MIN, ChunkSize::MAX]),
         streams: input.pick(&[0, 1, u16::MAX]),
+        streams_max: input.pick(&[None, Some(0), Some(u16::MAX)]),
         generation: String::new(),
         features: vec![],
         required_features: if input.bool() {
@@ -76,6 +78,7 @@ fn welcome(input: &mut Input<'_>) -> Welcome {
         token: TokenText::new(TOKEN),
         chunk_size: input.pick(&[ChunkSize::MIN, ChunkSize::MAX]),
         streams: input.pick(&[1, 0, u16::MAX]),
+        streams_max: input.pick(&[None, Some(0), Some(u16::MAX)]),
         durable: (0..input.below(4)).map(|_| subtree(input)).collect(),
         offer: input.bool(),
         compare: input.bool(),

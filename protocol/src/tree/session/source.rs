@@ -11,6 +11,7 @@ use crate::message::{Finish, Hello, Message, Sent, Watermark, Welcome};
 use crate::receipt::{AgentStats, Receipt};
 use crate::session::Stage;
 use crate::session::course::{Course, Pulse};
+use crate::session::streams::Streams;
 use crate::tree::offer::{Answer, Pieces};
 
 /// What the source agent has to do next.
@@ -41,6 +42,8 @@ pub struct TreeTransfer {
     pub token: SessionToken,
     /// How many data connections to open.
     pub streams: u16,
+    /// How many there may be, each of which [`TreeSourceSession::handle_joined`] numbers.
+    pub streams_max: u16,
     /// What has to be kept.
     pub terms: TreeTerms,
     /// Which of the clone's sessions this is.
@@ -59,6 +62,8 @@ pub struct TreeSourceSession {
     hello: Hello,
     course: Course<TreeSourceAction>,
     terms: TreeTerms,
+    /// From the welcome on.
+    streams: Streams,
     /// The digest of what was read, in this session or in an earlier one.
     digest: Option<Digest>,
     watermark: Watermark,
@@ -75,6 +80,7 @@ impl TreeSourceSession {
         Self {
             course,
             terms: hello.tree.unwrap_or_default(),
+            streams: Streams::default(),
             digest,
             watermark: Watermark::default(),
             pulse: Pulse::new(now),
@@ -136,10 +142,12 @@ impl TreeSourceSession {
                 .fail_protocol("the target welcomes a block volume, and a tree comes".to_owned());
             return;
         };
-        if welcome.streams == 0 || welcome.streams > self.hello.streams {
-            let text = format!("the target grants {} streams", welcome.streams);
-            self.course.fail_protocol(text);
-            return;
+        match Streams::granted(&self.hello, welcome) {
+            Ok(streams) => self.streams = streams,
+            Err(failure) => {
+                self.fail(failure);
+                return;
+            }
         }
         let own = self.hello.tree.unwrap_or_default();
         let is_agreed = TreeTerms::of_both(own, terms) == terms;
@@ -152,13 +160,19 @@ impl TreeSourceSession {
         self.course.stage = Stage::Transfer;
         self.course.act(TreeSourceAction::Transfer(TreeTransfer {
             token: welcome.token.token(),
-            streams: welcome.streams,
+            streams: self.streams.first,
+            streams_max: self.streams.most,
             terms,
             epoch: welcome.epoch,
             offer: welcome.offer,
             compare: welcome.compare,
             codecs: self.hello.codecs().and(Codecs::among(&welcome.features)),
         }));
+    }
+
+    /// One more data connection was opened: gives its number, where there may still be one.
+    pub fn handle_joined(&mut self) -> Option<u16> {
+        (self.course.stage == Stage::Transfer).then(|| self.streams.open())?
     }
 
     /// The tree was walked, and every data connection has ended in order. `sent` is what this run of
@@ -174,6 +188,7 @@ impl TreeSourceSession {
         self.digest = Some(summary.digest);
         self.course.say(Message::Finish(Finish {
             digest: summary.digest,
+            connections: self.streams.told(),
             sent,
             source: Box::new(source),
             tree: Some(TreeFinish {

@@ -14,7 +14,9 @@ use crate::message::{Finish, Hello, Message, TREE_FEATURES, TokenText, Watermark
 use crate::receipt::{AgentStats, Receipt, TreeReceipt, Verified, limit_of_stats};
 use crate::session::Stage;
 use crate::session::course::{Course, check_hello};
+use crate::session::streams::Streams;
 use crate::tree::offer::{Answer, Pieces};
+use crate::waits::Waits;
 
 /// What the target agent has to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +72,8 @@ pub struct TreeTargetSession {
     epoch: u64,
     hello: Option<Hello>,
     terms: TreeTerms,
+    /// What was granted.
+    streams: Streams,
     finish: Option<Finish>,
     /// Whether nothing can come any more.
     is_drained: bool,
@@ -81,6 +85,8 @@ pub struct TreeTargetSession {
     /// Bytes in blocks that hold data, as this session took them in.
     taken_bytes: u64,
     checked_bytes: u64,
+    /// Where this end's time went, as it is told.
+    waits: Option<Waits>,
 }
 
 impl TreeTargetSession {
@@ -102,6 +108,7 @@ impl TreeTargetSession {
             epoch,
             hello: None,
             terms: limits.terms,
+            streams: Streams::default(),
             finish: None,
             is_drained: false,
             is_completing: false,
@@ -111,6 +118,7 @@ impl TreeTargetSession {
             durable_bytes: 0,
             taken_bytes: 0,
             checked_bytes: 0,
+            waits: None,
             earlier,
         }
     }
@@ -147,9 +155,14 @@ impl TreeTargetSession {
             }
             (_, Message::Ping) => self.tell(),
             (Stage::Transfer, Message::Finish(finish)) if finish.tree.is_some() => {
-                self.course.stage = Stage::Verify;
-                self.finish = Some(finish);
-                self.settle();
+                match self.streams.finish(&finish) {
+                    Ok(()) => {
+                        self.course.stage = Stage::Verify;
+                        self.finish = Some(finish);
+                        self.settle();
+                    }
+                    Err(failure) => self.fail(failure),
+                }
             }
             (_, other) => self.course.fail_unexpected(&other),
         }
@@ -196,12 +209,13 @@ impl TreeTargetSession {
         let Some(hello) = hello.filter(|_| self.course.stage == Stage::Handshake) else {
             return 0;
         };
-        let streams = hello.streams.min(self.limits.streams_max);
+        let streams = Streams::grant(hello, self.limits.streams_max);
         let welcome = Welcome {
             epoch: self.epoch,
             token: TokenText::new(token),
             chunk_size: ChunkSize::DEFAULT,
-            streams,
+            streams: streams.first,
+            streams_max: streams.most_told(hello),
             durable: Vec::new(),
             offer,
             compare,
@@ -216,7 +230,8 @@ impl TreeTargetSession {
         self.course.stage = Stage::Transfer;
         self.durable_bytes = durable_bytes;
         self.course.say(Message::Welcome(welcome));
-        streams
+        self.streams = streams;
+        streams.most
     }
 
     /// What the source asked for is known.
@@ -253,8 +268,19 @@ impl TreeTargetSession {
         self.course.heard(now);
     }
 
-    /// Every data connection that was granted has ended in order, and all that came on them was
-    /// applied.
+    /// This end's time went there so far.
+    pub const fn set_waits(&mut self, waits: Waits) {
+        self.waits = Some(waits);
+    }
+
+    /// How many data connections there were, once the source has told.
+    #[must_use]
+    pub fn connections_due(&self) -> Option<u16> {
+        self.finish.as_ref().map(|_| self.streams.opened)
+    }
+
+    /// Every data connection ([`Self::connections_due`]) has ended in order, and all that came on them
+    /// was applied.
     pub fn handle_drained(&mut self) {
         self.is_drained = true;
         self.settle();
@@ -374,6 +400,7 @@ impl TreeTargetSession {
             watermark: ChunkIndex(0),
             checked_bytes: self.checked_bytes,
             durable_bytes: self.durable_bytes,
+            waits: self.waits,
         }));
     }
 

@@ -23,6 +23,7 @@ fn hello(terms: TreeTerms) -> Hello {
         volume_size: 0,
         chunk_size: ChunkSize::DEFAULT,
         streams: 3,
+        streams_max: None,
         generation: String::new(),
         features: Vec::new(),
         required_features: vec!["tree".to_owned()],
@@ -345,4 +346,35 @@ fn what_was_sent_in_all_sessions_is_counted() {
     assert_eq!((receipt.resumed_bytes, receipt.matched_bytes), (5, 1));
     assert_eq!(receipt.sessions, 3);
     assert!(receipt.seconds >= 5.0);
+}
+
+#[test]
+fn a_tree_may_get_further_connections() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    let wants = Hello {
+        streams: 1,
+        streams_max: Some(9),
+        ..hello(TreeTerms::default())
+    };
+    pair.source = TreeSourceSession::new(pair.now, wants, None);
+    pair.talk();
+    let prepare = pair.target.poll_action();
+    assert!(matches!(prepare, Some(TreeTargetAction::Prepare(_))));
+    let granted = (pair.target).handle_prepared(SessionToken([1; 32]), 0, false, false);
+    assert_eq!(granted, 2);
+    pair.talk();
+    let Some(TreeSourceAction::Transfer(transfer)) = pair.source.poll_action() else {
+        panic!("nothing to transfer");
+    };
+    assert_eq!((transfer.streams, transfer.streams_max), (1, 2));
+    assert_eq!(pair.source.handle_joined(), Some(1));
+    assert_eq!(pair.source.handle_joined(), None);
+    assert_eq!(pair.target.connections_due(), None);
+    let sent = Sent::default();
+    (pair.source).handle_drained(summary(1), sent, AgentStats::default());
+    pair.talk();
+    assert_eq!(pair.target.connections_due(), Some(2));
+    pair.target.handle_drained();
+    let complete = pair.target.poll_action();
+    assert_eq!(complete, Some(TreeTargetAction::Complete));
 }

@@ -46,6 +46,17 @@ struct Lane {
     is_closed: bool,
 }
 
+impl Lane {
+    const fn new(connection: ConnectionId) -> Self {
+        Self {
+            connection,
+            frames: 0,
+            is_ended: false,
+            is_closed: false,
+        }
+    }
+}
+
 impl World {
     pub(crate) fn begin_session(&mut self, source: usize) -> Checked {
         let generation = self.checker.generation();
@@ -65,6 +76,7 @@ impl World {
                 volume_size: self.geometry.volume_size(),
                 chunk_size: ChunkSize::MIN,
                 streams: self.setting.streams,
+                streams_max: (self.setting.further).map(|further| self.setting.streams + further),
                 generation: generation_text(generation),
                 features: vec![],
                 required_features: vec![],
@@ -200,12 +212,7 @@ impl World {
                     Side::Target,
                     Payload::Preamble { number, token },
                 );
-                Lane {
-                    connection,
-                    frames: 0,
-                    is_ended: false,
-                    is_closed: false,
-                }
+                Lane::new(connection)
             })
             .collect();
         for lane in &lanes {
@@ -295,7 +302,29 @@ impl World {
         self.realm.send(connection, Side::Target, payload);
         let pause = self.pace();
         self.realm.after(pause, Event::Read(source, connection));
+        if index % 4 == 3 {
+            self.join(source);
+        }
         self.settle_source(source)
+    }
+
+    /// One more data connection, where the round may have it.
+    fn join(&mut self, source: usize) {
+        let Some(session) = &mut self.sources[source].session else {
+            return;
+        };
+        let Some(token) = session.transfer.as_ref().map(|transfer| transfer.token) else {
+            return;
+        };
+        let Some(number) = session.machine.handle_joined() else {
+            return;
+        };
+        let connection = self.realm.connect(source, Purpose::Data);
+        session.lanes.push(Lane::new(connection));
+        let preamble = Payload::Preamble { number, token };
+        self.realm.send(connection, Side::Target, preamble);
+        let pause = self.pace();
+        self.realm.after(pause, Event::Read(source, connection));
     }
 
     /// The target has closed all data connections of a round.

@@ -151,8 +151,14 @@ impl World {
             Payload::Control(Message::Hello(hello)) => self.admit(connection, hello)?,
             Payload::Control(message) => {
                 let now = self.realm.now();
-                if let Some(session) = self.session_of(connection) {
-                    session.machine.handle_message(now, message);
+                let sessions = self.target.sessions.iter();
+                let mut live = sessions.filter(|(_, session)| !session.is_over);
+                let epoch = live.find(|(_, session)| session.control == connection);
+                if let Some(epoch) = epoch.map(|(epoch, _)| *epoch) {
+                    if let Some(session) = self.target.sessions.get_mut(&epoch) {
+                        session.machine.handle_message(now, message);
+                    }
+                    self.check_drained_session(epoch);
                 }
             }
             Payload::Preamble { number, token } => {
@@ -528,7 +534,8 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return;
         };
-        let all_came = session.streams > 0 && session.numbers.len() == usize::from(session.streams);
+        let due = session.machine.connections_due();
+        let all_came = due.is_some_and(|due| session.numbers.len() >= usize::from(due));
         let all_ended = session.lanes.values().all(|lane| lane.is_ended);
         let all_written = session.frames_received == session.frames_written;
         if all_came && all_ended && all_written && !session.is_over {

@@ -24,6 +24,8 @@ use crate::tag::Tag;
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) streams: u16,
+    /// With how many more a round may go on.
+    pub(crate) further: Option<u16>,
     pub(crate) flush_bytes: u64,
     pub(crate) has_journal: bool,
     pub(crate) verify: Verified,
@@ -101,6 +103,7 @@ impl World {
         let count = geometry.chunk_count() as usize;
         let setting = Setting {
             streams: 1 + rng.below(4) as u16,
+            further: [Some(1), None, Some(3), None][(seed % 4) as usize],
             flush_bytes: (1 + rng.below(8)) * u64::from(ChunkSize::MIN.bytes()),
             has_journal: rng.chance(70),
             verify: if rng.chance(40) {

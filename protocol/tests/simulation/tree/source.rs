@@ -61,6 +61,17 @@ struct Lane {
     is_closed: bool,
 }
 
+impl Lane {
+    const fn new(connection: ConnectionId) -> Self {
+        Self {
+            connection,
+            frames: 0,
+            is_ended: false,
+            is_closed: false,
+        }
+    }
+}
+
 /// What is left to do of a tree.
 #[derive(Debug)]
 struct Walk {
@@ -122,6 +133,7 @@ impl World {
                 volume_size: 0,
                 chunk_size: ChunkSize::DEFAULT,
                 streams: self.setting.streams,
+                streams_max: (self.setting.further).map(|further| self.setting.streams + further),
                 generation: String::new(),
                 features: features.clone().collect(),
                 required_features: features.collect(),
@@ -261,12 +273,7 @@ impl World {
             self.realm.send(connection, Side::Target, preamble);
             let pause = self.pace();
             self.realm.after(pause, Event::Read(source, connection));
-            lanes.push(Lane {
-                connection,
-                frames: 0,
-                is_ended: false,
-                is_closed: false,
-            });
+            lanes.push(Lane::new(connection));
         }
         let names: Vec<_> = self.files.keys().copied().collect();
         let todo = match offer {
@@ -327,13 +334,36 @@ impl World {
             pause = Duration::from_millis(50);
         }
         lane.frames += frames.len() as u64;
+        let joins = lane.frames % 4 == 3;
         for frame in frames {
             self.realm
                 .send(connection, Side::Target, Payload::Frame(frame));
         }
         pause += self.pace();
         self.realm.after(pause, Event::Read(source, connection));
+        if joins {
+            self.join(source);
+        }
         self.settle_source(source)
+    }
+
+    /// One more data connection, where the round may have it.
+    fn join(&mut self, source: usize) {
+        let Some(session) = &mut self.sources[source].session else {
+            return;
+        };
+        let Some(token) = session.walk.as_ref().map(|walk| walk.transfer.token) else {
+            return;
+        };
+        let Some(number) = session.machine.handle_joined() else {
+            return;
+        };
+        let connection = self.realm.connect(source, Purpose::Data);
+        session.lanes.push(Lane::new(connection));
+        let preamble = Payload::Preamble { number, token };
+        self.realm.send(connection, Side::Target, preamble);
+        let pause = self.pace();
+        self.realm.after(pause, Event::Read(source, connection));
     }
 
     /// The target has closed all data connections.

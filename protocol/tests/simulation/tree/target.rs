@@ -193,6 +193,7 @@ impl World {
                 if let Some(session) = self.session_of(connection) {
                     session.machine.handle_message(now, message);
                 }
+                self.check_drained();
             }
             Payload::Preamble { number, token } => {
                 let mut sessions = self.target.sessions.values_mut();
@@ -690,8 +691,8 @@ impl World {
     /// Nothing more can come once all data connections have come and gone.
     fn check_drained(&mut self) {
         for session in self.target.sessions.values_mut() {
-            let all_came =
-                session.streams > 0 && session.numbers.len() == usize::from(session.streams);
+            let due = session.machine.connections_due();
+            let all_came = due.is_some_and(|due| session.numbers.len() >= usize::from(due));
             let all_ended = session.lanes.values().all(|lane| lane.is_ended);
             let all_applied = session.frames_received == session.frames_applied;
             if all_came && all_ended && all_applied && !session.is_over {

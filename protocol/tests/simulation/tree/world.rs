@@ -22,6 +22,8 @@ use crate::realm::{Broken, Realm, Scene};
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) streams: u16,
+    /// With how many more a round may go on.
+    pub(crate) further: Option<u16>,
     pub(crate) verify: Verified,
     pub(crate) reuse: Reuse,
     pub(crate) delete_extra: bool,
@@ -84,6 +86,7 @@ impl World {
         let reads_back = rng.chance(40);
         let setting = Setting {
             streams: 1 + rng.below(4) as u16,
+            further: [Some(1), None, Some(3), None][(seed % 4) as usize],
             verify: match reads_back {
                 true => Verified::Readback,
                 false => Verified::Digest,
