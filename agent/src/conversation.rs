@@ -5,6 +5,7 @@
 //! state machine.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -17,7 +18,7 @@ use volferry_transport::TransportError;
 use crate::control::Control;
 use crate::failure;
 use crate::outcome::cancelled;
-use crate::progress::End;
+use crate::progress::{End, Progress};
 use crate::run::Context;
 use crate::shutdown::Shutdown;
 
@@ -36,6 +37,7 @@ pub struct Conversation {
     /// Patience at its end, or a thread that died.
     trouble: Pin<Box<dyn Future<Output = Failure> + Send>>,
     shutdown: Shutdown,
+    progress: Arc<Progress>,
 }
 
 /// What there is for a state machine.
@@ -90,6 +92,7 @@ impl Conversation {
                 }
             }),
             shutdown: context.shutdown.clone(),
+            progress: Arc::clone(&context.progress),
         }
     }
 
@@ -120,6 +123,7 @@ impl Conversation {
                 failure = &mut self.trouble => return Heard::Fail(failure),
                 () = self.shutdown.requested() => return Heard::Fail(cancelled()),
             };
+            self.progress.set_connections(self.connections.len());
             match ended.unwrap_or_else(|error| Err(Failure::internal(error.to_string()))) {
                 Ok(number) => return Heard::Drained(number),
                 Err(failure) if failure.code == FailureCode::Disconnected => {
@@ -142,6 +146,7 @@ impl Conversation {
     /// Runs a data connection.
     pub fn add(&mut self, connection: impl Future<Output = Result<u64, Failure>> + Send + 'static) {
         self.connections.spawn(connection);
+        self.progress.set_connections(self.connections.len());
     }
 
     /// Whether every data connection that was added has ended in order.
@@ -153,6 +158,7 @@ impl Conversation {
     /// Drops the data connections, and waits until they are gone.
     pub async fn drop_connections(&mut self) {
         self.connections.shutdown().await;
+        self.progress.set_connections(0);
     }
 
     /// Says what waits to be said, and goodbye. Says whether the peer has heard all.

@@ -108,6 +108,12 @@ const READINGS: &[Reading] = &[
         |r| r.sessions as f64,
     ),
     (
+        "volferry_data_connections",
+        "Data connections that there are now",
+        Kind::Gauge,
+        |r| r.connections as f64,
+    ),
+    (
         "volferry_bytes_per_second",
         "Durable bytes a second over ten seconds",
         Kind::Gauge,

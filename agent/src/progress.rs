@@ -63,6 +63,8 @@ pub struct Progress {
     grown_at: Mutex<Option<Instant>>,
     checkpoint: Mutex<Option<Checkpoint>>,
     transport: Mutex<TransportStats>,
+    connections: Gauge,
+    connections_max: AtomicU64,
     /// Bytes handed to the transport, or taken from it, before encryption.
     pub wire_bytes: Counter,
     /// Payload bytes that were sent or received, as they are without compression.
@@ -227,6 +229,9 @@ pub struct Report {
     /// Chunks or packs that wait: at the source to be sent, at the target to be written.
     #[serde(default)]
     pub queued: u64,
+    /// Data connections that there are now.
+    #[serde(default)]
+    pub connections: u64,
     /// Sessions so far, as this agent has seen them; a reconnect begins a new one.
     pub sessions: u64,
     /// Seconds since the agent started.
@@ -282,6 +287,8 @@ impl Progress {
             grown_at: Mutex::new(None),
             checkpoint: Mutex::new(None),
             transport: Mutex::default(),
+            connections: Gauge::default(),
+            connections_max: AtomicU64::new(0),
             wire_bytes: Counter::default(),
             payload_bytes: Counter::default(),
             compressed_bytes: Counter::default(),
@@ -414,6 +421,13 @@ impl Progress {
         };
     }
 
+    /// There are so many data connections now.
+    pub fn set_connections(&self, now: usize) {
+        self.connections.set(now);
+        let max = &self.connections_max;
+        max.fetch_max(self.connections.get(), Ordering::Relaxed);
+    }
+
     /// What the last session ran over, and why.
     #[must_use]
     pub fn transport(&self) -> TransportStats {
@@ -421,7 +435,11 @@ impl Progress {
             .transport
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        stats.clone()
+        let most = self.connections_max.load(Ordering::Relaxed);
+        TransportStats {
+            connections_max: u16::try_from(most).ok().filter(|most| *most > 0),
+            ..stats.clone()
+        }
     }
 
     /// What a new target agent could go on from.
@@ -494,6 +512,7 @@ impl Progress {
             wire_bytes: self.wire_bytes.sum(),
             compression: self.compression(),
             queued: self.queued.get(),
+            connections: self.connections.get(),
             sessions: self.session_count.load(Ordering::Relaxed),
             seconds: self.started_at.elapsed().as_secs_f64(),
             bytes_per_second,

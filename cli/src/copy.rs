@@ -148,9 +148,10 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
     }
     let memory_bytes = (arguments.memory_mib as usize) << 20;
     let source = SourceConfig::new(source_path.to_owned());
+    // Between two ends in one process there is no network that could limit.
+    let streams = arguments.streams.unwrap_or(source.streams);
     let source = SourceConfig {
         chunk_size: arguments.chunk_size,
-        streams: arguments.streams.unwrap_or(source.streams),
         memory_bytes,
         direct: !arguments.buffered,
         manifest: arguments.manifest.clone(),
@@ -160,7 +161,8 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         compression: arguments.compression,
         generation: arguments.source_generation.clone(),
         ..source
-    };
+    }
+    .with_streams(Some(streams));
     let target = TargetConfig {
         options: TargetOptions {
             overwrite: arguments.overwrite,

@@ -72,13 +72,19 @@ pub(crate) struct DataConnection<T: Carried> {
 }
 
 impl<T: Carried> DataConnection<T> {
-    /// Connects, sends until the queue ends, and closes in order, which the target answers. Gives the
-    /// bytes that were sent.
+    /// Connects, and sends as [`Self::run_over`] does.
     pub(crate) async fn run<C: Connector>(self, connector: Arc<C>) -> Result<u64, Failure> {
-        let mut stream = connector
-            .open()
-            .await
-            .map_err(|error| failure::of_transport(&error))?;
+        let opened = connector.open().await;
+        let stream = opened.map_err(|error| failure::of_transport(&error))?;
+        self.run_over(stream).await
+    }
+
+    /// Sends until the queue ends, and closes in order, which the target answers. Gives the bytes that
+    /// were sent.
+    pub(crate) async fn run_over<S>(self, mut stream: S) -> Result<u64, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         self.send_all(&mut stream).await.map_err(|error| {
             failure::of_transport(&TransportError::from_io("sending to the target", error))
         })

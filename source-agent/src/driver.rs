@@ -12,7 +12,6 @@ use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::frame::Preamble;
 use volferry_protocol::geometry::ChunkIndex;
 use volferry_protocol::message::{self, Hello};
 use volferry_protocol::session::source::Transfer;
@@ -22,9 +21,10 @@ use volferry_transport::Connector;
 
 use crate::compression::Compression;
 use crate::cursor::Cursor;
-use crate::data::{DataConnection, Sent};
+use crate::data::Sent;
 use crate::manifest::ManifestFile;
 use crate::readers::{Outgoing, Readers};
+use crate::streams::{self, Streams};
 use crate::{Clones, SourceConfig};
 
 /// Chunks on their way to the owner's books; a few for each connection.
@@ -62,6 +62,7 @@ impl<C: Connector + 'static> Clones<C> for Standing {
             config,
             context,
             connector,
+            streams: None,
             agent,
             machine: SourceSession::new(Instant::now(), hello, self.sent),
             standing: self,
@@ -79,10 +80,12 @@ impl<C: Connector + 'static> Clones<C> for Standing {
     }
 }
 
-struct Session<'a, C> {
+struct Session<'a, C: Connector> {
     config: &'a SourceConfig,
     context: &'a Context,
     connector: Arc<C>,
+    /// From the welcome on.
+    streams: Option<Streams<Outgoing, C>>,
     agent: String,
     machine: SourceSession,
     standing: &'a mut Standing,
@@ -101,9 +104,10 @@ struct Session<'a, C> {
 }
 
 /// Whatever can happen to a session.
-#[derive(Debug)]
-enum Event {
+enum Event<S> {
     Heard(Heard),
+    /// One more connection helps.
+    Joined(S),
     Sent(Sent),
     ReadFailed(StorageError),
 }
@@ -131,8 +135,9 @@ impl<C: Connector + 'static> Session<'_, C> {
     }
 
     /// The only wait.
-    async fn select(&mut self) -> Event {
+    async fn select(&mut self) -> Event<C::Stream> {
         let wake_at = self.machine.poll_timeout();
+        let joined = streams::next_of(&mut self.streams, self.machine.watermark().waits);
         tokio::select! {
             // Causes before their effects: what was sent counts before its connection ends, and a
             // failed read before the connections that end because of it.
@@ -140,11 +145,12 @@ impl<C: Connector + 'static> Session<'_, C> {
             Some(sent) = self.sent.recv() => Event::Sent(sent),
             Some(error) = self.read_failed.recv() => Event::ReadFailed(error),
             heard = self.conversation.next(wake_at) => Event::Heard(heard),
+            stream = joined => Event::Joined(stream),
         }
     }
 
     /// The only change.
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: Event<C::Stream>) {
         let now = Instant::now();
         match event {
             Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
@@ -152,6 +158,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
             Event::Heard(Heard::End(failure)) => self.machine.end(failure),
             Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
+            Event::Joined(stream) => self.join(stream),
             Event::Sent(Sent::Chunk {
                 index,
                 digest,
@@ -173,6 +180,13 @@ impl<C: Connector + 'static> Session<'_, C> {
         }
     }
 
+    fn join(&mut self, stream: C::Stream) {
+        let number = self.machine.handle_joined();
+        if let (Some(streams), Some(number)) = (&mut self.streams, number) {
+            streams.join(&mut self.conversation, number, stream);
+        }
+    }
+
     fn record(&mut self, index: ChunkIndex, digest: Digest) {
         let manifest = self.standing.manifest.as_mut();
         if let Some(Err(failure)) = manifest.map(|manifest| manifest.record(index, digest)) {
@@ -184,6 +198,9 @@ impl<C: Connector + 'static> Session<'_, C> {
         self.wire_bytes += wire_bytes;
         if !self.conversation.is_drained() {
             return;
+        }
+        if let Some(streams) = &mut self.streams {
+            streams.end_round();
         }
         let manifest = self.standing.manifest.as_mut();
         let complete = manifest
@@ -261,19 +278,12 @@ impl<C: Connector + 'static> Session<'_, C> {
             |manifest| manifest.recorded().common(&transfer.skip),
         );
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
-        for number in 0..transfer.streams {
-            let connection = DataConnection {
-                preamble: Preamble::Data {
-                    number,
-                    token: transfer.token,
-                },
-                queue: queue.clone(),
-                sent: self.sent_sender.clone(),
-                progress: Arc::clone(&self.context.progress),
-            };
-            self.conversation
-                .add(connection.run(Arc::clone(&self.connector)));
-        }
+        let streams = self.streams.get_or_insert_with(|| {
+            let (first, most) = (transfer.streams, transfer.streams_max);
+            let (connector, sent) = (&self.connector, &self.sent_sender);
+            Streams::new(self.context, connector, transfer.token, sent, first, most)
+        });
+        streams.begin_round(&mut self.conversation, queue.clone(), transfer.streams);
         self.queue = Some(queue);
         let compression = self.compression.get_or_insert_with(|| {
             let progress = &self.context.progress;

@@ -31,7 +31,8 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_TARGET", value_name = "HOST:PORT")]
     target: String,
 
-    /// Data connections [default: one for each processor, at most 4]
+    /// Data connections, so many and no more [default: one for each processor, at most 4; up to 16
+    /// while the network limits and a further one helps]
     #[arg(long, env = "VOLFERRY_STREAMS", value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
@@ -119,7 +120,6 @@ fn main() -> ExitCode {
     let defaults = SourceConfig::new(arguments.volume.clone());
     let config = SourceConfig {
         chunk_size: arguments.chunk_size,
-        streams: arguments.streams.unwrap_or(defaults.streams),
         readers: arguments.readers.map_or(defaults.readers, usize::from),
         memory_bytes: arguments.agent.memory_bytes(),
         direct: !arguments.buffered,
@@ -132,7 +132,8 @@ fn main() -> ExitCode {
         bandwidth_limit: arguments.bandwidth_limit,
         compression: arguments.compression,
         ..defaults
-    };
+    }
+    .with_streams(arguments.streams);
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);
     let transport = arguments.transport;
     let dialer = Dialer::new(arguments.target.as_str(), credentials)

@@ -43,7 +43,7 @@ where
         volume_size: 0,
         chunk_size: ChunkSize::DEFAULT,
         streams: config.streams,
-        streams_max: None,
+        streams_max: config.further_streams(),
         generation: String::new(),
         features: TREE_FEATURES
             .iter()

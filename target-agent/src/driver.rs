@@ -303,7 +303,10 @@ where
     fn apply(&mut self, event: Event<S>) {
         let now = Instant::now();
         match event {
-            Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
+            Event::Heard(Heard::Message(message)) => {
+                self.machine.handle_message(now, message);
+                self.check_drained(now);
+            }
             Event::Heard(Heard::Drained(frames)) => self.end_connection(now, frames),
             Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
             Event::Heard(Heard::End(failure)) => self.machine.end(failure),
@@ -390,7 +393,8 @@ where
     /// Tells the machine when nothing more can come in this round.
     fn check_drained(&mut self, now: Instant) {
         let transfer = self.transfer.as_ref();
-        let is_complete = transfer.is_some_and(|transfer| transfer.intake.is_complete());
+        let due = self.machine.connections_due();
+        let is_complete = transfer.is_some_and(|transfer| transfer.intake.is_complete(due));
         if is_complete && self.conversation.is_drained() {
             self.machine.handle_drained(now);
         }
@@ -463,6 +467,7 @@ where
         if let Some(transfer) = &self.transfer {
             let checked = transfer.checked_bytes.load(Ordering::Relaxed);
             self.machine.set_checked(checked);
+            self.machine.set_waits(progress.waits());
             progress.set_checked(checked);
             progress.queued.set(transfer.queue.len());
         }

@@ -10,7 +10,7 @@ use volferry_protocol::frame::SessionToken;
 #[derive(Debug)]
 pub(crate) struct Intake {
     token: SessionToken,
-    streams: u16,
+    streams_max: u16,
     /// Numbers of the data connections that were let in, in this round.
     numbers: BTreeSet<u16>,
     /// Frames that data connections handed to the writers before they ended.
@@ -21,10 +21,10 @@ pub(crate) struct Intake {
 
 impl Intake {
     /// For as many data connections as were granted, all of which show `token`.
-    pub(crate) const fn new(token: SessionToken, streams: u16) -> Self {
+    pub(crate) const fn new(token: SessionToken, streams_max: u16) -> Self {
         Self {
             token,
-            streams,
+            streams_max,
             numbers: BTreeSet::new(),
             frames_received: 0,
             frames_done: 0,
@@ -33,7 +33,7 @@ impl Intake {
 
     /// Whether a data connection that shows this may join. It is then let in.
     pub(crate) fn admit(&mut self, number: u16, token: SessionToken) -> bool {
-        token == self.token && number < self.streams && self.numbers.insert(number)
+        token == self.token && number < self.streams_max && self.numbers.insert(number)
     }
 
     /// A data connection has ended, and handed so many frames to the writers.
@@ -47,9 +47,11 @@ impl Intake {
     }
 
     /// Whether nothing more can come, when all connections that joined have ended: one that is still
-    /// on its way can bring frames, so all that were granted must have come.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.numbers.len() == usize::from(self.streams) && self.frames_received == self.frames_done
+    /// on its way can bring frames, so all that are `due` must have come. Before the source has told
+    /// how many those are, there may be others.
+    pub(crate) fn is_complete(&self, due: Option<u16>) -> bool {
+        let have_come = due.is_some_and(|due| self.numbers.len() >= usize::from(due));
+        have_come && self.frames_received == self.frames_done
     }
 
     /// Lets as many data connections in anew.

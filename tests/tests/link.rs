@@ -184,6 +184,69 @@ fn a_tree_gets_through_a_bad_link_over_both_transports() {
     }
 }
 
+/// Where one connection gets through what loss and distance let, and the path has room for many.
+const NARROW: Path = Path {
+    round_trip: Duration::from_millis(40),
+    jitter: Duration::ZERO,
+    lost_ppm: 5_000,
+    late_ppm: 0,
+    bits_per_second: 400_000_000,
+    queue: Duration::from_millis(25),
+    seed: 11,
+};
+
+/// The most data connections that the source had, of a volume or a tree of so many bytes.
+fn connections_on_a_narrow_path(of_tree: bool, size: u64, arguments: &[&str]) -> Option<u64> {
+    let link = Link::new(NARROW)?;
+    // Of TCP's own ways, the one that loss slows down most.
+    let set = || fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno");
+    if let Err(error) = Namespaces::run_in(&link.ends().left, set) {
+        return skip(&format!("the kernel has no reno: {error}"));
+    }
+    let agents = Agents::default();
+    let [source, target] = ["source", "target"].map(|name| agents.path(name));
+    if of_tree {
+        fs::create_dir(&source).unwrap();
+        fs::create_dir(&target).unwrap();
+        volume::create_dense(&source.join("large"), size, 3);
+    } else {
+        volume::create_dense(&source, size, 3);
+    }
+    let target_agent = agents.start_target_within(link.ends(), &target, &[]);
+    let address = target_agent.address();
+    let source_agent = agents.start_source_within(link.ends(), address, &source, arguments);
+    let _proven = source_agent.end().succeeded();
+    let _proven = target_agent.end().succeeded();
+    let receipt = agents.receipt(Role::Source);
+    assert_eq!(receipt["sessions"], 1, "{receipt}");
+    let [at_source, at_target] =
+        ["source", "target"].map(|end| receipt[end]["connections_max"].as_u64().unwrap());
+    assert_eq!(at_source, at_target, "each end saw all of them");
+    Some(at_source)
+}
+
+#[test]
+fn connections_join_where_the_network_limits() {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let first = processors.min(4) as u64;
+    for of_tree in [false, true] {
+        let Some(most) = connections_on_a_narrow_path(of_tree, 32 * MIB, &[]) else {
+            return;
+        };
+        assert!(most > first, "{most} connections, of a tree: {of_tree}");
+        assert!(most <= 16);
+    }
+}
+
+#[test]
+fn no_connection_joins_those_that_were_told() {
+    let told = ["--streams", "2"];
+    let Some(most) = connections_on_a_narrow_path(false, 8 * MIB, &told) else {
+        return;
+    };
+    assert_eq!(most, 2);
+}
+
 /// What `auto` takes on a path of `millis`, where the source's kernel has `congestion` for TCP; and why.
 fn taken_by_auto(millis: u64, congestion: &str) -> Option<(String, String)> {
     let path = Path {

@@ -13,7 +13,6 @@ use volferry_agent::progress::End;
 use volferry_agent::run::Context;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::frame::Preamble;
 use volferry_protocol::message::{Hello, Sent, Watermark};
 use volferry_protocol::tree::fidelity::Loss;
 use volferry_protocol::tree::file_digest::PIECE_LEN;
@@ -28,7 +27,7 @@ use volferry_transport::Connector;
 
 use super::manifest::TreeManifest;
 use crate::compression::Compression;
-use crate::data::DataConnection;
+use crate::streams::{self, Streams};
 use crate::{Clones, SourceConfig};
 
 /// Frames that were sent, on their way to the owner, who only wants to know that something moves.
@@ -60,6 +59,7 @@ impl<C: Connector + 'static> Clones<C> for Standing {
             config,
             context,
             connector,
+            streams: None,
             agent,
             machine: TreeSourceSession::new(Instant::now(), hello, self.digest),
             standing: self,
@@ -73,10 +73,12 @@ impl<C: Connector + 'static> Clones<C> for Standing {
     }
 }
 
-struct Session<'a, C> {
+struct Session<'a, C: Connector> {
     config: &'a SourceConfig,
     context: &'a Context,
     connector: Arc<C>,
+    /// From the welcome on.
+    streams: Option<Streams<Outgoing, C>>,
     standing: &'a mut Standing,
     agent: String,
     machine: TreeSourceSession,
@@ -99,9 +101,10 @@ struct Reading {
 }
 
 /// Whatever can happen to a session.
-#[derive(Debug)]
-enum Event {
+enum Event<S> {
     Heard(Heard),
+    /// One more connection helps.
+    Joined(S),
     Sent,
     WalkEnded(Result<(), TreeError>),
 }
@@ -147,8 +150,9 @@ impl<C: Connector + 'static> Session<'_, C> {
     }
 
     /// The only wait.
-    async fn select(&mut self) -> Event {
+    async fn select(&mut self) -> Event<C::Stream> {
         let wake_at = self.machine.poll_timeout();
+        let joined = streams::next_of(&mut self.streams, self.machine.watermark().waits);
         let walk_ended = async {
             match &mut self.reading {
                 Some(reading) => reading.ended.recv().await,
@@ -162,11 +166,12 @@ impl<C: Connector + 'static> Session<'_, C> {
             Some(ended) = walk_ended => Event::WalkEnded(ended),
             heard = self.conversation.next(wake_at) => Event::Heard(heard),
             Some(()) = self.sent.recv() => Event::Sent,
+            stream = joined => Event::Joined(stream),
         }
     }
 
     /// The only change.
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: Event<C::Stream>) {
         let now = Instant::now();
         match event {
             Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
@@ -174,11 +179,19 @@ impl<C: Connector + 'static> Session<'_, C> {
             Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
             Event::Heard(Heard::End(failure)) => self.machine.end(failure),
             Event::Heard(Heard::Tick) => self.machine.handle_timeout(now),
+            Event::Joined(stream) => self.join(stream),
             Event::Sent => {}
             Event::WalkEnded(Ok(())) => self.thread_ended(),
             Event::WalkEnded(Err(error)) => {
                 self.machine.fail(failure::of_tree(End::Source, &error));
             }
+        }
+    }
+
+    fn join(&mut self, stream: C::Stream) {
+        let number = self.machine.handle_joined();
+        if let (Some(streams), Some(number)) = (&mut self.streams, number) {
+            streams.join(&mut self.conversation, number, stream);
         }
     }
 
@@ -209,6 +222,9 @@ impl<C: Connector + 'static> Session<'_, C> {
     fn check_drained(&mut self) {
         if !self.conversation.is_drained() {
             return;
+        }
+        if let Some(streams) = &mut self.streams {
+            streams.end_round();
         }
         if let Some(walked) = self.walked.take() {
             let stats = self.context.stats(&self.agent);
@@ -297,19 +313,11 @@ impl<C: Connector + 'static> Session<'_, C> {
         let manifest = self.config.manifest.as_deref();
         let manifest = manifest.map(TreeManifest::create).transpose()?;
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
-        for number in 0..transfer.streams {
-            let connection = DataConnection {
-                preamble: Preamble::Data {
-                    number,
-                    token: transfer.token,
-                },
-                queue: queue.clone(),
-                sent: self.sent_sender.clone(),
-                progress: Arc::clone(&self.context.progress),
-            };
-            self.conversation
-                .add(connection.run(Arc::clone(&self.connector)));
-        }
+        let (first, most) = (transfer.streams, transfer.streams_max);
+        let (connector, sent) = (&self.connector, &self.sent_sender);
+        let mut streams = Streams::new(self.context, connector, transfer.token, sent, first, most);
+        streams.begin_round(&mut self.conversation, queue, first);
+        self.streams = Some(streams);
         let end = ToQueue {
             queue: queue_sender.clone(),
             manifest: Mutex::new(manifest),

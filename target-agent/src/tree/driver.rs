@@ -322,7 +322,10 @@ where
     fn apply(&mut self, event: Event<S>) {
         let now = Instant::now();
         match event {
-            Event::Heard(Heard::Message(message)) => self.machine.handle_message(now, message),
+            Event::Heard(Heard::Message(message)) => {
+                self.machine.handle_message(now, message);
+                self.check_drained();
+            }
             Event::Heard(Heard::Drained(frames)) => self.end_connection(frames),
             Event::Heard(Heard::Fail(failure)) => self.machine.fail(failure),
             Event::Heard(Heard::End(failure)) => self.machine.end(failure),
@@ -396,7 +399,8 @@ where
     /// Tells the machine when nothing more can come in this round.
     fn check_drained(&mut self) {
         let transfer = self.transfer.as_ref();
-        let is_complete = transfer.is_some_and(|transfer| transfer.intake.is_complete());
+        let due = self.machine.connections_due();
+        let is_complete = transfer.is_some_and(|transfer| transfer.intake.is_complete(due));
         if is_complete && self.conversation.is_drained() {
             self.machine.handle_drained();
         }
@@ -462,6 +466,7 @@ where
             let checked_bytes = restore.checked_bytes() + restore.steps() + read_bytes;
             progress.set_checked(checked_bytes);
             self.machine.set_checked(checked_bytes);
+            self.machine.set_waits(progress.waits());
         }
         while let Some(message) = self.machine.poll_message() {
             if let Err(failure) = self.conversation.send(message) {
