@@ -3,15 +3,15 @@
 //!
 //! Each call has a time limit. What was already done, or is gone already, is no error.
 
-use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event as CoreEvent, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+    ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch,
@@ -19,23 +19,27 @@ use kube::api::{
 };
 use kube::core::PartialObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 use volferry_transport::mint::{self, MintError};
 
 use crate::api::{VolumeClone, VolumeCloneStatus};
+use crate::cache::{Cache, KnownPod, Wake, grant_resource, known_grant};
 use crate::claims::{VolumeMode, waits_for_clone};
 use crate::credentials::{ObserverCredentials, VALIDITY, trusted_authorities};
 use crate::decide::{Doomed, Note, Rebinding, Step};
 use crate::names::{
-    CLONE_LABEL, END_LABEL, End, FINALIZER, MANAGER, PRIVILEGED_ANNOTATION, RECEIPT_ANNOTATION,
-    TEMPLATE_LABEL, filler_name, name, prime_name, selector,
+    CLONE_LABEL, End, FINALIZER, MANAGER, PRIVILEGED_ANNOTATION, RECEIPT_ANNOTATION, filler_name,
+    name, prime_name, selector,
 };
 use crate::objects::{self, IDENTITY_KEYS, Object, SNAPSHOT_GROUP, snapshot_resource};
-use crate::world::{Belonging, Grant, Kind, Snapshot, SnapshotClass, Surroundings};
+use crate::world::{Belonging, ClaimUser, Grant, Kind, Snapshot, Surroundings};
 
 /// How long a call may take: the API server's own limit for most is a minute, and a reconcile that
 /// waits holds up others.
@@ -91,15 +95,78 @@ impl ClusterError {
 pub type Result<T> = std::result::Result<T, ClusterError>;
 
 /// The API server, as the controller uses it.
-#[derive(Clone)]
 pub struct Cluster {
     client: Client,
     recorder: Recorder,
+    cache: Arc<Cache>,
+    /// What fills the cache's clones, until they are watched.
+    clones: Mutex<Option<Writer<VolumeClone>>>,
 }
 
 impl Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cluster").finish_non_exhaustive()
+    }
+}
+
+/// How closely something is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Without any call: what takes one is left out. Good for seeing that nothing has to be done,
+    /// since whoever sees something to do looks again.
+    Glance,
+    /// What a decision rests on is asked for, all else is known.
+    Full,
+}
+
+/// What a step leads to, as it will be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// An object is there.
+    There(Kind, String, String),
+    /// An object by this name with this uid is gone, or about to go.
+    Leaving(Kind, String, String, String),
+    /// A clone that fills a claim is there.
+    Filler(String, String),
+    /// A claim has this receipt.
+    Attested(String, String, String),
+}
+
+impl Expected {
+    /// What is to be expected of a step, if it shows in what is watched.
+    pub(crate) fn of(clone: &VolumeClone, step: &Step) -> Option<Self> {
+        let there = |kind, metadata: &ObjectMeta| {
+            let namespace = metadata.namespace.clone()?;
+            Some(Self::There(kind, namespace, metadata.name.clone()?))
+        };
+        match step {
+            Step::Apply(Object::Pod(pod)) => there(Kind::Pod, &pod.metadata),
+            Step::Apply(Object::NetworkPolicy(it)) => there(Kind::NetworkPolicy, &it.metadata),
+            Step::Apply(Object::Claim(claim)) => there(Kind::Claim, &claim.metadata),
+            Step::Apply(Object::ConfigMap(map)) => there(Kind::ConfigMap, &map.metadata),
+            Step::Apply(Object::Snapshot(it)) => there(Kind::Snapshot, &it.metadata),
+            Step::Apply(Object::Clone(filler)) => Some(Self::Filler(
+                filler.target_namespace().to_owned(),
+                filler.name_any(),
+            )),
+            Step::Delete(doomed) if doomed.kind != Kind::Secret => Some(Self::Leaving(
+                doomed.kind,
+                doomed.namespace.clone(),
+                doomed.name.clone(),
+                doomed.uid.clone(),
+            )),
+            Step::Attest { claim, receipt } => Some(Self::Attested(
+                clone.target_namespace().to_owned(),
+                claim.clone(),
+                receipt.clone(),
+            )),
+            Step::Delete(_)
+            | Step::AddFinalizer
+            | Step::RemoveFinalizer
+            | Step::Mint
+            | Step::Rebind(_)
+            | Step::Expire => None,
+        }
     }
 }
 
@@ -112,13 +179,93 @@ impl Cluster {
             instance: Some(instance),
         };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder }
+        let (cache, clones) = Cache::new();
+        Self {
+            client,
+            recorder,
+            cache: Arc::new(cache),
+            clones: Mutex::new(Some(clones)),
+        }
     }
 
-    /// The client, for watches.
-    #[must_use]
-    pub fn client(&self) -> Client {
-        self.client.clone()
+    /// Begins to watch, once, and waits until all was seen. With the tasks it ends.
+    pub(crate) fn watch(&self, wake: &Wake) -> JoinSet<()> {
+        let mut clones = self.clones.lock().unwrap_or_else(PoisonError::into_inner);
+        clones.take().map_or_else(JoinSet::new, |clones| {
+            self.cache.watch(&self.client, clones, wake)
+        })
+    }
+
+    /// Waits until all that is watched was seen once.
+    pub(crate) async fn until_known(&self) {
+        self.cache.until_filled().await;
+    }
+
+    /// All clones.
+    pub(crate) fn clones(&self) -> Store<VolumeClone> {
+        self.cache.clones.clone()
+    }
+
+    /// The uids of the clones that are gone since this was asked last.
+    pub(crate) fn take_gone(&self) -> Vec<String> {
+        self.cache.take_gone()
+    }
+
+    /// The agents' pods of all clones.
+    pub(crate) fn all_agent_pods(&self) -> Vec<Arc<KnownPod>> {
+        let mut pods = self.cache.pods.all();
+        pods.retain(|pod| pod.agent.is_some());
+        pods
+    }
+
+    /// Whether what is known has caught up with a step that was taken.
+    pub(crate) fn has_come_about(&self, expected: &Expected) -> bool {
+        match expected {
+            Expected::There(kind, namespace, name) => {
+                self.known_metadata(*kind, namespace, name).is_some()
+            }
+            Expected::Leaving(kind, namespace, name, uid) => {
+                let found = self.known_metadata(*kind, namespace, name);
+                found.is_none_or(|found| {
+                    found.deletion_timestamp.is_some() || found.uid.as_ref() != Some(uid)
+                })
+            }
+            Expected::Filler(namespace, name) => self.known_clone(namespace, name).is_some(),
+            Expected::Attested(namespace, name, receipt) => {
+                let claim = self.cache.claims.get(namespace, name);
+                claim.is_none_or(|claim| {
+                    claim.annotations().get(RECEIPT_ANNOTATION) == Some(receipt)
+                })
+            }
+        }
+    }
+
+    fn known_clone(&self, namespace: &str, name: &str) -> Option<Arc<VolumeClone>> {
+        self.cache
+            .clones
+            .get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// Whose an object is, if it is known. Secrets are not.
+    fn known_metadata(&self, kind: Kind, namespace: &str, name: &str) -> Option<ObjectMeta> {
+        let cache = &self.cache;
+        match kind {
+            Kind::Pod => {
+                let pod = cache.pods.get(namespace, name)?;
+                pod.agent.as_ref().map(|pod| pod.metadata.clone())
+            }
+            Kind::Secret => None,
+            Kind::NetworkPolicy => cache.policies.get(namespace, name).map(|it| (*it).clone()),
+            Kind::ConfigMap => cache.maps.get(namespace, name).map(|it| (*it).clone()),
+            Kind::Claim => cache
+                .claims
+                .get(namespace, name)
+                .map(|it| it.metadata.clone()),
+            Kind::Snapshot => {
+                let snapshot = cache.snapshots.get(namespace, name)?;
+                Some(snapshot.metadata.clone())
+            }
+        }
     }
 
     fn namespaced<K>(&self, namespace: &str) -> Api<K>
@@ -143,16 +290,10 @@ impl Cluster {
         call(what, clones.get_opt(name)).await
     }
 
-    /// A claim, if it is there.
-    ///
-    /// # Errors
-    /// When the call fails.
-    pub async fn claim(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<PersistentVolumeClaim>> {
-        self.find(namespace, name).await
+    /// A claim, if it is known.
+    pub(crate) fn claim(&self, namespace: &str, name: &str) -> Option<PersistentVolumeClaim> {
+        let claim = self.cache.claims.get(namespace, name);
+        claim.map(|claim| (*claim).clone())
     }
 
     /// A volume, if it is there and not about to go.
@@ -165,30 +306,15 @@ impl Cluster {
     }
 
     /// The claims that refer to `template`, wait for their volume, and have no clone to fill them.
-    ///
-    /// # Errors
-    /// When a call fails.
-    pub async fn referring(&self, template: &VolumeClone) -> Result<Vec<PersistentVolumeClaim>> {
+    pub(crate) fn referring(&self, template: &VolumeClone) -> Vec<PersistentVolumeClaim> {
         let namespace = template.target_namespace();
-        let clones: Api<VolumeClone> = self.namespaced(namespace);
-        let selector = format!("{TEMPLATE_LABEL}={}", template.uid());
-        let what = || {
-            format!(
-                "listing the clones after {namespace}/{}",
-                template.name_any()
-            )
-        };
-        let params = ListParams::default().labels(&selector);
-        let fillers = call(what, clones.list_metadata(&params)).await?;
-        let fillers: BTreeSet<_> = fillers.iter().map(ResourceExt::name_any).collect();
-        let claims: Api<PersistentVolumeClaim> = self.namespaced(namespace);
-        let what = || format!("listing claims in {namespace}");
-        let found = call(what, claims.list(&ListParams::default())).await?;
-        let refers = |claim: &PersistentVolumeClaim| {
+        let claims = self.cache.claims.in_namespace(namespace).into_iter();
+        let referring = claims.filter(|(_, claim)| {
+            let filler = filler_name(&claim.uid().unwrap_or_default());
             waits_for_clone(claim) == template.metadata.name.as_deref()
-                && !fillers.contains(&filler_name(&claim.uid().unwrap_or_default()))
-        };
-        Ok(found.into_iter().filter(refers).collect())
+                && self.known_clone(namespace, &filler).is_none()
+        });
+        referring.map(|(_, claim)| (*claim).clone()).collect()
     }
 
     async fn find<K>(&self, namespace: &str, name: &str) -> Result<Option<K>>
@@ -216,11 +342,21 @@ impl Cluster {
         call(what, api.get_opt(name)).await
     }
 
-    /// The agents' pods of a clone, in both namespaces.
+    /// The agents' pods of a clone, in both namespaces, as far as they are known.
+    pub(crate) fn agent_pods(&self, clone: &VolumeClone) -> Vec<Pod> {
+        let pods = End::ALL.into_iter().filter_map(|end| {
+            let pods = &self.cache.pods;
+            let pod = pods.get(end.namespace(clone), &name(clone, end))?;
+            pod.agent.as_deref().cloned()
+        });
+        pods.filter(|pod| is_of(&pod.metadata, clone)).collect()
+    }
+
+    /// The agents' pods of a clone, in both namespaces, as they are now.
     ///
     /// # Errors
     /// When a call fails.
-    pub async fn agent_pods(&self, clone: &VolumeClone) -> Result<Vec<Pod>> {
+    pub async fn agent_pods_now(&self, clone: &VolumeClone) -> Result<Vec<Pod>> {
         let mut found = Vec::new();
         for namespace in namespaces(clone) {
             let pods: Api<Pod> = self.namespaced(namespace);
@@ -231,11 +367,48 @@ impl Cluster {
         Ok(found)
     }
 
-    /// What else was made for a clone, in both namespaces.
+    /// What else was made for a clone, as far as it is known; no Secrets.
+    pub(crate) fn belongings(&self, clone: &VolumeClone) -> Vec<Belonging> {
+        let (home, away) = (clone.target_namespace(), clone.source_namespace());
+        let (prime, target) = (prime_name(clone), clone.target_claim().to_owned());
+        let (of_source, of_target) = (name(clone, End::Source), name(clone, End::Target));
+        let mut places = vec![
+            (Kind::Snapshot, away, &of_source),
+            (Kind::Claim, away, &of_source),
+            (Kind::Claim, home, &prime),
+            (Kind::Claim, home, &target),
+            (Kind::NetworkPolicy, away, &of_source),
+            (Kind::NetworkPolicy, home, &of_target),
+            (Kind::ConfigMap, home, &of_target),
+        ];
+        if home != away {
+            places.push((Kind::Claim, away, &prime));
+        }
+        let known = places.into_iter().filter_map(|(kind, namespace, name)| {
+            let metadata = self.known_metadata(kind, namespace, name)?;
+            is_of(&metadata, clone).then(|| belonging(kind, namespace, metadata))
+        });
+        known.collect()
+    }
+
+    /// The Secrets of a clone. They are not watched: that would take the right to read them all.
     ///
     /// # Errors
     /// When a call fails.
-    pub async fn belongings(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
+    pub(crate) async fn secret_belongings(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
+        let mut found = Vec::new();
+        for namespace in namespaces(clone) {
+            let secrets = self.secrets(namespace, clone).await?.into_iter();
+            found.extend(secrets.map(|secret| belonging(Kind::Secret, namespace, secret)));
+        }
+        Ok(found)
+    }
+
+    /// What else was made for a clone, in both namespaces, as it is now.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub async fn belongings_now(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
         let mut found = Vec::new();
         for namespace in namespaces(clone) {
             for kind in Kind::ALL {
@@ -253,14 +426,8 @@ impl Cluster {
                     }
                     Kind::Snapshot => self.list_snapshots(namespace, clone).await?,
                 };
-                found.extend(of_kind.into_iter().map(|metadata| Belonging {
-                    kind,
-                    namespace: namespace.to_owned(),
-                    name: metadata.name.unwrap_or_default(),
-                    uid: metadata.uid.unwrap_or_default(),
-                    annotations: metadata.annotations.unwrap_or_default(),
-                    is_deleting: metadata.deletion_timestamp.is_some(),
-                }));
+                let of_kind = of_kind.into_iter();
+                found.extend(of_kind.map(|metadata| belonging(kind, namespace, metadata)));
             }
         }
         Ok(found)
@@ -270,7 +437,7 @@ impl Cluster {
         &self,
         namespace: &str,
         clone: &VolumeClone,
-    ) -> Result<Vec<kube::core::ObjectMeta>>
+    ) -> Result<Vec<ObjectMeta>>
     where
         K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
         K::DynamicType: Default,
@@ -289,11 +456,7 @@ impl Cluster {
     }
 
     /// The Secrets of a clone, by their names: to list Secrets would take the right to read them all.
-    async fn secrets(
-        &self,
-        namespace: &str,
-        clone: &VolumeClone,
-    ) -> Result<Vec<kube::core::ObjectMeta>> {
+    async fn secrets(&self, namespace: &str, clone: &VolumeClone) -> Result<Vec<ObjectMeta>> {
         let api: Api<Secret> = self.namespaced(namespace);
         let mut found = Vec::new();
         for end in End::ALL {
@@ -310,7 +473,7 @@ impl Cluster {
         &self,
         namespace: &str,
         clone: &VolumeClone,
-    ) -> Result<Vec<kube::core::ObjectMeta>> {
+    ) -> Result<Vec<ObjectMeta>> {
         let params = ListParams::default().labels(&selector(clone));
         let snapshots = self.snapshots(namespace);
         let what = || format!("listing snapshots in {namespace}");
@@ -324,29 +487,45 @@ impl Cluster {
     ///
     /// # Errors
     /// When a call fails. What a cluster doesn't know (snapshots, grants) counts as not there.
-    pub async fn surroundings(&self, clone: &VolumeClone) -> Result<Surroundings> {
+    pub(crate) async fn surroundings(
+        &self,
+        clone: &VolumeClone,
+        look: Look,
+    ) -> Result<Surroundings> {
         let source_namespace = clone.source_namespace();
         let home = clone.target_namespace();
-        let mut around = Surroundings::default();
+        let restored = name(clone, End::Source);
+        let mut around = Surroundings {
+            target_users: self.users(clone, home, clone.target_claim()),
+            restored_claim: self.claim(source_namespace, &restored),
+            storage_classes: cloned(&self.cache.storage_classes.all()),
+            snapshot_classes: cloned(&self.cache.snapshot_classes.all()),
+            ..Surroundings::default()
+        };
         if let Some(source) = &clone.spec.source.persistent_volume_claim {
-            around.source_claim = self.claim(source_namespace, &source.name).await?;
+            around.source_claim = self.claim(source_namespace, &source.name);
             // Other clones may read it as this one does.
-            let mut users = self.users(clone, source_namespace, &source.name).await?;
-            users.retain(|pod| {
-                pod.labels()
-                    .get(END_LABEL)
-                    .is_none_or(|end| end != End::Source.label())
-            });
+            let mut users = self.users(clone, source_namespace, &source.name);
+            users.retain(|user| !user.is_source_agent());
             around.source_users = users;
-            around.taken_snapshot = self
-                .snapshot(source_namespace, &name(clone, End::Source))
-                .await?;
+            around.taken_snapshot = self.snapshot(source_namespace, &restored, look).await?;
         }
         if let Some(source) = &clone.spec.source.volume_snapshot {
-            around.source_snapshot = self.snapshot(source_namespace, &source.name).await?;
+            around.source_snapshot = self.snapshot(source_namespace, &source.name, look).await?;
         }
-        let restored = name(clone, End::Source);
-        around.restored_claim = self.claim(source_namespace, &restored).await?;
+        let prime = clone
+            .status
+            .as_ref()
+            .and_then(|status| status.prime.as_ref());
+        around.target_warnings = match prime {
+            Some(prime) => self.warnings(&prime.namespace, &prime_name(clone)),
+            None => self.warnings(home, clone.target_claim()),
+        };
+        if look == Look::Glance {
+            let grants = self.cache.grants.in_namespace(source_namespace).into_iter();
+            around.grants = grants.map(|(_, grant)| (*grant).clone()).collect();
+            return Ok(around);
+        }
         let spec = around
             .source_claim
             .as_ref()
@@ -354,22 +533,9 @@ impl Cluster {
         if let Some(volume) = spec.and_then(|spec| spec.volume_name.as_deref()) {
             around.source_volume = self.find_cluster_wide::<PersistentVolume>(volume).await?;
         }
-        around.target_users = self.users(clone, home, clone.target_claim()).await?;
-        let prime = clone
-            .status
-            .as_ref()
-            .and_then(|status| status.prime.as_ref());
-        around.target_warnings = match prime {
-            Some(prime) => self.warnings(&prime.namespace, &prime_name(clone)).await?,
-            None => self.warnings(home, clone.target_claim()).await?,
-        };
-        let classes: Api<StorageClass> = Api::all(self.client.clone());
-        let what = || "listing storage classes".to_owned();
-        let params = ListParams::default();
-        around.storage_classes = call(what, classes.list(&params)).await?.items;
-        around.snapshot_classes = self.snapshot_classes().await?;
+        // Nothing is made on a consent, or with a privilege, that may have been taken back.
         if clone.is_cross_namespace() {
-            around.grants = self.grants(source_namespace).await?;
+            around.grants = self.grants_now(source_namespace).await?;
         }
         for namespace in namespaces(clone) {
             let found = self.find_cluster_wide::<Namespace>(namespace).await?;
@@ -386,61 +552,39 @@ impl Cluster {
     }
 
     /// Pods that mount a claim, have not ended, and are no agents of this clone.
-    async fn users(&self, clone: &VolumeClone, namespace: &str, claim: &str) -> Result<Vec<Pod>> {
-        let pods: Api<Pod> = self.namespaced(namespace);
-        let params = ListParams::default()
-            .labels(&format!("{CLONE_LABEL}!={}", clone.uid()))
-            .fields("status.phase!=Succeeded,status.phase!=Failed");
-        let what = || format!("listing pods in {namespace}");
-        let uses = |pod: &Pod| {
-            let volumes = pod.spec.iter().flat_map(|spec| &spec.volumes).flatten();
-            let mut claims = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref());
-            claims.any(|mounted| mounted.claim_name == claim)
-        };
-        let pods = call(what, pods.list(&params)).await?;
-        Ok(pods.into_iter().filter(uses).collect())
+    fn users(&self, clone: &VolumeClone, namespace: &str, claim: &str) -> Vec<ClaimUser> {
+        let pods = self.cache.pods.in_namespace(namespace).into_iter();
+        let users = pods.filter_map(|(_, pod)| pod.user.clone());
+        users
+            .filter(|user| user.claims.iter().any(|used| used == claim))
+            .filter(|user| user.clone.as_deref() != Some(clone.uid()))
+            .collect()
     }
 
-    /// What went wrong with making a claim's volume.
-    async fn warnings(&self, namespace: &str, claim: &str) -> Result<Vec<String>> {
-        let events: Api<CoreEvent> = self.namespaced(namespace);
-        let params = ListParams::default().fields(&format!(
-            "involvedObject.kind=PersistentVolumeClaim,involvedObject.name={claim},\
-             reason=ProvisioningFailed"
-        ));
-        let what = || format!("listing events of claim {namespace}/{claim}");
-        let mut found = call(what, events.list(&params)).await?.items;
-        found.sort_by_key(|event| event.last_timestamp.clone());
-        Ok(found
+    /// What went wrong with making a claim's volume, oldest first.
+    fn warnings(&self, namespace: &str, claim: &str) -> Vec<String> {
+        let mut found = self.cache.warnings.in_namespace(namespace);
+        found.retain(|(_, warning)| warning.claim == claim);
+        found.sort_by(|(_, a), (_, b)| a.at.cmp(&b.at));
+        let messages = found
             .into_iter()
-            .filter_map(|event| event.message)
-            .collect())
+            .map(|(_, warning)| warning.message.clone());
+        messages.collect()
     }
 
-    async fn snapshot(&self, namespace: &str, name: &str) -> Result<Option<Snapshot>> {
-        let snapshots = self.snapshots(namespace);
-        let what = || format!("reading snapshot {namespace}/{name}");
-        // A cluster without snapshots doesn't know the kind.
-        let found = known(call(what, snapshots.get_opt(name)).await)?;
-        let Some(found) = found.flatten() else {
+    async fn snapshot(&self, namespace: &str, name: &str, look: Look) -> Result<Option<Snapshot>> {
+        let Some(known) = self.cache.snapshots.get(namespace, name) else {
             return Ok(None);
         };
-        let status = &found.data["status"];
-        let text = |value: &Value| value.as_str().map(str::to_owned);
-        let restore = text(&status["restoreSize"])
-            .map(k8s_openapi::apimachinery::pkg::api::resource::Quantity);
-        let volume_mode = match status["boundVolumeSnapshotContentName"].as_str() {
-            Some(content) => self.snapshot_mode(content).await?,
-            None => None,
+        let volume_mode = match &known.content {
+            Some(content) if look == Look::Full && known.snapshot.is_ready => {
+                self.snapshot_mode(content).await?
+            }
+            _ => None,
         };
         Ok(Some(Snapshot {
-            name: name.to_owned(),
-            uid: found.uid().unwrap_or_default(),
-            is_ready: status["readyToUse"] == Value::Bool(true),
-            error: text(&status["error"]["message"]),
-            restore_bytes: restore.as_ref().and_then(crate::claims::bytes),
             volume_mode,
-            class: text(&found.data["spec"]["volumeSnapshotClassName"]),
+            ..known.snapshot.clone()
         }))
     }
 
@@ -459,40 +603,15 @@ impl Cluster {
         }))
     }
 
-    async fn snapshot_classes(&self) -> Result<Vec<SnapshotClass>> {
-        let kind = GroupVersionKind::gvk(SNAPSHOT_GROUP, "v1", "VolumeSnapshotClass");
-        let resource = ApiResource::from_gvk_with_plural(&kind, "volumesnapshotclasses");
-        let classes: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
-        let what = || "listing snapshot classes".to_owned();
-        let found = known(call(what, classes.list(&ListParams::default())).await)?;
-        let class = |class: DynamicObject| {
-            let default = "snapshot.storage.kubernetes.io/is-default-class";
-            Some(SnapshotClass {
-                is_default: class
-                    .annotations()
-                    .get(default)
-                    .is_some_and(|it| it == "true"),
-                driver: class.data["driver"].as_str()?.to_owned(),
-                name: class.name_any(),
-            })
-        };
-        let found = found.into_iter().flat_map(|list| list.items);
-        Ok(found.filter_map(class).collect())
-    }
-
-    async fn grants(&self, namespace: &str) -> Result<Vec<Grant>> {
-        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1beta1", "ReferenceGrant");
-        let grants: Api<DynamicObject> = Api::namespaced_with(
-            self.client.clone(),
-            namespace,
-            &ApiResource::from_gvk(&kind),
-        );
+    /// The grants in a namespace, as they are now.
+    async fn grants_now(&self, namespace: &str) -> Result<Vec<Grant>> {
+        let resource = grant_resource();
+        let grants: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &resource);
         let what = || format!("listing grants in {namespace}");
         let found = known(call(what, grants.list(&ListParams::default())).await)?;
         let found = found.into_iter().flat_map(|list| list.items);
-        // One that can't be read consents to nothing.
-        let grant = |grant: DynamicObject| serde_json::from_value(grant.data["spec"].clone()).ok();
-        Ok(found.filter_map(grant).collect())
+        Ok(found.filter_map(|grant| known_grant(&grant)).collect())
     }
 
     /// The credentials by which a clone's target is asked for its progress.
@@ -800,6 +919,28 @@ fn delete_params(uid: &str) -> DeleteParams {
         }),
         ..DeleteParams::background()
     }
+}
+
+/// Whether an object was made for `clone`.
+fn is_of(metadata: &ObjectMeta, clone: &VolumeClone) -> bool {
+    let labels = metadata.labels.as_ref();
+    let label = labels.and_then(|labels| labels.get(CLONE_LABEL));
+    label.is_some_and(|uid| uid == clone.uid())
+}
+
+fn belonging(kind: Kind, namespace: &str, metadata: ObjectMeta) -> Belonging {
+    Belonging {
+        kind,
+        namespace: namespace.to_owned(),
+        name: metadata.name.unwrap_or_default(),
+        uid: metadata.uid.unwrap_or_default(),
+        annotations: metadata.annotations.unwrap_or_default(),
+        is_deleting: metadata.deletion_timestamp.is_some(),
+    }
+}
+
+fn cloned<T: Clone>(shared: &[Arc<T>]) -> Vec<T> {
+    shared.iter().map(|it| (**it).clone()).collect()
 }
 
 /// The namespaces in which something of a clone may be.

@@ -30,6 +30,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::agents::pinned_nodes;
 use self::choose::choose;
 use self::status::{Condition, set_condition};
 
@@ -46,6 +47,16 @@ pub struct Decision {
     pub again: Option<Duration>,
     /// The surroundings have to be observed, and then to be decided again; all else is empty.
     pub needs_surroundings: bool,
+}
+
+impl Decision {
+    /// Whether nothing is to be done, told or looked at more closely.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.status.is_none()
+            && self.steps.is_empty()
+            && self.notes.is_empty()
+            && !self.needs_surroundings
+    }
 }
 
 /// One thing to do. Each may be done twice.

@@ -17,6 +17,7 @@
 
 mod agent_pod;
 pub mod api;
+mod cache;
 pub mod claims;
 pub mod cluster;
 pub mod credentials;

@@ -46,6 +46,10 @@ struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 8)]
     clones_per_namespace_max: usize,
 
+    /// Clones at once with an agent on one node, as far as the node is known before
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    clones_per_node_max: usize,
+
     /// Serve /healthz, /readyz and /metrics here
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:8080")]
     health_listen: SocketAddr,
@@ -112,6 +116,7 @@ async fn run(arguments: Arguments, metrics: Arc<Metrics>) -> Result<(), String> 
         Limits {
             overall: arguments.clones_max,
             per_namespace: arguments.clones_per_namespace_max,
+            per_node: arguments.clones_per_node_max,
         },
     )
     .with_metrics(metrics);

@@ -3,30 +3,36 @@
 //! One reconcile looks at one `VolumeClone` from scratch, so it doesn't matter why it was called, how
 //! often, or what a predecessor had begun. What is kept between two is only what makes them cheaper or
 //! better told: the last refusal, credentials to observe with, when all was last looked at.
+//!
+//! It glances first, at what watches have brought, and asks the API server for nothing. Only where
+//! there seems to be something to do does it look properly: the object and what a decision must not
+//! be mistaken in are read, and it is decided again. A watch may be behind, so after a step the next
+//! look waits until what was done can be seen, and before an object goes all is listed.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use futures::{FutureExt, StreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::controller::{Action, Config, Controller};
+use kube::ResourceExt;
+use kube::runtime::controller::{Action, Config, applier};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher;
-use kube::{Api, Resource, ResourceExt};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::agent_pod::{Seen, State};
-use crate::api::{Phase, VolumeClone};
-use crate::claims::waits_for_clone;
-use crate::cluster::{Cluster, ClusterError};
+use crate::api::{Phase, Strategy, VolumeClone};
+use crate::cache::{Wake, is_queued};
+use crate::cluster::{Cluster, ClusterError, Expected, Look};
 use crate::credentials::ObserverCredentials;
-use crate::decide::{Decision, Step, decide};
+use crate::decide::{Decision, Step, decide, pinned_nodes};
 use crate::metrics::{Metrics, Outcome};
 use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End, FINALIZER, prime_name};
+use crate::objects::Object;
 use crate::observer::Observe;
-use crate::reason::Reason;
 use crate::world::{Rejection, Settings, TargetReport, World};
 
 /// How many clones may run at once.
@@ -36,14 +42,21 @@ pub struct Limits {
     pub overall: usize,
     /// With the target in one namespace.
     pub per_namespace: usize,
+    /// With an agent on one node.
+    pub per_node: usize,
 }
 
 /// Reconciles at once: each waits for the API server most of its time.
-const RECONCILES_MAX: u16 = 16;
+const RECONCILES_MAX: u16 = 32;
+/// Clones that wait to be looked at, before watches wait too.
+const WAKES_MAX: usize = 1024;
 /// How long a clone that runs is only looked at by its pods: what else belongs to it rarely changes.
 const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
-/// How often one that queues looks whether there is room.
-const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(1);
+/// How often one that queues looks whether there is room. It is woken when there is: this is for what
+/// may have been missed.
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(30);
+/// How long what was done may take to be seen: then a watch has been lost, or somebody undid it.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// The pause after a first error; it doubles with each that follows.
 const ERROR_PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause after an error or a refusal.
@@ -62,6 +75,10 @@ pub struct Context<O> {
     clock: Clock,
     metrics: Arc<Metrics>,
     memories: Mutex<HashMap<String, Memory>>,
+    /// Has a clone looked at; known once it runs.
+    wake: OnceLock<Wake>,
+    /// Whether a clone has made room since those that queue were woken.
+    has_room: AtomicBool,
 }
 
 /// What is remembered of a clone, by its uid. All of it may be forgotten.
@@ -69,10 +86,25 @@ pub struct Context<O> {
 struct Memory {
     namespace: String,
     is_admitted: bool,
+    /// The nodes on which its agents have to be.
+    nodes: BTreeSet<String>,
     rejection: Option<Rejection>,
     errors: u32,
     observer: Option<ObserverCredentials>,
     looked_at: Option<Instant>,
+    /// Whether it has ended, and nothing of it was left.
+    is_clean: bool,
+    /// What was done and was not seen yet, and when it was.
+    expected: Vec<Expected>,
+    acted_at: Option<Instant>,
+}
+
+/// What a glance showed.
+enum Glance {
+    /// There is nothing to do.
+    Idle(Action),
+    /// There may be. What the target said is not asked for again.
+    Busy(Option<TargetReport>),
 }
 
 impl<O: Observe> Context<O> {
@@ -87,6 +119,8 @@ impl<O: Observe> Context<O> {
             clock: Timestamp::now,
             metrics: Arc::default(),
             memories: Mutex::default(),
+            wake: OnceLock::new(),
+            has_room: AtomicBool::new(false),
         }
     }
 
@@ -104,23 +138,34 @@ impl<O: Observe> Context<O> {
 
     /// Reconciles everything until `stop` is done and what is under way has ended.
     pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()> + Send + Sync + 'static) {
-        let client = self.cluster.client();
-        let ours = watcher::Config::default().labels(CLONE_LABEL);
-        let clones: Api<VolumeClone> = Api::all(client.clone());
-        let pods: Api<Pod> = Api::all(client.clone());
-        let claims: Api<PersistentVolumeClaim> = Api::all(client);
-        let controller = Controller::new(clones, watcher::Config::default())
-            .with_config(Config::default().concurrency(RECONCILES_MAX))
-            .watches(pods, ours, |pod| clone_of(&pod))
-            .watches(claims, watcher::Config::default(), |claim| {
-                clone_of(&claim).or_else(|| template_of(&claim))
-            })
-            .graceful_shutdown_on(stop);
-        self.metrics.lead(controller.store());
-        let reconciled = controller.run(
-            |clone, context| async move { context.reconcile_counted(&clone).await },
+        let (wake, woken) = mpsc::channel(WAKES_MAX);
+        let stop = stop.boxed().shared();
+        // Dropped, they end.
+        let _watches = self.cluster.watch(&wake);
+        tokio::select! {
+            () = self.cluster.until_known() => (),
+            () = stop.clone() => return,
+        }
+        self.remember_running();
+        let clones = self.cluster.clones();
+        self.metrics.lead(clones.clone());
+        // It runs once: another time nothing would be watched.
+        let _again = self.wake.set(wake);
+        let woken = stream::unfold(woken, async |mut woken| {
+            woken
+                .recv()
+                .await
+                .map(|clone| (Ok::<_, NeverFails>(clone), woken))
+        });
+        let reconciled = applier(
+            |clone, context: Arc<Self>| {
+                async move { context.reconcile_counted(&clone).await }.boxed()
+            },
             |clone, error, context| context.pause_after(&clone, error),
             self,
+            clones,
+            woken.take_until(stop),
+            Config::default().concurrency(RECONCILES_MAX),
         );
         reconciled
             .for_each(|ended| async {
@@ -131,9 +176,33 @@ impl<O: Observe> Context<O> {
             .await;
     }
 
+    /// Lets in what runs already, before anything else is.
+    fn remember_running(&self) {
+        for pod in self.cluster.all_agent_pods() {
+            let Some(pod) = &pod.agent else { continue };
+            let shown = pod.annotations().get(CLONE_ANNOTATION);
+            let (Some(uid), Some((namespace, _))) = (
+                pod.labels().get(CLONE_LABEL),
+                shown.and_then(|it| it.split_once('/')),
+            ) else {
+                continue;
+            };
+            let mut memories = self.memories();
+            let memory = memories.entry(uid.clone()).or_default();
+            memory.is_admitted = true;
+            namespace.clone_into(&mut memory.namespace);
+        }
+    }
+
     async fn reconcile_counted(&self, cached: &VolumeClone) -> Result<Action, ClusterError> {
-        if self.still_queues(cached) {
-            return Ok(Action::requeue(LOOK_FOR_ROOM_EVERY));
+        for uid in self.cluster.take_gone() {
+            self.forget(&uid);
+        }
+        if let Some(pause) = self
+            .still_queues(cached)
+            .or_else(|| self.still_unseen(cached))
+        {
+            return Ok(Action::requeue(pause));
         }
         let began = Instant::now();
         let ended = self.reconcile(cached).await;
@@ -143,9 +212,8 @@ impl<O: Observe> Context<O> {
             Outcome::Failed
         };
         self.metrics.reconciled(outcome, began.elapsed());
-        let running = self.memories();
-        let running = running.values().filter(|memory| memory.is_admitted);
-        self.metrics.running(running.count());
+        self.metrics.running(count_admitted(&self.memories()));
+        self.wake_queue();
         ended
     }
 
@@ -154,32 +222,67 @@ impl<O: Observe> Context<O> {
     /// # Errors
     /// When a call fails; the next look goes on from there.
     pub async fn reconcile(&self, cached: &VolumeClone) -> Result<Action, ClusterError> {
+        let report = match Box::pin(self.glance(cached)).await? {
+            Glance::Idle(action) => return Ok(action),
+            Glance::Busy(report) => report,
+        };
         let namespace = cached.namespace().unwrap_or_default();
         let name = cached.name_any();
         let Some(clone) = self.cluster.clone_now(&namespace, &name).await? else {
             self.forget(cached.uid());
             return Ok(Action::await_change());
         };
-        // Nothing was made for one without a finalizer, so there is nothing to look at.
-        let is_kept = clone.finalizers().iter().any(|name| name == FINALIZER);
-        let world = if clone.spec.target.referring_claims {
-            let referring_claims = self.cluster.referring(&clone).await?;
-            World {
-                referring_claims,
-                ..self.bare(clone)
-            }
-        } else if is_kept {
-            self.observe(clone).await?
-        } else {
-            self.bare(clone)
-        };
-        let clone = world.clone.clone();
+        if clone.uid() != cached.uid() {
+            // Another by the same name; its own event follows.
+            self.forget(cached.uid());
+            return Ok(Action::requeue(SEEN_WITHIN));
+        }
+        let mut world = self.observe(clone, Look::Full, report).await?;
         let mut decision = decide(&world);
         if decision.needs_surroundings {
-            let world = Box::pin(self.look_around(world)).await?;
+            world = Box::pin(self.look_around(world, Look::Full)).await?;
+            decision = decide(&world);
+            self.keep_place(&world, &decision);
+        }
+        let clone = &world.clone;
+        let is_over = clone
+            .status
+            .as_ref()
+            .is_some_and(|it| it.phase.is_finished());
+        let is_clean = is_over && world.pods.is_empty() && decision.steps.is_empty();
+        self.memory(clone, |memory| memory.is_clean = is_clean);
+        self.act(clone, &decision).await
+    }
+
+    /// Looks without asking the API server whether there is anything to do.
+    async fn glance(&self, cached: &VolumeClone) -> Result<Glance, ClusterError> {
+        let is_kept = cached.finalizers().iter().any(|name| name == FINALIZER);
+        let is_template = cached.spec.target.referring_claims;
+        let status = cached.status.as_ref();
+        let is_over = status.is_some_and(|status| status.phase.is_finished());
+        let is_known = is_template
+            || self.memory(cached, |memory| {
+                if is_over {
+                    memory.is_clean
+                } else {
+                    memory.is_recent()
+                }
+            });
+        if cached.metadata.deletion_timestamp.is_some() || !(is_kept || is_template) || !is_known {
+            return Ok(Glance::Busy(None));
+        }
+        let mut world = self.observe(cached.clone(), Look::Glance, None).await?;
+        let mut decision = decide(&world);
+        if decision.needs_surroundings {
+            world = Box::pin(self.look_around(world, Look::Glance)).await?;
             decision = decide(&world);
         }
-        self.act(&clone, &decision).await
+        Ok(if decision.is_idle() {
+            self.memory(cached, |memory| memory.errors = 0);
+            Glance::Idle(after(&decision))
+        } else {
+            Glance::Busy(world.report)
+        })
     }
 
     /// A world of which nothing but the object is known.
@@ -202,8 +305,28 @@ impl<O: Observe> Context<O> {
     }
 
     /// The world without its surroundings. Of a clone that runs only the pods are looked at.
-    async fn observe(&self, clone: VolumeClone) -> Result<World, ClusterError> {
-        let pods = self.cluster.agent_pods(&clone).await?;
+    async fn observe(
+        &self,
+        clone: VolumeClone,
+        look: Look,
+        report: Option<TargetReport>,
+    ) -> Result<World, ClusterError> {
+        if clone.spec.target.referring_claims {
+            return Ok(World {
+                referring_claims: self.cluster.referring(&clone),
+                ..self.bare(clone)
+            });
+        }
+        // Nothing was made for one without a finalizer, so there is nothing to look at.
+        if !clone.finalizers().iter().any(|name| name == FINALIZER) {
+            return Ok(self.bare(clone));
+        }
+        let pods = if clone.metadata.deletion_timestamp.is_some() {
+            // What is not seen now is never looked for again.
+            self.cluster.agent_pods_now(&clone).await?
+        } else {
+            self.cluster.agent_pods(&clone)
+        };
         let mut world = World {
             pods,
             ..self.bare(clone)
@@ -211,75 +334,115 @@ impl<O: Observe> Context<O> {
         // One that has pods was let in, perhaps by a predecessor.
         let phase = world.clone.status.as_ref().map(|status| status.phase);
         let is_over = phase.is_some_and(|phase| phase.is_finished() || phase == Phase::Suspended);
-        let is_admitted = !world.pods.is_empty() && !is_over;
+        // Of one that has ended some may still be at work.
+        let is_at_work = world.pods.iter().any(is_at_work);
+        let is_admitted = if is_over {
+            is_at_work
+        } else {
+            !world.pods.is_empty()
+        };
         let namespace = world.clone.target_namespace();
         let is_recent = self.memory(&world.clone, |memory| {
             if is_admitted {
                 namespace.clone_into(&mut memory.namespace);
             }
-            memory.is_admitted = !is_over && (is_admitted || memory.is_admitted);
-            let looked_at = memory.looked_at;
-            looked_at.is_some_and(|at| at.elapsed() < FULL_LOOK_EVERY)
+            let stays = is_admitted || (memory.is_admitted && !is_over);
+            self.set_admitted(memory, stays);
+            memory.is_recent()
         });
         if !is_running(&world) || !is_recent {
-            self.look_at_belongings(&mut world).await?;
+            self.look_at_belongings(&mut world, look).await?;
         }
-        world.report = self.report(&world).await?;
+        world.report = match report {
+            Some(report) => Some(report),
+            None => self.report(&world).await?,
+        };
         Ok(world)
     }
 
-    async fn look_at_belongings(&self, world: &mut World) -> Result<(), ClusterError> {
-        world.belongings = self.cluster.belongings(&world.clone).await?;
-        let (namespace, name) = (world.clone.target_namespace(), world.clone.target_claim());
-        world.target_claim = self.cluster.claim(namespace, name).await?;
-        let prime = world
-            .clone
+    async fn look_at_belongings(&self, world: &mut World, look: Look) -> Result<(), ClusterError> {
+        let clone = &world.clone;
+        world.belongings = if clone.metadata.deletion_timestamp.is_some() {
+            self.cluster.belongings_now(clone).await?
+        } else {
+            self.cluster.belongings(clone)
+        };
+        world.target_claim = self
+            .cluster
+            .claim(clone.target_namespace(), clone.target_claim());
+        let prime = clone
             .status
             .as_ref()
             .and_then(|status| status.prime.as_ref());
-        if let Some(prime) = prime {
-            let name = prime_name(&world.clone);
-            let claim = self.cluster.claim(&prime.namespace, &name).await?;
-            let bound = claim
-                .as_ref()
-                .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
-            if let Some(volume) = prime.volume.clone().or(bound) {
-                world.prime_volume = self.cluster.volume(&volume).await?;
-            }
-            world.prime_claim = claim;
+        world.prime_claim =
+            prime.and_then(|prime| self.cluster.claim(&prime.namespace, &prime_name(clone)));
+        if look == Look::Glance {
+            return Ok(());
         }
-        self.memory(&world.clone, |memory| {
-            memory.looked_at = Some(Instant::now())
-        });
+        let status = clone.status.as_ref();
+        let is_by_agents =
+            status.is_some_and(|status| status.strategy == Some(Strategy::HostAssisted));
+        if is_by_agents && clone.metadata.deletion_timestamp.is_none() {
+            let secrets = self.cluster.secret_belongings(clone).await?;
+            world.belongings.extend(secrets);
+        }
+        let bound = world
+            .prime_claim
+            .as_ref()
+            .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
+        let volume = prime.and_then(|prime| prime.volume.clone()).or(bound);
+        if let Some(volume) = volume {
+            world.prime_volume = self.cluster.volume(&volume).await?;
+        }
+        self.memory(clone, |memory| memory.looked_at = Some(Instant::now()));
         Ok(())
     }
 
-    async fn look_around(&self, mut world: World) -> Result<World, ClusterError> {
-        self.look_at_belongings(&mut world).await?;
-        world.surroundings = Some(self.cluster.surroundings(&world.clone).await?);
-        world.admission = self.admit(&world);
+    async fn look_around(&self, mut world: World, look: Look) -> Result<World, ClusterError> {
+        // Of others they were looked at before.
+        if is_running(&world) {
+            self.look_at_belongings(&mut world, look).await?;
+        }
+        world.surroundings = Some(self.cluster.surroundings(&world.clone, look).await?);
+        world.admission = self.admit(&world, look);
         Ok(world)
     }
 
-    /// Whether the clone was told to queue, and nothing has changed for it. It is asked often, so it
-    /// takes no call.
-    fn still_queues(&self, cached: &VolumeClone) -> bool {
-        let Some(status) = &cached.status else {
-            return false;
-        };
-        let waited = status
-            .started_at
-            .as_ref()
-            .map(|at| (self.clock)().duration_since(at.0));
-        let limit = cached.spec.deadline_seconds;
-        let is_late =
-            matches!((waited, limit), (Some(waited), Some(limit)) if waited.as_secs() >= limit);
-        let mut conditions = status.conditions.iter();
-        conditions.any(|condition| condition.reason == Reason::Queued.label())
+    /// How long a clone that was told to queue still waits, if nothing has changed for it.
+    fn still_queues(&self, cached: &VolumeClone) -> Option<Duration> {
+        let status = cached.status.as_ref()?;
+        let waits = is_queued(cached)
             && status.observed_generation == cached.metadata.generation
             && cached.metadata.deletion_timestamp.is_none()
-            && !is_late
-            && self.room(&self.memories(), cached).is_err()
+            && self.room(&self.memories(), cached).is_err();
+        let started_at = status.started_at.as_ref();
+        let left = match (started_at, cached.spec.deadline_seconds) {
+            (Some(started_at), Some(limit)) => {
+                let waited = (self.clock)().duration_since(started_at.0).as_secs();
+                u64::try_from(limit.saturating_sub(waited)).unwrap_or(0)
+            }
+            _ => u64::MAX,
+        };
+        let pause = LOOK_FOR_ROOM_EVERY.min(Duration::from_secs(left));
+        (waits && !pause.is_zero()).then_some(pause)
+    }
+
+    /// How long to wait for what was done last to be seen: else it would be done again.
+    fn still_unseen(&self, cached: &VolumeClone) -> Option<Duration> {
+        let is_going = cached.metadata.deletion_timestamp.is_some();
+        self.memory(cached, |memory| {
+            let left = memory
+                .acted_at
+                .and_then(|at| SEEN_WITHIN.checked_sub(at.elapsed()))
+                .filter(|left| !left.is_zero() && !is_going);
+            if left.is_none() {
+                memory.expected.clear();
+            }
+            memory
+                .expected
+                .retain(|it| !self.cluster.has_come_about(it));
+            left.filter(|_| !memory.expected.is_empty())
+        })
     }
 
     /// Whether there is room for the clone beside those that run.
@@ -287,6 +450,7 @@ impl<O: Observe> Context<O> {
         let Limits {
             overall,
             per_namespace,
+            per_node: _,
         } = self.limits;
         let is_other = |uid: &str, memory: &Memory| memory.is_admitted && uid != clone.uid();
         let others = memories
@@ -308,18 +472,104 @@ impl<O: Observe> Context<O> {
         })
     }
 
+    /// Whether there is room on the nodes where the clone's agents would have to be.
+    fn room_on(
+        &self,
+        nodes: &BTreeSet<String>,
+        memories: &HashMap<String, Memory>,
+        clone: &VolumeClone,
+    ) -> Result<(), String> {
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        // By node, the clones that have an agent there, or will have.
+        let mut others: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let pods = self.cluster.all_agent_pods();
+        for user in pods.iter().filter_map(|pod| pod.user.as_ref()) {
+            if let (Some(node), Some(uid)) = (&user.node, &user.clone) {
+                others.entry(node).or_default().insert(uid);
+            }
+        }
+        for (uid, memory) in memories.iter().filter(|(_, memory)| memory.is_admitted) {
+            for node in &memory.nodes {
+                others.entry(node).or_default().insert(uid);
+            }
+        }
+        let most = self.limits.per_node;
+        let is_full = |node: &&String| {
+            let there = others.get(node.as_str()).into_iter().flatten();
+            there.filter(|uid| **uid != clone.uid()).count() >= most
+        };
+        nodes.iter().find(is_full).map_or(Ok(()), |node| {
+            Err(format!(
+                "{most} clones run on node {node}, as many as may at once"
+            ))
+        })
+    }
+
     /// Whether the clone may run beside those that do. One that has a pod was let in before, perhaps
-    /// by a predecessor.
-    fn admit(&self, world: &World) -> Result<(), String> {
+    /// by a predecessor. With a full look it takes its place.
+    fn admit(&self, world: &World, look: Look) -> Result<(), String> {
         let clone = &world.clone;
         let mut memories = self.memories();
-        if world.pods.is_empty() {
+        let nodes = pinned_nodes(world);
+        let is_in = memories
+            .get(clone.uid())
+            .is_some_and(|memory| memory.is_admitted);
+        if world.pods.is_empty() && !is_in {
             self.room(&memories, clone)?;
+            self.room_on(&nodes, &memories, clone)?;
         }
-        let memory = memories.entry(clone.uid().to_owned()).or_default();
-        memory.is_admitted = true;
-        memory.namespace = clone.target_namespace().to_owned();
+        if look == Look::Full {
+            let memory = memories.entry(clone.uid().to_owned()).or_default();
+            memory.is_admitted = true;
+            memory.nodes = nodes;
+            clone.target_namespace().clone_into(&mut memory.namespace);
+        }
         Ok(())
+    }
+
+    /// Gives the place back that a clone doesn't take: it waits for something else, or needs no agents.
+    fn keep_place(&self, world: &World, decision: &Decision) {
+        let starts = |step: &Step| matches!(step, Step::Apply(Object::Pod(_)));
+        let status = world.clone.status.as_ref();
+        let has_begun = status
+            .is_some_and(|status| status.progress.is_some() || status.attempts.target.failures > 0);
+        let keeps = decision.steps.iter().any(starts) || !world.pods.is_empty() || has_begun;
+        if !keeps {
+            self.memory(&world.clone, |memory| self.set_admitted(memory, false));
+        }
+    }
+
+    fn set_admitted(&self, memory: &mut Memory, is_admitted: bool) {
+        if memory.is_admitted && !is_admitted {
+            self.has_room.store(true, Ordering::Relaxed);
+            memory.nodes.clear();
+        }
+        memory.is_admitted = is_admitted;
+    }
+
+    /// Has those looked at for which there is room now, those that wait longest first.
+    fn wake_queue(&self) {
+        if !self.has_room.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let Some(wake) = self.wake.get() else { return };
+        let mut queue = self.cluster.clones().state_filter(is_queued);
+        queue.sort_by_key(|clone| (clone.creation_timestamp(), clone.uid().to_owned()));
+        let places = {
+            let memories = self.memories();
+            queue.retain(|clone| self.room(&memories, clone).is_ok());
+            let running = memories
+                .values()
+                .filter(|memory| memory.is_admitted)
+                .count();
+            self.limits.overall.saturating_sub(running)
+        };
+        for clone in queue.iter().take(places) {
+            // With many waiting to be looked at it looks by itself.
+            let _full = wake.try_send(ObjectRef::from_obj(&**clone));
+        }
     }
 
     /// What the target says of its progress, if it can be asked.
@@ -373,6 +623,10 @@ impl<O: Observe> Context<O> {
             if let Err(error) = self.cluster.take(clone, step).await {
                 return self.refused(clone, step, error);
             }
+            self.memory(clone, |memory| {
+                memory.expected.extend(Expected::of(clone, step));
+                memory.acted_at = Some(Instant::now());
+            });
         }
         if decision.steps.contains(&Step::RemoveFinalizer) {
             self.forget(clone.uid());
@@ -385,9 +639,7 @@ impl<O: Observe> Context<O> {
         if was_refused || (decision.status.is_some() && decision.again == Some(Duration::ZERO)) {
             return Ok(Action::requeue(Duration::ZERO));
         }
-        Ok(decision
-            .again
-            .map_or_else(Action::await_change, Action::requeue))
+        Ok(after(decision))
     }
 
     /// What the API server refuses is told in the status, and tried again after a while.
@@ -405,7 +657,7 @@ impl<O: Observe> Context<O> {
             message: message.to_owned(),
         };
         Ok(Action::requeue(self.memory(clone, |memory| {
-            memory.is_admitted = false;
+            self.set_admitted(memory, false);
             let is_new = memory.rejection.as_ref() != Some(&rejection);
             memory.rejection = Some(rejection);
             // It is told at once, and tried again later.
@@ -440,8 +692,36 @@ impl<O: Observe> Context<O> {
     }
 
     fn forget(&self, uid: &str) {
-        self.memories().remove(uid);
+        if let Some(mut memory) = self.memories().remove(uid) {
+            self.set_admitted(&mut memory, false);
+        }
     }
+}
+
+impl Memory {
+    /// Whether all that belongs to the clone was looked at not long ago.
+    fn is_recent(&self) -> bool {
+        self.looked_at
+            .is_some_and(|at| at.elapsed() < FULL_LOOK_EVERY)
+    }
+}
+
+/// The channel of clones to look at has no errors.
+#[derive(Debug, thiserror::Error)]
+enum NeverFails {}
+
+fn count_admitted(memories: &HashMap<String, Memory>) -> usize {
+    memories
+        .values()
+        .filter(|memory| memory.is_admitted)
+        .count()
+}
+
+/// When to look again after a decision.
+fn after(decision: &Decision) -> Action {
+    decision
+        .again
+        .map_or_else(Action::await_change, Action::requeue)
 }
 
 /// The pause after so many errors in a row.
@@ -449,6 +729,11 @@ fn pause(errors: u32) -> Duration {
     let doublings = errors.saturating_sub(1).min(16);
     let pause = ERROR_PAUSE_MIN.saturating_mul(2u32.saturating_pow(doublings));
     pause.min(ERROR_PAUSE_MAX)
+}
+
+/// Whether the pod has not ended.
+fn is_at_work(pod: &Pod) -> bool {
+    !matches!(Seen::of(pod).state, State::Succeeded | State::Failed { .. })
 }
 
 /// Whether both agents are at work and nothing else is asked for.
@@ -464,17 +749,4 @@ fn is_running(world: &World) -> bool {
             .all(|end| world.pod(end).is_some_and(is_staying))
         && !world.clone.spec.suspend
         && world.clone.metadata.deletion_timestamp.is_none()
-}
-
-/// The clone that an object was made for, wherever it is.
-fn clone_of(object: &impl Resource) -> Option<ObjectRef<VolumeClone>> {
-    let shown = object.annotations().get(CLONE_ANNOTATION)?;
-    let (namespace, name) = shown.split_once('/')?;
-    Some(ObjectRef::new(name).within(namespace))
-}
-
-/// The object that a claim waits to be filled after.
-fn template_of(claim: &PersistentVolumeClaim) -> Option<ObjectRef<VolumeClone>> {
-    let name = waits_for_clone(claim)?;
-    Some(ObjectRef::new(name).within(&claim.namespace()?))
 }

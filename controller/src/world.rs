@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::VolumeClone;
 use crate::claims::VolumeMode;
-use crate::names::{END_LABEL, End};
+use crate::names::{CLONE_LABEL, END_LABEL, End, name};
 
 /// One moment of what concerns one `VolumeClone`.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct World {
     pub now: Timestamp,
     /// How the controller was set up.
     pub settings: Settings,
-    /// The object itself, read just now.
+    /// The object itself.
     pub clone: VolumeClone,
     /// The agents' pods of this clone, in both namespaces.
     pub pods: Vec<Pod>,
@@ -64,9 +64,9 @@ pub struct Surroundings {
     /// The volume behind it.
     pub source_volume: Option<PersistentVolume>,
     /// Pods that use the source claim and are not ours.
-    pub source_users: Vec<Pod>,
+    pub source_users: Vec<ClaimUser>,
     /// Pods that use the target claim and are not ours.
-    pub target_users: Vec<Pod>,
+    pub target_users: Vec<ClaimUser>,
     /// The source's snapshot.
     pub source_snapshot: Option<Snapshot>,
     /// The snapshot that was taken for this clone.
@@ -83,6 +83,51 @@ pub struct Surroundings {
     pub grants: Vec<Grant>,
     /// Whether an administrator lets agents have privileges for files, by namespace.
     pub privileged: BTreeMap<String, bool>,
+}
+
+/// A pod that uses claims, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimUser {
+    /// The pod's name.
+    pub pod: String,
+    /// Its node, once it has one.
+    pub node: Option<String>,
+    /// The claims that it mounts.
+    pub claims: Vec<String>,
+    /// The clone whose agent it is, by uid.
+    pub clone: Option<String>,
+    /// Which end of that.
+    pub end: Option<String>,
+}
+
+impl ClaimUser {
+    /// What `pod` uses, if it mounts any claim and has not ended.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Option<Self> {
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        let volumes = pod.spec.iter().flat_map(|spec| &spec.volumes).flatten();
+        let mounted = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref());
+        let claims: Vec<_> = mounted.map(|claim| claim.claim_name.clone()).collect();
+        if claims.is_empty() || matches!(phase, Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        Some(Self {
+            pod: pod.name_any(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            claims,
+            clone: pod.labels().get(CLONE_LABEL).cloned(),
+            end: pod.labels().get(END_LABEL).cloned(),
+        })
+    }
+
+    /// Whether it is a clone's agent that reads.
+    #[must_use]
+    pub fn is_source_agent(&self) -> bool {
+        self.clone.is_some() && self.end.as_deref() == Some(End::Source.label())
+    }
 }
 
 /// A snapshot of a volume, as far as it matters here.
@@ -229,15 +274,17 @@ pub struct TargetReport {
 }
 
 impl World {
-    /// The pod of the agent at `end`.
+    /// The pod of the agent at `end`: one by its name, where it should be. Whoever may make pods in
+    /// the source's namespace can label them, but not be taken for the target.
     #[must_use]
     pub fn pod(&self, end: End) -> Option<&Pod> {
-        let is_of = |pod: &&Pod| {
-            pod.labels()
-                .get(END_LABEL)
-                .is_some_and(|at| at == end.label())
+        let expected = name(&self.clone, end);
+        let namespace = end.namespace(&self.clone);
+        let is_it = |pod: &&Pod| {
+            pod.metadata.name.as_deref() == Some(&*expected)
+                && pod.metadata.namespace.as_deref() == Some(namespace)
         };
-        self.pods.iter().find(is_of)
+        self.pods.iter().find(is_it)
     }
 
     /// What of `kind` belongs to the clone.

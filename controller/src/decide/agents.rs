@@ -5,6 +5,7 @@
 //! Only the target's pod holds what is durable: its journal outlives its container, the checkpoint in
 //! the status outlives the pod.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::credentials;
 use crate::names::{End, SELECTED_NODE_ANNOTATION, TARGET_ANNOTATION, name};
 use crate::objects::{self, EndPlan, Object, PodPlan, View};
 use crate::reason::Reason;
-use crate::world::{Kind, Surroundings};
+use crate::world::{ClaimUser, Kind, Surroundings, World};
 
 /// What goes on until both agents run. Always the same words: each change is a write.
 const STARTING: &str = "the agents' pods start";
@@ -418,17 +419,10 @@ impl Planner<'_> {
 
     /// The node where the source is attached, if it can't be attached to another.
     fn source_node(&self, around: &Surroundings, claim: &PersistentVolumeClaim) -> Option<String> {
-        let nodes = around.source_users.iter().filter_map(|pod| {
-            let spec = pod.spec.as_ref()?;
-            spec.node_name.clone()
-        });
-        let is_it = around
-            .source_claim
-            .as_ref()
-            .is_some_and(|source| source.name_any() == claim.name_any());
-        (is_it && claims::is_for_one_node(claim))
-            .then_some(nodes)
-            .and_then(|mut nodes| nodes.next())
+        let source = around.source_claim.as_ref();
+        source
+            .filter(|source| source.name_any() == claim.name_any())
+            .and_then(|source| attached_to(source, around))
     }
 
     /// The clone is proven: the receipt is kept, the pods may go.
@@ -468,6 +462,23 @@ fn mode(claim: &PersistentVolumeClaim) -> VolumeMode {
         .map_or(VolumeMode::Filesystem, VolumeMode::of)
 }
 
+/// The nodes where the agents of a clone have to be, as far as that is known before they have pods.
+pub(crate) fn pinned_nodes(world: &World) -> BTreeSet<String> {
+    let around = world.surroundings.as_ref();
+    let source = around.and_then(|around| attached_to(around.source_claim.as_ref()?, around));
+    let target = world.target_claim.as_ref().and_then(selected_node);
+    source.into_iter().chain(target).collect()
+}
+
+/// The node where the source claim is attached, if pods of one node only can use it.
+fn attached_to(source: &PersistentVolumeClaim, around: &Surroundings) -> Option<String> {
+    let mut users = around.source_users.iter();
+    let is_for_one = claims::is_for_one_node(source);
+    users
+        .find_map(|user| user.node.clone())
+        .filter(|_| is_for_one)
+}
+
 /// Where the scheduler already wants a claim that has no volume yet.
 pub(super) fn selected_node(claim: &PersistentVolumeClaim) -> Option<String> {
     let node = claim.annotations().get(SELECTED_NODE_ANNOTATION);
@@ -485,14 +496,11 @@ fn dials(pod: &Pod, address: IpAddr) -> bool {
     dialed.is_some_and(|dialed| *dialed == address.to_string())
 }
 
-fn names_of(pods: &[Pod]) -> String {
+fn names_of(users: &[ClaimUser]) -> String {
     const SHOWN_MAX: usize = 5;
-    let names: Vec<_> = pods
-        .iter()
-        .take(SHOWN_MAX)
-        .map(|pod| pod.name_any())
-        .collect();
-    let more = pods.len().saturating_sub(SHOWN_MAX);
+    let shown = users.iter().take(SHOWN_MAX);
+    let names: Vec<_> = shown.map(|user| user.pod.as_str()).collect();
+    let more = users.len().saturating_sub(SHOWN_MAX);
     let more = if more > 0 {
         format!(" and {more} more")
     } else {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::names::{self, End};
 use crate::objects::{self, EndPlan, PodPlan, View};
-use crate::world::{Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
+use crate::world::{ClaimUser, Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
 
 const UID: &str = "7a1f0c2e-0000-4000-8000-000000000001";
 
@@ -87,6 +87,17 @@ fn world(spec: &Value) -> World {
         admission: Ok(()),
         clone,
     }
+}
+
+/// A user's pod that mounts a claim.
+fn database() -> ClaimUser {
+    ClaimUser::of(&of(json!({
+        "metadata": {"name": "database"},
+        "spec": {"nodeName": "node-7", "containers": [],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "from"}}]},
+        "status": {"phase": "Running"},
+    })))
+    .unwrap()
 }
 
 fn around(world: &mut World) -> &mut Surroundings {
@@ -370,12 +381,7 @@ fn a_target_that_is_too_small_or_not_ours_is_left_alone() {
     lost.target_claim = Some(claim("home", "to", &json!({"status": {"phase": "Lost"}})));
     check_stop(lost, Phase::Failed, Reason::TargetLost, "home/to");
     let mut used = world(&json!({}));
-    let user = pod(
-        &used,
-        End::Target,
-        &json!({"metadata": {"name": "database"}}),
-    );
-    around(&mut used).target_users = vec![user];
+    around(&mut used).target_users = vec![database()];
     check_stop(used, Phase::Pending, Reason::TargetInUse, "database");
 }
 
@@ -383,11 +389,9 @@ fn a_target_that_is_too_small_or_not_ours_is_left_alone() {
 fn a_source_in_use_is_treated_as_asked() {
     let in_use = |policy: &str, access: &str| {
         let mut world = world(&json!({"inUsePolicy": policy}));
-        let user = json!({"metadata": {"name": "database"}, "spec": {"nodeName": "node-7"}});
-        let user = pod(&world, End::Source, &user);
         let modes = json!({"spec": {"accessModes": [access]}});
         let around = around(&mut world);
-        around.source_users = vec![user];
+        around.source_users = vec![database()];
         around.source_claim = Some(claim("home", "from", &modes));
         world
     };
@@ -745,9 +749,7 @@ fn a_snapshot_is_taken_and_restored() {
 #[test]
 fn a_source_in_use_is_cloned_by_a_snapshot_where_that_is_wanted() {
     let mut world = world(&json!({"inUsePolicy": "Snapshot"}));
-    let user = json!({"metadata": {"name": "database"}, "spec": {"nodeName": "node-7"}});
-    let user = pod(&world, End::Source, &user);
-    around(&mut world).source_users = vec![user];
+    around(&mut world).source_users = vec![database()];
     check_stop(
         world.clone(),
         Phase::Failed,

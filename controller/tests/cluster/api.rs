@@ -14,6 +14,7 @@ use futures::{StreamExt, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame};
+use hyper::http::request;
 use hyper::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
@@ -71,10 +72,16 @@ struct State {
     calls: Vec<Call>,
     watches: Vec<Call>,
     faults: HashMap<usize, Fault>,
+    /// The same for watches, which are counted for themselves.
+    watch_faults: HashMap<usize, Fault>,
     /// Refuses to make a kind, in these words.
     refusals: HashMap<String, String>,
     /// Whether the cluster has ever heard of snapshots.
     knows_snapshots: bool,
+    /// Whether it has never heard of grants.
+    knows_no_grants: bool,
+    /// How long each answer takes.
+    latency: Duration,
     now: i64,
 }
 
@@ -113,6 +120,16 @@ impl FakeApi {
         self.state().faults.insert(number, fault);
     }
 
+    /// The watch with this number will fail so.
+    pub(crate) fn fail_watch(&self, number: usize, fault: Fault) {
+        self.state().watch_faults.insert(number, fault);
+    }
+
+    /// Each answer takes so long.
+    pub(crate) fn take_time(&self, latency: Duration) {
+        self.state().latency = latency;
+    }
+
     /// Nothing of this kind is made while `words` are set.
     pub(crate) fn refuse(&self, plural: &str, words: Option<&str>) {
         let mut state = self.state();
@@ -125,6 +142,11 @@ impl FakeApi {
     /// Installs the kinds of snapshots.
     pub(crate) fn know_snapshots(&self) {
         self.state().knows_snapshots = true;
+    }
+
+    /// Removes the kind of grants.
+    pub(crate) fn forget_grants(&self) {
+        self.state().knows_no_grants = true;
     }
 
     /// Forgets what happened, as an API server does: watches have to begin anew.
@@ -213,8 +235,16 @@ impl FakeApi {
         let body = body.collect().await.unwrap().to_bytes();
         let path = head.uri.path().to_owned();
         let query = query(head.uri.query().unwrap_or_default());
-        let parsed = parse(&path)
-            .filter(|(group, ..)| !group.starts_with("snapshot.") || self.state().knows_snapshots);
+        let latency = self.state().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let is_known = |group: &str| {
+            let state = self.state();
+            (state.knows_snapshots || !group.starts_with("snapshot."))
+                && !(state.knows_no_grants && group.starts_with("gateway."))
+        };
+        let parsed = parse(&path).filter(|(group, ..)| is_known(group));
         let Some((group, place, subresource)) = parsed else {
             // What an API server says of kinds that it doesn't know is no object.
             let mut response = respond(404, &Value::Null);
@@ -233,8 +263,24 @@ impl FakeApi {
                 group,
                 what,
             };
-            self.state().watches.push(call);
-            return self.watch(place, &query);
+            let fault = {
+                let mut state = self.state();
+                let number = state.watches.len();
+                state.watches.push(call);
+                state.watch_faults.get(&number).copied()
+            };
+            return match fault {
+                Some(Fault::Refused(code)) => refusal(code, reason(code), "a planned fault"),
+                Some(Fault::AnswerLost) => refusal(504, "Timeout", "a planned fault"),
+                // Until the client has had enough of it.
+                Some(Fault::Hangs) => {
+                    let silent = StreamBody::new(Box::pin(SyncStream(Mutex::new(
+                        stream::pending().boxed(),
+                    ))));
+                    Response::new(BodyExt::boxed(silent))
+                }
+                None => self.watch(place, &query, is_metadata_only(&head)),
+            };
         }
         let verb = match head.method {
             Method::GET if is_list => "list",
@@ -259,12 +305,7 @@ impl FakeApi {
         };
         match fault {
             Some(Fault::Refused(code)) => {
-                let reason = match code {
-                    409 => "Conflict",
-                    429 => "TooManyRequests",
-                    _ => "InternalError",
-                };
-                return refusal(code, reason, "a planned fault");
+                return refusal(code, reason(code), "a planned fault");
             }
             Some(Fault::Hangs) => {
                 tokio::time::sleep(READ_TIMEOUT).await;
@@ -272,11 +313,7 @@ impl FakeApi {
             }
             _ => {}
         }
-        let metadata_only = head.headers.get("accept").is_some_and(|accept| {
-            accept
-                .to_str()
-                .is_ok_and(|accept| accept.contains("as=PartialObjectMetadata"))
-        });
+        let metadata_only = is_metadata_only(&head);
         let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let answer = self
             .state()
@@ -292,44 +329,68 @@ impl FakeApi {
     }
 
     /// A watch: what happened since, then what happens; a bookmark now and then; cut after some events.
-    fn watch(&self, place: Place, query: &HashMap<String, String>) -> Answer {
+    fn watch(&self, place: Place, query: &HashMap<String, String>, metadata_only: bool) -> Answer {
         const EVENTS_MAX: usize = 7;
         let since = query
             .get("resourceVersion")
             .and_then(|it| it.parse().ok())
             .unwrap_or(0);
-        let selector = query.get("labelSelector").cloned().unwrap_or_default();
+        let selector = |key: &str| query.get(key).cloned().unwrap_or_default();
+        let watched = Watched {
+            place,
+            labels: selector("labelSelector"),
+            fields: selector("fieldSelector"),
+            metadata_only,
+            since,
+            looked_until: since,
+        };
         let api = self.clone();
         let changed = self.changed.subscribe();
-        let lines = stream::unfold((since, 0, changed), move |(since, sent, mut changed)| {
-            let (api, place, selector) = (api.clone(), place.clone(), selector.clone());
-            async move {
-                if sent >= EVENTS_MAX {
-                    return None;
-                }
-                loop {
-                    changed.borrow_and_update();
-                    let next = api.state().next_event(&place, &selector, since);
-                    match next {
-                        Next::Event(version, line) => {
-                            return Some((line, (version, sent + 1, changed)));
+        let lines = stream::unfold(
+            (watched, 0, changed),
+            move |(mut watched, sent, mut changed)| {
+                let api = api.clone();
+                async move {
+                    if sent >= EVENTS_MAX {
+                        return None;
+                    }
+                    loop {
+                        changed.borrow_and_update();
+                        let next = api.state().next_event(&mut watched);
+                        match next {
+                            Next::Event(line) => return Some((line, (watched, sent + 1, changed))),
+                            Next::Gone(line) => {
+                                return Some((line, (watched, EVENTS_MAX, changed)));
+                            }
+                            Next::Nothing => {}
                         }
-                        Next::Gone(line) => return Some((line, (since, EVENTS_MAX, changed))),
-                        Next::Nothing => {}
-                    }
-                    let waited = tokio::time::timeout(Duration::from_secs(60), changed.changed());
-                    if waited.await.is_err() {
-                        let (version, line) = api.state().bookmark(&place);
-                        return Some((line, (version, sent + 1, changed)));
+                        let waited =
+                            tokio::time::timeout(Duration::from_secs(60), changed.changed());
+                        if waited.await.is_err() {
+                            let line = api.state().bookmark(&mut watched);
+                            return Some((line, (watched, sent + 1, changed)));
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         let frames = lines.map(|line| Ok(Frame::data(Bytes::from(line))));
         Response::new(BodyExt::boxed(StreamBody::new(Box::pin(SyncStream(
             Mutex::new(frames.boxed()),
         )))))
     }
+}
+
+/// What a watch is for, and how far it is.
+struct Watched {
+    place: Place,
+    labels: String,
+    fields: String,
+    metadata_only: bool,
+    /// The version that was told last.
+    since: u64,
+    /// The version until which there is nothing to tell.
+    looked_until: u64,
 }
 
 /// A stream that can be shared, since a body has to be.
@@ -347,7 +408,7 @@ impl<S: futures::Stream + Unpin> futures::Stream for SyncStream<S> {
 }
 
 enum Next {
-    Event(u64, String),
+    Event(String),
     Gone(String),
     Nothing,
 }
@@ -375,12 +436,6 @@ impl State {
                         && has_labels(object, labels)
                         && has_fields(object, fields)
                 });
-                let only_metadata = |object: &Value| {
-                    json!({
-                        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
-                        "metadata": object["metadata"],
-                    })
-                };
                 let items = items.map(|(_, object)| {
                     if metadata_only {
                         only_metadata(object)
@@ -551,32 +606,39 @@ impl State {
         Ok(object)
     }
 
-    fn next_event(&self, place: &Place, selector: &str, since: u64) -> Next {
-        if since < self.oldest {
+    fn next_event(&self, watched: &mut Watched) -> Next {
+        if watched.since < self.oldest {
             let line = json!({"type": "ERROR", "object": {
                 "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired",
                 "code": 410, "message": "too old resource version"}});
             return Next::Gone(format!("{line}\n"));
         }
+        let place = &watched.place;
         let seen = self
             .events
-            .partition_point(|(version, ..)| *version <= since);
+            .partition_point(|(version, ..)| *version <= watched.looked_until);
         let next = self.events[seen..].iter().find(|(_, plural, _, object)| {
             *plural == place.plural
                 && (place.namespace.is_empty()
                     || object["metadata"]["namespace"] == place.namespace)
-                && has_labels(object, selector)
+                && has_labels(object, &watched.labels)
+                && has_fields(object, &watched.fields)
         });
-        next.map_or(Next::Nothing, |(version, _, event, object)| {
-            Next::Event(
-                *version,
-                format!("{}\n", json!({"type": event, "object": object})),
-            )
-        })
+        let Some((version, _, event, object)) = next else {
+            watched.looked_until = self.version;
+            return Next::Nothing;
+        };
+        (watched.since, watched.looked_until) = (*version, *version);
+        let object = if watched.metadata_only {
+            only_metadata(object)
+        } else {
+            object.clone()
+        };
+        Next::Event(format!("{}\n", json!({"type": event, "object": object})))
     }
 
-    fn bookmark(&self, place: &Place) -> (u64, String) {
-        let (api_version, kind) = match &*place.plural {
+    fn bookmark(&self, watched: &mut Watched) -> String {
+        let (api_version, kind) = match &*watched.place.plural {
             "volumeclones" => ("volferry.io/v1alpha1", "VolumeClone"),
             "pods" => ("v1", "Pod"),
             _ => ("v1", "PersistentVolumeClaim"),
@@ -584,7 +646,30 @@ impl State {
         let line = json!({"type": "BOOKMARK", "object": {
             "apiVersion": api_version, "kind": kind,
             "metadata": {"resourceVersion": self.version.to_string()}}});
-        (self.version, format!("{line}\n"))
+        (watched.since, watched.looked_until) = (self.version, self.version);
+        format!("{line}\n")
+    }
+}
+
+fn only_metadata(object: &Value) -> Value {
+    json!({
+        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+        "metadata": object["metadata"],
+    })
+}
+
+fn is_metadata_only(head: &request::Parts) -> bool {
+    let accept = head.headers.get("accept");
+    let accept = accept.and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("as=PartialObjectMetadata"))
+}
+
+fn reason(code: u16) -> &'static str {
+    match code {
+        409 => "Conflict",
+        410 => "Expired",
+        429 => "TooManyRequests",
+        _ => "InternalError",
     }
 }
 

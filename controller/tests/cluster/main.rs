@@ -253,6 +253,7 @@ impl Scene {
 const LIMITS: Limits = Limits {
     overall: 32,
     per_namespace: 8,
+    per_node: 100,
 };
 
 const SHORT: Duration = Duration::from_secs(20);
@@ -606,6 +607,7 @@ async fn the_controller_has_the_rights_that_it_uses_and_few_others() {
     scene.until_phase("clone", "Ready").await;
     scene.until_clean().await;
     calls.extend(scene.api.calls());
+    calls.extend(scene.api.watches());
     scene.end();
     let scene = Scene::new(SHORT);
     scene.claim("home", "from");
@@ -683,6 +685,7 @@ async fn clones_queue_up() {
     let limits = Limits {
         overall: 2,
         per_namespace: 2,
+        per_node: 100,
     };
     scene.controller = Scene::control(&scene.api, &scene.nodes, limits);
     scene.claim("home", "from");
@@ -702,7 +705,8 @@ async fn clones_queue_up() {
         let targets = scene.api.all("pods");
         let targets = targets
             .iter()
-            .filter(|pod| pod["metadata"]["labels"]["volferry.io/end"] == "target");
+            .filter(|pod| pod["metadata"]["labels"]["volferry.io/end"] == "target")
+            .filter(|pod| pod["status"]["phase"] != "Succeeded");
         most = most.max(targets.count());
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(
@@ -722,6 +726,7 @@ async fn clones_that_queue_ask_nothing_of_the_api_server() {
     let limits = Limits {
         overall: 1,
         per_namespace: 1,
+        per_node: 100,
     };
     scene.controller = Scene::control(&scene.api, &scene.nodes, limits);
     scene.claim("home", "from");
