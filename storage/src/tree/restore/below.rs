@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::super::directories::{open_beneath, open_directory};
@@ -59,18 +59,24 @@ pub(super) fn list(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
 
 /// Removes an entry with all that is below it, however deep, without following anything.
 pub(super) fn remove(directory: &OwnedFd, name: &[u8]) -> io::Result<()> {
-    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Linux says the one, POSIX the other.
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(errno.into()),
+    remove_and_tell(directory, name, &mut || {})
+}
+
+/// Removes an entry as [`remove`] does, and tells of each step, of which there may be many.
+pub(super) fn remove_and_tell(
+    directory: &OwnedFd,
+    name: &[u8],
+    on_step: &mut impl FnMut(),
+) -> io::Result<()> {
+    match unlink(directory, name)? {
+        Unlinked::Gone => Ok(()),
+        Unlinked::IsDirectory => remove_directory(directory, name, on_step),
     }
-    remove_directory(directory, name)
 }
 
 /// Removes a directory. One below it is first moved up here, so that no depth needs more than two
 /// open directories.
-fn remove_directory(above: &OwnedFd, name: &[u8]) -> io::Result<()> {
+fn remove_directory(above: &OwnedFd, name: &[u8], on_step: &mut impl FnMut()) -> io::Result<()> {
     let directory = open_directory(above, name)?;
     metadata::open_up(directory.as_fd());
     let mut moved = 0_u64;
@@ -80,10 +86,9 @@ fn remove_directory(above: &OwnedFd, name: &[u8]) -> io::Result<()> {
             break;
         }
         for name in &names {
-            match rustix::fs::unlinkat(&directory, &**name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => continue,
-                Err(Errno::ISDIR | Errno::PERM) => {}
-                Err(errno) => return Err(errno.into()),
+            on_step();
+            if unlink(&directory, name)? == Unlinked::Gone {
+                continue;
             }
             match rustix::fs::unlinkat(&directory, &**name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => continue,
@@ -99,19 +104,51 @@ fn remove_directory(above: &OwnedFd, name: &[u8]) -> io::Result<()> {
                     break;
                 }
                 for name in names {
-                    match rustix::fs::unlinkat(&inner, &*name, AtFlags::empty()) {
-                        Ok(()) | Err(Errno::NOENT) => continue,
-                        Err(Errno::ISDIR | Errno::PERM) => {}
-                        Err(errno) => return Err(errno.into()),
+                    on_step();
+                    if unlink(&inner, &name)? == Unlinked::IsDirectory {
+                        move_up(&inner, &name, &directory, &mut moved)?;
                     }
-                    let up = format!(".volferry-removed-{moved}");
-                    moved += 1;
-                    rustix::fs::renameat(&inner, &*name, &directory, up)?;
                 }
             }
         }
     }
     Ok(rustix::fs::unlinkat(above, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Moves a directory to a name of its own in the one above it. `tried` counts the names.
+fn move_up(inner: &OwnedFd, name: &[u8], above: &OwnedFd, tried: &mut u64) -> io::Result<()> {
+    loop {
+        let up = format!(".volferry-removed-{tried}");
+        *tried += 1;
+        match rustix::fs::renameat(inner, name, above, up) {
+            // A removal that was cut has left something there, perhaps the very `inner`.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            answer => return Ok(answer?),
+        }
+    }
+}
+
+/// What became of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unlinked {
+    Gone,
+    IsDirectory,
+}
+
+/// Removes a name, unless it is a directory's.
+fn unlink(directory: &OwnedFd, name: &[u8]) -> io::Result<Unlinked> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(Unlinked::Gone),
+        Err(Errno::ISDIR) => Ok(Unlinked::IsDirectory),
+        // That is what POSIX says of a directory, and Linux of a file that is immutable.
+        Err(Errno::PERM) if is_directory(directory, name) => Ok(Unlinked::IsDirectory),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn is_directory(directory: &OwnedFd, name: &[u8]) -> bool {
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// Some of the names in a directory, however many there are.
@@ -129,4 +166,35 @@ fn list_some(directory: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_removal_that_was_cut_is_done_again() {
+        let root = tempfile::tempdir().unwrap();
+        // As it is left in the middle: what was moved up isn't empty, and holds others like it.
+        let left = root.path().join("extra/.volferry-removed-0");
+        fs::create_dir_all(left.join("a/b/c")).unwrap();
+        fs::create_dir_all(left.join(".volferry-removed-1/d")).unwrap();
+        fs::create_dir_all(root.path().join("extra/e/f/g")).unwrap();
+        fs::write(root.path().join("extra/.volferry-removed-2"), "a file").unwrap();
+        let directory = OwnedFd::from(File::open(root.path()).unwrap());
+        let mut steps = 0;
+        remove_and_tell(&directory, b"extra", &mut || steps += 1).unwrap();
+        assert!(list(&directory).unwrap().is_empty());
+        assert!(steps >= 9, "{steps} steps");
+    }
+
+    #[test]
+    fn what_is_not_there_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = OwnedFd::from(File::open(root.path()).unwrap());
+        remove(&directory, b"nothing").unwrap();
+    }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
@@ -106,6 +106,36 @@ impl Restore {
         noted.map_err(|error| self.io(Operation::Read, &self.journal_path(), error))
     }
 
+    /// Copies what holds data, within the kernel where that can be. Whether all was: not when the session
+    /// has ended meanwhile.
+    fn copy_data(&self, from: &File, to: &File, size: u64) -> io::Result<bool> {
+        const STEP: u64 = 64 << 20;
+        to.set_len(size)?;
+        let mut at = 0;
+        while at < size {
+            let data_at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+                Ok(data_at) => data_at,
+                Err(Errno::NXIO) => break,
+                Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => at,
+                Err(errno) => return Err(errno.into()),
+            };
+            let end = rustix::fs::seek(from, SeekFrom::Hole(data_at)).unwrap_or(size);
+            let end = end.min(size).min(data_at.saturating_add(STEP));
+            if self.is_stopped.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            rustix::fs::seek(to, SeekFrom::Start(data_at))?;
+            rustix::fs::seek(from, SeekFrom::Start(data_at))?;
+            let copied = io::copy(&mut from.take(end.saturating_sub(data_at)), &mut { to })?;
+            if copied == 0 {
+                break; // it became shorter, and is compared all the same
+            }
+            self.steps.fetch_add(1, Ordering::Relaxed);
+            at = data_at + copied;
+        }
+        Ok(true)
+    }
+
     /// Notes that a file is in its place. `noted_bytes` of it are in the journal already.
     pub(super) fn note_finished(&self, finished: Finished, noted_bytes: u64) {
         let news = finished.size.saturating_sub(noted_bytes);
@@ -204,7 +234,9 @@ impl RestoreWorker {
             }
             _ => return Ok(Holding::Nothing),
         }
-        let (digest, data_bytes) = self.read_held(&opened.file, size, &path)?;
+        let Some((digest, data_bytes)) = self.read_held(&opened.file, size, &path)? else {
+            return Ok(Holding::Nothing); // nobody will be told
+        };
         Ok(self.all(&path, size, digest, data_bytes, false))
     }
 
@@ -299,7 +331,9 @@ impl RestoreWorker {
         )
         .map_err(failed)?;
         let copy = File::from(copy);
-        copy_data(file, &copy, size, &shared.is_stopped).map_err(failed)?;
+        if !shared.copy_data(file, &copy, size).map_err(failed)? {
+            return Ok(Holding::Nothing); // nobody will be told
+        }
         let state = LargeState::default();
         self.register(number, &staged, copy.into(), Origin::Held, state, None)?;
         Ok(Holding::Other { file: number })
@@ -366,13 +400,14 @@ impl RestoreWorker {
         Ok(is_regular.then_some(Opened { file, stat }))
     }
 
-    /// Reads a file of the target: its plain digest, and bytes in blocks that hold data.
+    /// Reads a file of the target: its plain digest, and bytes in blocks that hold data. `None` when the
+    /// session has ended meanwhile.
     fn read_held(
         &mut self,
         file: &File,
         size: u64,
         path: &[u8],
-    ) -> Result<(Digest, u64), TreeError> {
+    ) -> Result<Option<(Digest, u64)>, TreeError> {
         let mut digest = FileDigest::default();
         let mut data_bytes = 0;
         let mut index = 0;
@@ -382,7 +417,7 @@ impl RestoreWorker {
                 break;
             }
             if self.shared.is_stopped.load(Ordering::Relaxed) {
-                return Err(self.shared.io(Operation::Read, path, ended()));
+                return Ok(None);
             }
             let piece =
                 self.read_held_piece(index, len, |bytes, start| file.read_exact_at(bytes, start));
@@ -394,7 +429,7 @@ impl RestoreWorker {
             index += 1;
         }
         let digest = digest.finish(size).unwrap_or(Digest([0; 32]));
-        Ok((digest, data_bytes))
+        Ok(Some((digest, data_bytes)))
     }
 
     fn read_held_piece<E>(
@@ -557,39 +592,6 @@ fn is_plain(file: &OwnedFd) -> bool {
     rustix::fs::fstat(file).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1
     })
-}
-
-/// The session has ended while a file was read.
-fn ended() -> io::Error {
-    io::Error::other("the session has ended")
-}
-
-/// Copies what holds data, within the kernel where that can be.
-fn copy_data(from: &File, to: &File, size: u64, is_stopped: &AtomicBool) -> io::Result<()> {
-    const STEP: u64 = 64 << 20;
-    to.set_len(size)?;
-    let mut at = 0;
-    while at < size {
-        let data_at = match rustix::fs::seek(from, SeekFrom::Data(at)) {
-            Ok(data_at) => data_at,
-            Err(Errno::NXIO) => break,
-            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => at,
-            Err(errno) => return Err(errno.into()),
-        };
-        let end = rustix::fs::seek(from, SeekFrom::Hole(data_at)).unwrap_or(size);
-        let end = end.min(size).min(data_at.saturating_add(STEP));
-        if is_stopped.load(Ordering::Relaxed) {
-            return Err(ended());
-        }
-        rustix::fs::seek(to, SeekFrom::Start(data_at))?;
-        rustix::fs::seek(from, SeekFrom::Start(data_at))?;
-        let copied = io::copy(&mut from.take(end.saturating_sub(data_at)), &mut { to })?;
-        if copied == 0 {
-            break; // it became shorter, and is compared all the same
-        }
-        at = data_at + copied;
-    }
-    Ok(())
 }
 
 /// Whether a file was modified at that time, as precisely as its filesystem can tell.

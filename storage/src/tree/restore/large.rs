@@ -198,6 +198,8 @@ impl RestoreWorker {
             if state.digest.contains(at) || !state.claimed.insert(at) {
                 return Err(file.piece_twice(at));
             }
+            // It comes, so it is not what was held.
+            state.probed.remove(&at);
         }
         Ok(())
     }

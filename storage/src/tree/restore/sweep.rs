@@ -15,7 +15,8 @@ use rustix::fs::{FileType, OFlags, RawDir};
 use volferry_protocol::tree::path::{Name, TreePath, join, show};
 
 use super::super::{TreeError, is_staging};
-use super::{Restore, RestoreWorker, create, lock, remove};
+use super::below::{create, remove_and_tell};
+use super::{Restore, RestoreWorker, lock};
 use crate::error::Operation;
 
 mod waiting;
@@ -26,7 +27,7 @@ use waiting::Waiting;
 const NAMES: &[u8] = b"names";
 
 /// Names that are held in memory at once, at 8 bytes each.
-const HELD_MAX: u64 = 8 << 20;
+const HELD_MAX: u64 = 4 << 20;
 
 /// Names that a thread notes before they are written.
 const NOTED_MAX: usize = 4096;
@@ -188,7 +189,10 @@ impl RestoreWorker {
             is_listed = true;
             for name in &extras {
                 tracing::debug!(path = %show(&join(at, name)), "the source does not have it: removed");
-                remove(&fd, name)
+                let mut on_step = || {
+                    shared.steps.fetch_add(1, Ordering::Relaxed);
+                };
+                remove_and_tell(&fd, name, &mut on_step)
                     .map_err(|error| shared.io(Operation::Remove, &join(at, name), error))?;
             }
             if extras.len() < EXTRAS_MAX {
