@@ -2,7 +2,7 @@
 //!
 //! The agent's tasks and threads add to atomics; anybody may take a [`Report`] at any time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -100,8 +100,9 @@ pub struct Effort {
 /// The chunks that went from end to end, in all sessions of this agent.
 #[derive(Debug, Default)]
 struct Travelled {
-    /// A bit for each chunk up to the last that travelled: what is sparse or compared has many gaps.
-    chunks: Vec<u64>,
+    /// A bit for each chunk, in pages by number: what is sparse or compared has many gaps, and a volume
+    /// may say to be of any size.
+    pages: BTreeMap<u64, Page>,
     sent_bytes: u64,
     resent_bytes: u64,
 }
@@ -109,14 +110,18 @@ struct Travelled {
 impl Travelled {
     /// Says whether the chunk had travelled before.
     fn note(&mut self, index: ChunkIndex) -> bool {
-        let (at, bit) = ((index.0 / 64) as usize, 1 << (index.0 % 64));
-        if at >= self.chunks.len() {
-            self.chunks.resize(at + 1, 0);
-        }
-        let word = self.chunks.get_mut(at);
+        let page = self.pages.entry(index.0 / PAGE_LEN).or_default();
+        let (at, bit) = (index.0 % PAGE_LEN, 1 << (index.0 % 64));
+        let word = page.get_mut((at / 64) as usize);
         word.is_some_and(|word| std::mem::replace(word, *word | bit) & bit != 0)
     }
 }
+
+/// Some chunks beside each other.
+type Page = [u64; 8];
+
+/// Chunks of a page.
+const PAGE_LEN: u64 = 8 * 64;
 
 /// Progress at a moment when durable bytes grew.
 #[derive(Clone, Copy, Debug)]
@@ -532,10 +537,10 @@ impl Progress {
         }
     }
 
-    /// Durable bytes a second since the oldest sample of the window.
+    /// Durable bytes a second since the window began.
     fn rate(&self) -> f64 {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let (Some(first), Some(last)) = (samples.front(), samples.back()) else {
+        let (Some(first), Some(last)) = (begin_of_window(&samples), samples.back()) else {
             return 0.0;
         };
         let bytes = last.durable_bytes.saturating_sub(first.durable_bytes);
@@ -572,9 +577,15 @@ impl Progress {
     /// Where it went in the window of the rate; nowhere before the ends have met.
     fn recent_waits(&self) -> Waits {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = samples.front().map(|first| first.waits);
+        let first = begin_of_window(&samples).map(|first| first.waits);
         first.map_or_else(Waits::default, |first| self.waits().since(&first))
     }
+}
+
+/// The last sample before the window, else the first in it. Samples come only while something moves.
+fn begin_of_window(samples: &VecDeque<Sample>) -> Option<&Sample> {
+    let is_before = |sample: &&Sample| sample.at.elapsed() > RATE_WINDOW;
+    samples.iter().rev().find(is_before).or(samples.front())
 }
 
 #[cfg(test)]
@@ -609,6 +620,29 @@ mod tests {
         }
         let report = progress.report();
         assert_eq!((report.sent_bytes, report.resent_bytes), (45, 10));
+    }
+
+    #[test]
+    fn chunks_anywhere_take_little_memory() {
+        let progress = Progress::new(End::Target, Uuid::nil());
+        for index in [u64::MAX, 1 << 46, 511, 512, 1 << 46, u64::MAX] {
+            progress.count_chunk(ChunkIndex(index), 1);
+        }
+        assert_eq!(progress.report().resent_bytes, 2);
+        assert_eq!(progress.travelled().pages.len(), 4);
+    }
+
+    #[test]
+    fn what_moved_before_the_window_is_no_rate() {
+        let progress = Progress::new(End::Target, Uuid::nil());
+        progress.set_volume(10_000, 0);
+        progress.set_durable(4000);
+        assert!(progress.report().bytes_per_second > 0.0);
+        for sample in progress.samples.lock().unwrap().iter_mut() {
+            sample.at = sample.at.checked_sub(2 * RATE_WINDOW).unwrap();
+        }
+        let report = progress.report();
+        assert_eq!((report.bytes_per_second, report.eta_seconds), (0.0, None));
     }
 
     #[test]
