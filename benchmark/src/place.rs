@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -146,13 +146,35 @@ impl Place {
             .flatten()
         {
             let path = made.path().to_owned();
-            made.close().map_err(|error| {
+            let closed = made.close().or_else(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    open_up(&path)?;
+                    fs::remove_dir_all(&path)
+                }
+                _ => Err(error),
+            });
+            closed.map_err(|error| {
                 let text = format!("{} can't be removed: {error}; remove it", path.display());
                 Failure::new(FailureCode::TargetWrite, text)
             })?;
         }
         Ok(())
     }
+}
+
+/// Lets this user remove what is in a clone of a tree, whose directories may let nobody in.
+fn open_up(directory: &Path) -> io::Result<()> {
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn make_in(directory: &Path) -> Result<TempDir, Failure> {
@@ -226,6 +248,21 @@ mod tests {
         assert!(place.scratch().starts_with(&scratch));
         drop(place);
         assert!(is_empty(&scratch).unwrap());
+    }
+
+    #[test]
+    fn directories_that_let_nobody_in_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/b");
+        fs::create_dir_all(&inner).unwrap();
+        for shut in [&inner, &dir.path().join("a")] {
+            fs::set_permissions(shut, fs::Permissions::from_mode(0o500)).unwrap();
+        }
+        open_up(dir.path()).unwrap();
+        assert_eq!(
+            fs::metadata(&inner).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]

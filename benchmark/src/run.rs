@@ -96,7 +96,8 @@ pub fn run(
     let done = runner.run();
     let closed = place.close();
     done?;
-    closed?;
+    // What was measured is worth having all the same.
+    report.warnings.extend(closed.err().map(|left| left.text));
     report.budget.spent_seconds = begun.elapsed().as_secs_f64();
     Ok(report)
 }

@@ -179,11 +179,15 @@ fn read_receipt(path: &Path) -> Result<Receipt, Failure> {
 }
 
 fn read_manifest(path: &Path, receipt: &Receipt) -> Result<Manifest, Failure> {
-    let lines: Vec<String> = File::open(path)
-        .and_then(|file| BufReader::new(file).lines().collect())
-        .map_err(|error| cannot_read(path, &error))?;
-    let manifest = Manifest::parse(lines.iter().map(String::as_str))
-        .map_err(|error| cannot_read(path, &error))?;
+    let file = File::open(path).map_err(|error| cannot_read(path, &error))?;
+    let mut failed = None;
+    let lines = BufReader::new(file).lines();
+    let lines = lines.map_while(|line| line.map_err(|error| failed = Some(error)).ok());
+    let manifest = Manifest::parse(lines);
+    if let Some(error) = failed {
+        return Err(cannot_read(path, &error));
+    }
+    let manifest = manifest.map_err(|error| cannot_read(path, &error))?;
     let digest: Option<Digest> = manifest.volume_digest();
     if digest != Some(receipt.digest) {
         let text = format!(

@@ -44,17 +44,19 @@ impl Manifest {
     ///
     /// # Errors
     /// When a line is none of a manifest.
-    pub fn parse<'a>(mut lines: impl Iterator<Item = &'a str>) -> Result<Self, BadManifest> {
+    pub fn parse<Line: AsRef<str>>(
+        mut lines: impl Iterator<Item = Line>,
+    ) -> Result<Self, BadManifest> {
         let geometry = lines
             .next()
-            .and_then(parse_first_line)
+            .and_then(|line| parse_first_line(line.as_ref()))
             .ok_or(BadManifest { line: 1 })?;
         let mut chunks = BTreeMap::new();
         for (number, line) in lines.enumerate() {
             let bad = BadManifest {
                 line: number.saturating_add(2),
             };
-            let (index, digest) = parse_chunk_line(line).ok_or(bad)?;
+            let (index, digest) = parse_chunk_line(line.as_ref()).ok_or(bad)?;
             let is_new = chunks.insert(index, digest).is_none();
             if !is_new || !geometry.holds(ChunkRange::one(index)) {
                 return Err(bad);

@@ -193,7 +193,9 @@ fn check_parent(path: &Path) -> Result<Found, StorageError> {
             parent: parent.to_owned(),
         });
     }
-    match rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK) {
+    // It is opened for reading when its new name is made durable.
+    let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    match rustix::fs::access(parent, wanted) {
         Ok(()) => Ok(Found::Nothing),
         Err(errno @ Errno::ROFS) => Err(read_only(path, errno.into())),
         Err(errno) => Err(StorageError::io(Operation::Create, path)(errno.into())),
