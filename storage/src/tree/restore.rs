@@ -732,11 +732,12 @@ impl Restore {
     /// Removes what is there in part of files that the source has not asked for: it may not have them
     /// any more. Says whether there was anything.
     fn give_up_parts(&self) -> bool {
-        let parts: Vec<_> = lock(&self.journal).parts().map(|part| part.file).collect();
+        // Held to the end, as by who asks for a part: it is gone, or it is open.
+        let journal = lock(&self.journal);
         let large = lock(&self.large);
-        let removed = parts.into_iter().filter(|number| {
-            let name = number.to_string();
-            !large.open.contains_key(number)
+        let removed = journal.parts().filter(|part| {
+            let name = part.file.to_string();
+            !large.open.contains_key(&part.file)
                 && rustix::fs::unlinkat(&self.staging, &*name, AtFlags::empty()).is_ok()
         });
         let count = removed.count();
