@@ -585,7 +585,11 @@ impl Progress {
 /// The last sample before the window, else the first in it. Samples come only while something moves.
 fn begin_of_window(samples: &VecDeque<Sample>) -> Option<&Sample> {
     let is_before = |sample: &&Sample| sample.at.elapsed() > RATE_WINDOW;
-    samples.iter().rev().find(is_before).or_else(|| samples.front())
+    samples
+        .iter()
+        .rev()
+        .find(is_before)
+        .or_else(|| samples.front())
 }
 
 #[cfg(test)]

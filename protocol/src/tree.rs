@@ -16,6 +16,7 @@
 //! - [`set_digest`] adds up a tree in any order; [`links`] knows which names are one file.
 //! - [`offer`] is how the two ends speak of what the target holds already.
 //! - [`journal`] is the form in which a target keeps what is durable.
+//! - [`proof`] is the form in which it keeps that all of it is proven.
 //! - [`fidelity`] names what can be lost on the way from one filesystem to another.
 //! - [`session`] holds the two state machines.
 
@@ -26,6 +27,7 @@ pub mod journal;
 pub mod links;
 pub mod offer;
 pub mod path;
+pub mod proof;
 pub mod record;
 pub mod session;
 pub mod set_digest;

@@ -6,6 +6,7 @@
 //! - `metadata` is what an entry has besides its content, at both ends;
 //! - `directories` opens directories below a root, however deep and whatever their names;
 //! - `group_sums` keeps what is known of inodes with several names, at the target;
+//! - `witness` tells whether a directory is the one that was proven;
 //! - `names` puts what a directory holds in the order in which a disk gives it at once.
 //!
 //! Nothing here holds more of a tree in memory than what is under way, but for two things: at the
@@ -22,6 +23,7 @@ mod metadata;
 mod names;
 pub mod restore;
 pub mod walk;
+mod witness;
 
 pub use error::{Refusal, TreeError};
 pub use restore::{ReadBack, Restore, RestoreWorker, Reuse, Room, TreeTarget, TreeTargetOptions};

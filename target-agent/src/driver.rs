@@ -16,7 +16,7 @@ use volferry_protocol::compression::Codecs;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::message::{Hello, Message};
-use volferry_protocol::receipt::Verified;
+use volferry_protocol::receipt::{Receipt, Verified};
 use volferry_protocol::session::{
     Fence, Stage, Standing, TargetAction, TargetLimits, TargetSession,
 };
@@ -52,6 +52,8 @@ pub(crate) struct Held {
     pub(crate) holds_more: bool,
     /// The buffers of every session, from the first on.
     pub(crate) pool: Option<BufferPool>,
+    /// Once the clone is proven.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 /// The target volume.
@@ -71,6 +73,10 @@ where
 {
     fn fence(&mut self) -> &mut Fence {
         &mut self.fence
+    }
+
+    fn unheard(&self) -> Option<&Receipt> {
+        self.receipt.as_ref()
     }
 
     async fn receive(
@@ -227,10 +233,13 @@ where
             self.held.standing = Some(standing);
         }
         match (outcome, drained) {
-            (Ok(receipt), _) => SessionEnd::Proven {
-                receipt: Box::new(receipt),
-                is_heard,
-            },
+            (Ok(receipt), _) => {
+                self.held.receipt.get_or_insert_with(|| receipt.clone());
+                SessionEnd::Proven {
+                    receipt: Box::new(receipt),
+                    is_heard,
+                }
+            }
             (Err(_), Err(failure)) => SessionEnd::Failed(failure),
             (Err(failure), Ok(())) => SessionEnd::failed(failure, self.context, remains, next),
         }

@@ -4,25 +4,23 @@
 //! which replay passes over. The file is replaced by renaming, so that there is a whole journal at
 //! any time.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
 
-use rustix::fs::FlockOperation;
 use uuid::Uuid;
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::Failure;
 use volferry_protocol::journal::{Checkpoint, JOURNAL_LEN_MAX, JOURNAL_MAGIC, replay};
+
+use crate::state_file::StateFile;
 
 /// The journal of one clone in a state directory.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    directory: PathBuf,
-    path: PathBuf,
+    state: StateFile,
     /// Open for appending; `None` until the first record.
     file: Option<File>,
     len: usize,
-    /// Held as long as the journal is.
-    _lock: File,
 }
 
 impl Journal {
@@ -35,24 +33,8 @@ impl Journal {
         directory: &Path,
         clone_id: Uuid,
     ) -> Result<(Self, Option<Checkpoint>), Failure> {
-        let path = directory.join(format!("{clone_id}.journal"));
-        let cannot = |what: &str, error: io::Error| cannot_write(&path, what, &error);
-        std::fs::create_dir_all(directory).map_err(|error| cannot("make its directory", error))?;
-        let lock_path = directory.join(format!("{clone_id}.lock"));
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(lock_path)
-            .map_err(|error| cannot("open its lock", error))?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let text = format!(
-                "the journal {} is in use by another target agent of this clone; end that first",
-                path.display()
-            );
-            return Err(Failure::new(FailureCode::TargetInUse, text));
-        }
-        let checkpoint = read(&path).map_err(|error| cannot("read it", error))?;
+        let state = StateFile::claim(directory, clone_id, "journal")?;
+        let checkpoint = read(&state)?;
         let (checkpoint, foreign) = match checkpoint {
             Some(checkpoint) if checkpoint.clone_id != clone_id => {
                 (None, Some(checkpoint.clone_id))
@@ -60,14 +42,13 @@ impl Journal {
             own => (own, None),
         };
         if let Some(clone_id) = foreign {
-            tracing::warn!(path = %path.display(), %clone_id, "the journal is not used: it is of another clone");
+            let path = state.path().display();
+            tracing::warn!(%path, %clone_id, "the journal is not used: it is of another clone");
         }
         let journal = Self {
-            directory: directory.to_owned(),
-            path,
+            state,
             file: None,
             len: 0,
-            _lock: lock,
         };
         Ok((journal, checkpoint))
     }
@@ -87,46 +68,35 @@ impl Journal {
             // What an earlier run left may end in a torn record.
             _ => self.replace(&record),
         };
-        written.map_err(|error| cannot_write(&self.path, "write it", &error))
+        written.map_err(|error| self.state.cannot("write it", &error))
     }
 
     /// Removes the journal: the clone is done, and nothing will go on from here.
     pub(crate) fn remove(&self) {
-        let removed =
-            std::fs::remove_file(&self.path).and_then(|()| File::open(&self.directory)?.sync_all());
-        if let Err(error) = removed {
-            tracing::warn!(path = %self.path.display(), %error, "could not remove the journal");
+        if let Err(error) = self.state.remove() {
+            tracing::warn!(path = %self.path().display(), %error, "could not remove the journal");
         }
     }
 
     fn replace(&mut self, record: &[u8]) -> io::Result<()> {
-        let fresh_path = self.path.with_extension("journal.new");
-        let mut file = File::create(&fresh_path)?;
-        file.write_all(&JOURNAL_MAGIC)?;
-        file.write_all(record)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh_path, &self.path)?;
-        File::open(&self.directory)?.sync_all()?;
-        self.file = Some(file);
+        self.file = Some(self.state.replace(&[&JOURNAL_MAGIC, record])?);
         self.len = JOURNAL_MAGIC.len() + record.len();
         Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.state.path()
     }
 }
 
-/// What the journal at `path` says; `None` when there is none that can be used.
-fn read(path: &Path) -> io::Result<Option<Checkpoint>> {
+/// What the journal says; `None` when there is none that can be used.
+fn read(state: &StateFile) -> Result<Option<Checkpoint>, Failure> {
     /// Above what we ever write; a larger file is not ours.
     const LEN_MAX: u64 = 4 * JOURNAL_LEN_MAX as u64;
-    let mut bytes = Vec::new();
-    match File::open(path) {
-        Ok(file) => file.take(LEN_MAX).read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+    let Some(bytes) = state.read(LEN_MAX)? else {
+        return Ok(None);
     };
+    let path = state.path();
     match replay(&bytes) {
         Ok(replay) => {
             if replay.torn_len > 0 {
@@ -142,17 +112,10 @@ fn read(path: &Path) -> io::Result<Option<Checkpoint>> {
     }
 }
 
-fn cannot_write(path: &Path, what: &str, error: &io::Error) -> Failure {
-    let text = format!(
-        "the journal {}: can't {what}: {error}; make room there, or choose another --state-dir",
-        path.display()
-    );
-    Failure::new(FailureCode::TargetJournal, text)
-}
-
 #[cfg(test)]
 mod tests {
     use volferry_protocol::digest::{Digest, Subtree};
+    use volferry_protocol::failure::FailureCode;
     use volferry_protocol::geometry::{ChunkIndex, ChunkSize};
 
     use super::*;

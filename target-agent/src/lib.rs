@@ -51,6 +51,7 @@ pub mod options;
 mod readback;
 mod resume;
 mod session;
+mod state_file;
 mod tree;
 mod work;
 mod writers;
@@ -190,6 +191,7 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         moved: (0, 0),
         holds_more: false,
         pool: None,
+        receipt: None,
     };
     Ok(held)
 }

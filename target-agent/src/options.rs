@@ -15,7 +15,8 @@ use crate::{Resume, TargetConfig};
 pub struct ResumeOptions {
     /// Keep a journal in this directory, so that a restarted target goes on from what is durable
     ///
-    /// It must outlive the agent and belong to this target volume alone.
+    /// It must outlive the agent and belong to this target volume alone. The journal of a target
+    /// directory is in that itself; here is the proof that its source has not heard of yet.
     #[arg(long, env = "VOLFERRY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
 

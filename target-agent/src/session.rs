@@ -86,6 +86,9 @@ pub(crate) trait Receiver<S> {
     /// Who may have the next session.
     fn fence(&mut self) -> &mut Fence;
 
+    /// The receipt, while the clone is proven and its source may not have heard of it.
+    fn unheard(&self) -> Option<&Receipt>;
+
     /// Runs one session with the source that asked; its data connections come through `greeter`.
     async fn receive(
         &mut self,
@@ -108,19 +111,21 @@ pub(crate) async fn serve_sessions<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    // A receipt that its source may not have heard of, and how long that is waited for.
-    let mut unheard: Option<(Receipt, Instant)> = None;
+    // How long a source is waited for that may not have heard of the receipt.
+    let mut until: Option<Instant> = None;
     loop {
         let ask = match asked.take() {
             Some(ask) => ask,
             None => {
+                let unheard = held.unheard().cloned();
                 let next = next_source(context, held.fence(), greeter);
-                match &unheard {
+                match unheard {
                     None => next.await?,
-                    Some((receipt, until)) => {
-                        match tokio::time::timeout_at((*until).into(), next).await {
+                    Some(receipt) => {
+                        let until = *until.get_or_insert_with(|| Instant::now() + LINGER_TIME);
+                        match tokio::time::timeout_at(until.into(), next).await {
                             Ok(Ok(ask)) => ask,
-                            Ok(Err(_)) | Err(_) => return Ok(receipt.clone()),
+                            Ok(Err(_)) | Err(_) => return Ok(receipt),
                         }
                     }
                 }
@@ -131,18 +136,16 @@ where
                 receipt,
                 is_heard: true,
             } => return Ok(*receipt),
-            SessionEnd::Proven { receipt, .. } => {
+            SessionEnd::Proven { .. } => {
                 tracing::warn!(
                     "the clone is proven, but the source may not have heard of it: waiting for it \
                      to come back"
                 );
-                let until = Instant::now() + LINGER_TIME;
-                unheard.get_or_insert((*receipt, until));
             }
             SessionEnd::Failed(failure) => {
                 context.metrics.count_failure(&failure);
                 // What was proven stays so, and its source may still come.
-                if unheard.is_none() {
+                if held.unheard().is_none() {
                     return Err(failure);
                 }
             }

@@ -9,6 +9,7 @@
 //! `disk.img` in it.
 
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use uuid::Uuid;
@@ -20,17 +21,21 @@ use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::message::Hello;
 use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::Fence;
+use volferry_protocol::tree::proof::Proof;
 use volferry_protocol::tree::session::Earlier;
-use volferry_storage::tree::{DISK_IMAGE, Reuse, TreeTarget, TreeTargetOptions};
+use volferry_storage::tree::{DISK_IMAGE, Reuse, TreeError, TreeTarget, TreeTargetOptions};
 
 use crate::greeter::{Greeter, refuse};
 use crate::session::{Ask, next_source, serve_sessions};
 use crate::{Resume, TargetConfig, open_volume, serve_volume};
 
+use proof::ProofFile;
+
 pub(crate) use driver::HeldTree;
 
 mod data;
 mod driver;
+mod proof;
 mod writers;
 
 /// Claims the directory for `clone_id`, before anybody may connect.
@@ -47,13 +52,62 @@ pub(crate) fn open(config: &TargetConfig, clone_id: Uuid) -> Result<HeldTree, Fa
             Resume::Digest => Reuse::Content,
         },
     };
-    let target = TreeTarget::open(&config.volume, clone_id, options)
-        .map_err(|error| failure::of_tree(End::Target, &error))?;
+    let opened = config
+        .state_dir
+        .as_deref()
+        .map(|directory| ProofFile::open(directory, clone_id))
+        .transpose()?;
+    let (proofs, proof) = opened.unzip();
+    let proof = proof.flatten();
+    let of_tree = |error| failure::of_tree(End::Target, &error);
+    let mut target = TreeTarget::claim(&config.volume, clone_id, options).map_err(of_tree)?;
+    let known = [
+        proof.as_ref().map(|proof| (proof.epoch, &proof.remembered)),
+        Some((target.epoch(), target.remembered())),
+    ];
+    let latest = known.into_iter().flatten().max_by_key(|(epoch, _)| *epoch);
+    let fence = latest.map_or_else(Fence::default, |(epoch, remembered)| {
+        Fence::after(epoch, remembered)
+    });
+    let proof = proof.filter(|_| config.resume != Resume::Nothing);
+    let earlier = match proof {
+        Some(proof) => go_on_from(proof, config, &mut target).map_err(of_tree)?,
+        None => Earlier::default(),
+    };
+    if earlier.receipt.is_none() {
+        target.check_free().map_err(of_tree)?;
+    }
     Ok(HeldTree {
-        fence: Fence::after(target.epoch(), target.remembered()),
+        fence,
         target: Some(target),
-        earlier: Earlier::default(),
+        earlier,
         repairs: 0,
+        proofs: proofs.map(Arc::new),
+    })
+}
+
+/// Ends what an earlier run has proven, if that is what the directory holds, and gives the receipt that
+/// its source is still to hear.
+fn go_on_from(
+    proof: Proof,
+    config: &TargetConfig,
+    target: &mut TreeTarget,
+) -> Result<Earlier, TreeError> {
+    let path = config.volume.display();
+    if !target.bears_out(proof.witness)? {
+        tracing::warn!(%path, "the directory does not hold what was proven: the proof is not used");
+        return Ok(Earlier::default());
+    }
+    let selinux = proof.receipt.tree.as_ref().is_some_and(|tree| tree.selinux);
+    target.conclude(proof.root.as_ref(), selinux)?;
+    tracing::info!(%path, "the clone is proven: its source may not have heard of it");
+    // Where the directory may be written whatever it holds, a new run of the source agent may be there for
+    // what the source is now.
+    let may_write = config.options.overwrite || config.resume == Resume::Digest;
+    Ok(Earlier {
+        receipt: Some(Box::new(proof.receipt)),
+        receipt_for: proof.remembered.holder.filter(|_| may_write),
+        ..Earlier::default()
     })
 }
 
@@ -72,9 +126,6 @@ fn check_options(config: &TargetConfig) -> Result<(), Failure> {
             "a tree is verified by its digest at least: --verify none is for block volumes",
         );
     }
-    if config.state_dir.is_some() {
-        tracing::info!("the journal of a tree is in the target directory: --state-dir is not used");
-    }
     Ok(())
 }
 
@@ -88,21 +139,33 @@ pub(crate) async fn serve<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let ask = next_source(context, &mut held.fence, greeter).await?;
-    match held.target.take() {
-        Some(target) if ask.hello.tree.is_none() => {
-            serve_image(config, context, target, ask.hello, ask.stream, greeter).await
+    let mut asked = None;
+    if held.earlier.receipt.is_some() {
+        check_options(config)?;
+    } else {
+        let ask = next_source(context, &mut held.fence, greeter).await?;
+        if ask.hello.tree.is_none()
+            && let Some(target) = held.target.take()
+        {
+            // The volume has a journal of its own.
+            drop(held);
+            return serve_image(config, context, target, ask.hello, ask.stream, greeter).await;
         }
-        target => {
-            held.target = target;
-            if let Err(failure) = check_options(config) {
-                refuse(ask.stream, failure.clone()).await;
-                context.metrics.count_failure(&failure);
-                return Err(failure);
-            }
-            serve_sessions(config, context, &mut held, Some(ask), greeter).await
+        if let Err(failure) = check_options(config) {
+            refuse(ask.stream, failure.clone()).await;
+            context.metrics.count_failure(&failure);
+            return Err(failure);
         }
+        asked = Some(ask);
     }
+    let outcome = serve_sessions(config, context, &mut held, asked, greeter).await;
+    if let (Ok(_), Some(proofs)) = (&outcome, &held.proofs)
+        // A later clone by the same name must not end with this one's receipt.
+        && let Err(failure) = proofs.remove()
+    {
+        tracing::warn!("{failure}");
+    }
+    outcome
 }
 
 /// Receives a block volume into the file `disk.img` of `target`.

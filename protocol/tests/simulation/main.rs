@@ -191,3 +191,9 @@ fn a_target_that_notes_what_no_flush_covers_is_found_out() {
     let words = "journaled as durable, and holds";
     assert!(is_found(Kind::Tree, Broken::Early, words));
 }
+
+#[test]
+fn a_target_that_forgets_what_it_has_proven_is_found_out() {
+    let words = "what was proven is written again";
+    assert!(is_found(Kind::Tree, Broken::Proof, words));
+}

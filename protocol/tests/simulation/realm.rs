@@ -45,6 +45,8 @@ pub(crate) enum Broken {
     Distrust,
     /// It notes also what was finished while the flush ran.
     Early,
+    /// Restarted, it doesn't look for a proof.
+    Proof,
 }
 
 impl Broken {

@@ -63,6 +63,20 @@ pub(super) fn open_directory(directory: &OwnedFd, path: &[u8]) -> io::Result<Own
     }
 }
 
+/// Opens without leaving a trace in the time of access, where that is allowed.
+///
+/// # Errors
+/// As [`open_beneath`].
+pub(super) fn open_quietly(directory: &OwnedFd, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let quietly = flags | OFlags::NOATIME;
+    match open_beneath(directory, path, quietly, Mode::empty()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
+            open_beneath(directory, path, flags, Mode::empty())
+        }
+        answer => answer,
+    }
+}
+
 /// As much of `path` as goes to the kernel at once, and what is behind it.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
     let Some((head, _)) = path.split_at_checked(PATH_PIECE_MAX) else {

@@ -11,16 +11,16 @@
 //!
 //! 1. links, which need what they link to;
 //! 2. owner, mode, times and attributes of directories, which everything before changes;
-//! 3. the staging directory is removed, and the root gets its metadata;
-//! 4. the filesystem is flushed, once.
+//! 3. the filesystem is flushed, and what was made is compared with what was read;
+//! 4. the staging directory is removed, the root gets its metadata, and the filesystem is flushed again.
 //!
 //! A crash anywhere before leaves a tree without a receipt, and the staging directory with a journal
 //! of what was durable: the next attempt goes on from there.
 //!
 //! Here the directory is claimed, made ready, and made durable. `worker` makes what packs bring,
 //! `large` the files that come in pieces, `last` what comes last. What an attempt can keep is the
-//! business of `held`; what must go because the source doesn't have it, of `sweep`. `below` is all
-//! that is done to names of an open directory.
+//! business of `held`; what must go because the source doesn't have it, of `sweep`; the end, of
+//! `conclusion`. `below` is all that is done to names of an open directory.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -55,6 +55,7 @@ use crate::error::{Operation, StorageError};
 use crate::zeroing::{Way, Zeroing};
 
 mod below;
+mod conclusion;
 mod held;
 mod large;
 mod last;
@@ -107,8 +108,6 @@ pub struct TreeTarget {
     goes_on: bool,
     /// Whether nothing of that is durable: where it is all there is, it goes.
     is_blank: bool,
-    /// Whether a session came to its end, and its journal is gone.
-    is_concluded: bool,
     /// Bytes of data that were written since something read back wrong, when it did.
     repaired_bytes: Option<Arc<AtomicU64>>,
     /// Whether the directory held nothing else when the clone began, from the first session on.
@@ -125,6 +124,20 @@ impl TreeTarget {
     /// # Errors
     /// When it can't be opened, is in use, or holds something that may not be overwritten.
     pub fn open(
+        path: &Path,
+        clone_id: Uuid,
+        options: TreeTargetOptions,
+    ) -> Result<Self, TreeError> {
+        let target = Self::claim(path, clone_id, options)?;
+        target.check_free()?;
+        Ok(target)
+    }
+
+    /// Claims the directory as [`Self::open`] does, whatever it holds.
+    ///
+    /// # Errors
+    /// When it can't be opened, or is in use.
+    pub fn claim(
         path: &Path,
         clone_id: Uuid,
         options: TreeTargetOptions,
@@ -156,7 +169,6 @@ impl TreeTarget {
             options,
             goes_on: false,
             is_blank: false,
-            is_concluded: false,
             repaired_bytes: None,
             was_alone: None,
             epoch: 0,
@@ -169,17 +181,23 @@ impl TreeTarget {
             // became of its journal.
             target.options.reuse = Reuse::Content;
         }
-        if !options.overwrite
-            && !target.goes_on
-            && !options.reuse.compares()
-            && let Some(name) = target.first_entry()?
-        {
-            return Err(TreeError::NotEmpty {
-                path: path.to_owned(),
-                name: show(&name),
-            });
-        }
         Ok(target)
+    }
+
+    /// Refuses a directory that holds something, unless the clone goes on in it or that may be
+    /// overwritten.
+    ///
+    /// # Errors
+    /// When there is something, or nobody can say.
+    pub fn check_free(&self) -> Result<(), TreeError> {
+        let is_allowed = self.options.overwrite || self.goes_on || self.options.reuse.compares();
+        match self.first_entry()?.filter(|_| !is_allowed) {
+            None => Ok(()),
+            Some(name) => Err(TreeError::NotEmpty {
+                path: self.path.clone(),
+                name: show(&name),
+            }),
+        }
     }
 
     /// Finds what an attempt of this clone left.
@@ -211,12 +229,6 @@ impl TreeTarget {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// A session has concluded, and its source was lost before it heard of the receipt: the next one
-    /// compares what is there.
-    pub const fn set_concluded(&mut self) {
-        self.is_concluded = true;
     }
 
     /// What was written reads back wrong: the next session compares all of it, and the journal
@@ -293,7 +305,6 @@ impl TreeTarget {
         let staging_name = self.staging_name();
         let reuse = match self.options.reuse {
             _ if self.repaired_bytes.is_some() => Reuse::Content,
-            Reuse::Nothing | Reuse::Journal if self.is_concluded => Reuse::Times,
             reuse => reuse,
         };
         let compares = reuse.compares();
@@ -632,22 +643,6 @@ impl Restore {
         Walk::new(source, options, pool, ReadBack)
     }
 
-    /// The tree is proven: removes what the clone kept for itself, gives the root its metadata, and
-    /// makes that durable.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn conclude(self: &Arc<Self>) -> Result<(), TreeError> {
-        // What it was given may not let its owner in.
-        metadata::open_up(self.root.as_fd());
-        self.remove_staging()?;
-        if let Some(root) = lock(&self.root_metadata).take() {
-            let mut worker = self.worker();
-            worker.adorn_directory(&self.root, b"", &root)?;
-        }
-        self.flush()
-    }
-
     /// The session has ended: what is held is not read any more, what was received is still written.
     pub fn stop_reading(&self) {
         self.is_stopped.store(true, Ordering::Relaxed);
@@ -684,11 +679,6 @@ impl Restore {
             true => Mode::from_raw_mode(metadata.mode & 0o777),
             false => PRIVATE,
         }
-    }
-
-    fn remove_staging(&self) -> Result<(), TreeError> {
-        remove(&self.root, &self.staging_name)
-            .map_err(|error| self.io(Operation::Remove, &self.staging_name, error))
     }
 
     fn at(&self, path: &[u8]) -> PathBuf {

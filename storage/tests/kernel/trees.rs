@@ -3,13 +3,14 @@
 
 mod offers;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
@@ -235,9 +236,9 @@ fn plant(root: &Path) {
     }
     run("chown", &["-h", "1234:4321"], &at("dangling")).unwrap();
     run("chown", &["1234:4321"], &at("small")).unwrap();
-    fs::set_permissions(at("small"), fs::Permissions::from_mode(0o6751)).unwrap();
-    fs::set_permissions(at("dir"), fs::Permissions::from_mode(0o3775)).unwrap();
-    fs::set_permissions(at("dir/deep"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(at("small"), Permissions::from_mode(0o6751)).unwrap();
+    fs::set_permissions(at("dir"), Permissions::from_mode(0o3775)).unwrap();
+    fs::set_permissions(at("dir/deep"), Permissions::from_mode(0o000)).unwrap();
     for name in ["user.note", "trusted.secret", "security.other"] {
         run("setfattr", &["-n", name, "-v", "value"], &at("small")).unwrap();
     }
@@ -315,6 +316,59 @@ fn clone_by(
     let written = restore.complete().unwrap();
     restore.conclude().unwrap();
     (walked.summary, written)
+}
+
+/// A run that is killed anywhere in its last steps leaves them to another, which knows the directory again.
+#[test]
+fn what_is_proven_is_concluded_by_whoever_comes_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    fs::create_dir_all(from.join("a/b")).unwrap();
+    fs::write(from.join("a/b/file"), "content").unwrap();
+    fs::write(from.join("file"), vec![7; 5000]).unwrap();
+    fs::set_permissions(&from, Permissions::from_mode(0o751)).unwrap();
+    let root = File::open(&from).unwrap();
+    root.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    let options = TreeTargetOptions::default();
+    let mut target = TreeTarget::open(&to, CLONE, options).unwrap();
+    let prepared = target.prepare(TreeTerms::default(), 1, &Remembered::default());
+    let restore = Arc::new(prepared.unwrap());
+    let end = To(Mutex::new(Some(restore.worker())), Arc::clone(&restore));
+    let read = walk(2, &from, end).summary;
+    assert_eq!(restore.complete().unwrap().digest, read.digest);
+    let (witness, root) = (restore.witness().unwrap(), restore.root_metadata());
+    drop((target, restore));
+
+    let staging = to.join(format!(".volferry-{CLONE}"));
+    let conclude = || {
+        let mut target = TreeTarget::claim(&to, CLONE, options).unwrap();
+        assert!(target.bears_out(witness).unwrap());
+        target.conclude(root.as_ref(), false).unwrap();
+        assert!(target.bears_out(witness).unwrap());
+        let refused = target.check_free().unwrap_err();
+        assert!(matches!(refused, TreeError::NotEmpty { .. }), "{refused}");
+        assert_eq!(digest(&to).summary.digest, read.digest);
+        assert!(!staging.exists());
+    };
+    assert!(
+        staging.join("journal").exists(),
+        "nothing was concluded yet"
+    );
+    conclude();
+    // Nothing is left to be done, or only the metadata of the root, or some of what the clone kept.
+    conclude();
+    fs::set_permissions(&to, Permissions::from_mode(0o700)).unwrap();
+    File::create(to.join("gone")).unwrap();
+    fs::remove_file(to.join("gone")).unwrap();
+    assert_ne!(digest(&to).summary.digest, read.digest);
+    conclude();
+    fs::create_dir_all(staging.join("links")).unwrap();
+    fs::write(staging.join("links/7"), "").unwrap();
+    conclude();
+
+    fs::write(to.join("a/more"), "more").unwrap();
+    let target = TreeTarget::claim(&to, CLONE, options).unwrap();
+    assert!(!target.bears_out(witness).unwrap());
 }
 
 fn digest(path: &Path) -> Walked {

@@ -14,10 +14,11 @@ use volferry_agent::run::Context;
 use volferry_protocol::compression::Codecs;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
 use volferry_protocol::message::{Hello, Message};
-use volferry_protocol::receipt::Verified;
+use volferry_protocol::receipt::{Receipt, Verified};
 use volferry_protocol::session::Fence;
 use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::frame::PACK_LEN_MAX;
+use volferry_protocol::tree::proof::Proof;
 use volferry_protocol::tree::session::{
     Earlier, TreeLimits, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
 };
@@ -25,6 +26,7 @@ use volferry_storage::BufferPool;
 use volferry_storage::tree::{ReadBack, Restore, TreeError, TreeTarget, Walk};
 
 use super::data::DataConnection;
+use super::proof::ProofFile;
 use super::writers::{Applied, Incoming, Writers};
 use crate::TargetConfig;
 use crate::greeter::{Greeted, Greeter, Purpose};
@@ -51,6 +53,8 @@ pub(crate) struct HeldTree {
     pub(crate) earlier: Earlier,
     /// Sessions that ended since what was written read back wrong.
     pub(crate) repairs: u32,
+    /// Where the proof is kept, should this run end before the source has heard of it.
+    pub(crate) proofs: Option<Arc<ProofFile>>,
 }
 
 impl<S> Receiver<S> for HeldTree
@@ -59,6 +63,10 @@ where
 {
     fn fence(&mut self) -> &mut Fence {
         &mut self.fence
+    }
+
+    fn unheard(&self) -> Option<&Receipt> {
+        self.earlier.receipt.as_deref()
     }
 
     async fn receive(
@@ -125,7 +133,7 @@ struct Session<'a, S> {
     /// While what was made is read back.
     reading_back: Option<ReadingBack>,
     /// When all is proven.
-    concluding: Work<Result<(), TreeError>>,
+    concluding: Work<Result<(), Failure>>,
     /// Sources that come meanwhile.
     rivals: Rivals<S>,
     applied_sender: mpsc::Sender<Result<Applied, TreeError>>,
@@ -133,7 +141,7 @@ struct Session<'a, S> {
 }
 
 /// A directory that was made ready, with what is to be written into it.
-type Prepared = (TreeTarget, Result<Box<Restore>, TreeError>);
+type Prepared = (TreeTarget, Result<Box<Restore>, Failure>);
 
 /// What makes the tree.
 struct Transfer {
@@ -171,7 +179,7 @@ enum Event<S> {
     Checkpointed(Result<u64, TreeError>),
     Completed(Result<TreeSummary, TreeError>),
     ReadBack(Result<(), TreeError>),
-    Concluded(Result<(), TreeError>),
+    Concluded(Result<(), Failure>),
     ThreadDied(Failure),
 }
 
@@ -199,7 +207,9 @@ where
         let is_heard = self.conversation.close().await;
         let next = self.rivals.close().await;
         self.held.fence.release(self.epoch);
+        let was_proven = self.held.earlier.receipt.is_some();
         self.held.earlier = self.machine.into_earlier();
+        let is_proven = !was_proven && self.held.earlier.receipt.is_some();
         if let (Err(failure), Some(target)) = (&outcome, &mut self.held.target) {
             let distrusted = match failure.code {
                 FailureCode::Repair => target.begin_repair(),
@@ -207,16 +217,17 @@ where
                 _ => Ok(()),
             };
             if let Err(error) = distrusted {
-                return SessionEnd::Failed(failure::of_tree(End::Target, &error));
+                return SessionEnd::Failed(of_tree(&error));
             }
         }
         match (outcome, drained) {
-            (Ok(receipt), _) => {
-                let receipt = Box::new(receipt);
-                self.held.earlier.receipt = Some(receipt.clone());
-                SessionEnd::Proven { receipt, is_heard }
-            }
+            (Ok(receipt), _) => SessionEnd::Proven {
+                receipt: Box::new(receipt),
+                is_heard,
+            },
             (Err(_), Err(failure)) => SessionEnd::Failed(failure),
+            // The source was lost while the clone was concluded: what it is told next is the receipt.
+            (Err(failure), Ok(())) if is_proven => SessionEnd::Interrupted(failure, next),
             (Err(failure), Ok(())) => {
                 let remains = Remains {
                     is_usable: self.held.target.is_some(),
@@ -230,22 +241,21 @@ where
     /// Ends in order what the session has begun: what was received is written, made durable and
     /// noted. Only then the next session may begin, so that no write of this one comes after it.
     async fn drain(&mut self) -> Result<(), Failure> {
-        let of_tree = |error: TreeError| failure::of_tree(End::Target, &error);
         if let Some((target, prepared)) = self.preparing.finish().await? {
             self.held.target = Some(target);
-            prepared.map_err(of_tree)?;
+            prepared?;
         }
         if let Some(transfer) = &self.transfer {
             transfer.restore.stop_reading();
         }
         // A flush that failed says so once: no later one vouches for what it lost.
         if let Some(Err(error)) = self.checkpoint.under_way.finish().await? {
-            return Err(of_tree(error));
+            return Err(of_tree(&error));
         }
         if let Some(Err(error)) = self.completing.finish().await?
-            && failure::of_tree(End::Target, &error).code.class() == FailureClass::Target
+            && of_tree(&error).code.class() == FailureClass::Target
         {
-            return Err(of_tree(error));
+            return Err(of_tree(&error));
         }
         if let Some(reading) = &mut self.reading_back {
             reading.walk.stop();
@@ -253,10 +263,9 @@ where
                 reading.threads_left -= 1;
             }
         }
-        if let Some(Ok(())) = self.concluding.finish().await?
-            && let Some(target) = &mut self.held.target
-        {
-            target.set_concluded();
+        if let Some(concluded) = self.concluding.finish().await? {
+            concluded?;
+            self.machine.handle_concluded();
             return Ok(());
         }
         let Some(transfer) = &mut self.transfer else {
@@ -276,10 +285,10 @@ where
             tokio::select! {
                 biased;
                 Some(one) = self.applied.recv() => applied = applied.and_then(|()| one.map(drop)),
-                durable = draining.done() => break durable?.map_err(of_tree)?,
+                durable = draining.done() => break durable?.map_err(|error| of_tree(&error))?,
             }
         };
-        applied.map_err(of_tree)?;
+        applied.map_err(|error| of_tree(&error))?;
         self.machine.handle_durable(durable_bytes);
         self.context.progress.set_durable(durable_bytes);
         Ok(())
@@ -339,9 +348,7 @@ where
             Event::Greeted(Err(failure)) => self.machine.fail(failure),
             Event::Prepared((target, prepared)) => {
                 self.held.target = Some(target);
-                let started = prepared
-                    .map_err(|error| failure::of_tree(End::Target, &error))
-                    .and_then(|restore| self.greet(restore));
+                let started = prepared.and_then(|restore| self.greet(restore));
                 if let Err(failure) = started {
                     self.machine.fail(failure);
                 }
@@ -368,15 +375,14 @@ where
                 _ => self.machine.handle_completed(summary),
             },
             Event::ReadBack(Ok(())) => self.end_reading(),
-            Event::Concluded(Ok(())) => self.seal(),
-            Event::ThreadDied(failure) => self.machine.fail(failure),
+            Event::Concluded(Ok(())) => self.end_conclusion(),
+            Event::Concluded(Err(failure)) | Event::ThreadDied(failure) => {
+                self.machine.fail(failure)
+            }
             Event::Applied(Err(error))
             | Event::Checkpointed(Err(error))
             | Event::Completed(Err(error))
-            | Event::ReadBack(Err(error))
-            | Event::Concluded(Err(error)) => {
-                self.machine.fail(failure::of_tree(End::Target, &error));
-            }
+            | Event::ReadBack(Err(error)) => self.machine.fail(of_tree(&error)),
         }
     }
 
@@ -448,7 +454,8 @@ where
             match action {
                 TreeTargetAction::Prepare(terms) => self.prepare(terms),
                 TreeTargetAction::Complete => self.complete(),
-                TreeTargetAction::Seal => self.conclude(),
+                TreeTargetAction::Seal => self.seal(),
+                TreeTargetAction::Conclude(receipt) => self.conclude(*receipt),
                 TreeTargetAction::Done(receipt) => outcome = Some(Ok(*receipt)),
                 TreeTargetAction::Fail(failure) => outcome = Some(Err(failure)),
             }
@@ -487,8 +494,14 @@ where
             return;
         };
         let (epoch, remembered) = (self.epoch, self.held.fence.remembered());
+        let proofs = self.held.proofs.clone();
         let begun = (self.preparing).begin(&self.context.cpu, "target-prepare", move || {
-            let prepared = target.prepare(terms, epoch, &remembered).map(Box::new);
+            // What an earlier run has proven is no longer so once this one writes.
+            let removed = proofs.as_deref().map_or(Ok(()), ProofFile::remove);
+            let prepared = removed.and_then(|()| {
+                let prepared = target.prepare(terms, epoch, &remembered);
+                prepared.map(Box::new).map_err(|error| of_tree(&error))
+            });
             (target, prepared)
         });
         self.check_begun(begun);
@@ -647,24 +660,53 @@ where
         self.machine.fail(failure);
     }
 
-    fn conclude(&mut self) {
-        if let Some(transfer) = &self.transfer {
-            let restore = Arc::clone(&transfer.restore);
-            let conclude = move || restore.conclude();
-            let begun = (self.concluding).begin(&self.context.cpu, "target-flush", conclude);
-            self.check_begun(begun);
-        }
-    }
-
     fn seal(&mut self) {
         let stats = self.context.stats(&self.agent);
         let unix_seconds = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |time| time.as_secs());
         self.machine.seal(Instant::now(), unix_seconds, stats);
+    }
+
+    /// Does the end of a clone that is proven, in this order:
+    ///
+    /// 1. the proof, where there is a place for it: from here on a later run can do the rest;
+    /// 2. the journal goes, with all that the clone kept in the directory, and the root gets its metadata;
+    /// 3. a flush, after which the source is told.
+    ///
+    /// A crash before the first costs the session, which goes on from the journal; one behind it, nothing.
+    /// Without a place for the proof, one behind the first step leaves a directory without a journal.
+    fn conclude(&mut self, receipt: Receipt) {
+        let Some(transfer) = &self.transfer else {
+            return;
+        };
+        let restore = Arc::clone(&transfer.restore);
+        let proofs = self.held.proofs.clone();
+        let (epoch, remembered) = (self.epoch, self.held.fence.remembered());
+        let begun = (self.concluding).begin(&self.context.cpu, "target-flush", move || {
+            if let Some(proofs) = proofs {
+                proofs.write(&Proof {
+                    receipt,
+                    witness: restore.witness().map_err(|error| of_tree(&error))?,
+                    root: restore.root_metadata(),
+                    epoch,
+                    remembered,
+                })?;
+            }
+            restore.conclude().map_err(|error| of_tree(&error))
+        });
+        self.check_begun(begun);
+    }
+
+    fn end_conclusion(&mut self) {
+        self.machine.handle_concluded();
         let bytes = self.machine.durable_bytes();
         let progress = &self.context.progress;
         progress.set_size(bytes);
         progress.set_durable(bytes);
     }
+}
+
+fn of_tree(error: &TreeError) -> Failure {
+    failure::of_tree(End::Target, error)
 }

@@ -28,6 +28,9 @@ pub enum TreeTargetAction {
     Complete,
     /// All is durable and the digests agree: call [`TreeTargetSession::seal`].
     Seal,
+    /// This is going to be the receipt: keep it where another run finds it, if there is such a place,
+    /// remove what the clone kept for itself, then call [`TreeTargetSession::handle_concluded`].
+    Conclude(Box<Receipt>),
     /// The clone is proven.
     Done(Box<Receipt>),
     /// The session is over.
@@ -60,6 +63,8 @@ pub struct Earlier {
     pub taken_bytes: u64,
     /// The receipt, when the clone is proven and the source may not have heard of it.
     pub receipt: Option<Box<Receipt>>,
+    /// The run of the source agent that it is for, if it is for one alone.
+    pub receipt_for: Option<Uuid>,
 }
 
 /// The target's state machine.
@@ -79,6 +84,8 @@ pub struct TreeTargetSession {
     is_drained: bool,
     is_completing: bool,
     summary: Option<TreeSummary>,
+    /// The receipt, until the clone is concluded.
+    sealed: Option<Box<Receipt>>,
     earlier: Earlier,
     started_at: Instant,
     durable_bytes: u64,
@@ -113,6 +120,7 @@ impl TreeTargetSession {
             is_drained: false,
             is_completing: false,
             summary: None,
+            sealed: None,
             started_at: earlier.started_at.unwrap_or(now),
             // What the sessions before have left is known when the directory is ready.
             durable_bytes: 0,
@@ -172,10 +180,14 @@ impl TreeTargetSession {
         self.started_at = self.earlier.started_at.unwrap_or(now);
         match self.check_hello(&hello) {
             Ok(terms) => {
+                let is_other = |instance| instance != hello.instance;
+                if self.earlier.receipt_for.take().is_some_and(is_other) {
+                    self.earlier.receipt = None;
+                }
                 self.hello = Some(hello);
                 self.terms = terms;
-                match self.earlier.receipt.take() {
-                    Some(receipt) => self.conclude(*receipt),
+                match self.earlier.receipt.clone() {
+                    Some(receipt) => self.tell_receipt(receipt),
                     None => self.course.act(TreeTargetAction::Prepare(terms)),
                 }
             }
@@ -328,8 +340,8 @@ impl TreeTargetSession {
         self.course.act(TreeTargetAction::Seal);
     }
 
-    /// Writes the receipt, for which [`TreeTargetAction::Seal`] asked, and sends it.
-    /// `unix_seconds` is the time of day. Does nothing before the clone is proven.
+    /// Writes the receipt, for which [`TreeTargetAction::Seal`] asked. `unix_seconds` is the time of
+    /// day. Does nothing before the clone is proven.
     pub fn seal(&mut self, now: Instant, unix_seconds: u64, target: AgentStats) {
         if self.course.stage != Stage::Verify {
             return;
@@ -345,8 +357,6 @@ impl TreeTargetSession {
         fidelity.add(&summary.fidelity);
         let seconds = now.saturating_duration_since(self.started_at).as_secs_f64();
         let logical_bytes = summary.counts.bytes;
-        // Not before: of what was only compared no journal speaks, should this end be killed.
-        self.durable_bytes = logical_bytes;
         // Either end may have started anew and forgotten what it counted.
         let taken_bytes = self.earlier.taken_bytes.saturating_add(self.taken_bytes);
         let sent_bytes = finish.sent.data_bytes.max(taken_bytes);
@@ -386,13 +396,28 @@ impl TreeTargetSession {
                 changed: found.changed,
             }),
         };
-        self.conclude(receipt);
+        let receipt = Box::new(receipt);
+        self.sealed = Some(receipt.clone());
+        self.course.act(TreeTargetAction::Conclude(receipt));
     }
 
-    fn conclude(&mut self, receipt: Receipt) {
-        self.course.say(Message::Receipt(Box::new(receipt.clone())));
-        self.course
-            .finish(TreeTargetAction::Done(Box::new(receipt)));
+    /// What [`TreeTargetAction::Conclude`] asked for is done, and durable. Sends the receipt; where the
+    /// session is over by now, it is for a later one.
+    pub fn handle_concluded(&mut self) {
+        let Some(receipt) = self.sealed.take() else {
+            return;
+        };
+        // Not before: of what was only compared no journal speaks, should this end be killed.
+        self.durable_bytes = receipt.logical_bytes;
+        self.earlier.receipt = Some(receipt.clone());
+        if !self.course.is_over() {
+            self.tell_receipt(receipt);
+        }
+    }
+
+    fn tell_receipt(&mut self, receipt: Box<Receipt>) {
+        self.course.say(Message::Receipt(receipt.clone()));
+        self.course.finish(TreeTargetAction::Done(receipt));
     }
 
     fn tell(&mut self) {
@@ -440,6 +465,7 @@ impl TreeTargetSession {
             started_at: has_begun.then_some(self.started_at),
             taken_bytes: self.earlier.taken_bytes.saturating_add(self.taken_bytes),
             receipt: self.earlier.receipt,
+            receipt_for: self.earlier.receipt_for,
         }
     }
 }

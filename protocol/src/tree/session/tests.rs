@@ -132,6 +132,11 @@ impl Pair {
         }
         if self.target.poll_action() == Some(TreeTargetAction::Seal) {
             self.target.seal(self.now, 7, AgentStats::default());
+            self.talk();
+            assert_eq!(self.source.poll_action(), None, "nothing is concluded yet");
+        }
+        if let Some(TreeTargetAction::Conclude(_)) = self.target.poll_action() {
+            self.target.handle_concluded();
         }
         self.talk();
     }
@@ -313,6 +318,63 @@ fn a_receipt_that_was_not_heard_is_told_again() {
         assert_eq!(end == Some(done), is_proof, "{digest:?}");
         assert_eq!(again.source.stage(), Stage::Done);
     }
+}
+
+/// One that a target brought back from an earlier run may be for one run of the source alone: any other is
+/// cloned anew, and nobody is told afterwards.
+#[test]
+fn a_receipt_for_one_run_of_the_source_is_told_to_no_other() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    pair.begin();
+    pair.finish(summary(1), summary(1));
+    let receipt = Box::new(pair.receipt());
+    for (receipt_for, is_told) in [
+        (None, true),
+        (Some(Uuid::nil()), true),
+        (Some(Uuid::from_u128(1)), false),
+    ] {
+        let earlier = Earlier {
+            receipt: Some(receipt.clone()),
+            receipt_for,
+            ..Earlier::default()
+        };
+        let terms = TreeTerms::default();
+        let (now, limits) = (pair.now, limits(1, terms));
+        let mut target =
+            TreeTargetSession::new(now, Uuid::nil(), 2, String::new(), limits, earlier);
+        target.handle_message(now, Message::Hello(hello(terms)));
+        let told = matches!(target.poll_action(), Some(TreeTargetAction::Done(_)));
+        assert_eq!(told, is_told, "{receipt_for:?}");
+        let later = target.into_earlier();
+        assert_eq!(
+            (later.receipt.is_some(), later.receipt_for),
+            (is_told, None)
+        );
+    }
+}
+
+/// The source is lost while the target concludes: the next session brings the receipt.
+#[test]
+fn a_clone_that_is_concluded_without_its_source_is_proven() {
+    let mut pair = Pair::new(TreeTerms::default(), TreeTerms::default());
+    pair.begin();
+    let read = summary(1);
+    pair.source
+        .handle_drained(read.clone(), Sent::default(), AgentStats::default());
+    pair.talk();
+    pair.target.handle_drained();
+    assert_eq!(pair.target.poll_action(), Some(TreeTargetAction::Complete));
+    pair.target.handle_completed(read);
+    assert_eq!(pair.target.poll_action(), Some(TreeTargetAction::Seal));
+    pair.target.seal(pair.now, 7, AgentStats::default());
+    let Some(TreeTargetAction::Conclude(receipt)) = pair.target.poll_action() else {
+        panic!("nothing to conclude");
+    };
+    pair.target.end(Failure::new(FailureCode::Disconnected, ""));
+    pair.target.handle_concluded();
+    assert_eq!(pair.target.poll_message(), None);
+    assert_eq!(pair.target.durable_bytes(), receipt.logical_bytes);
+    assert_eq!(pair.target.into_earlier().receipt, Some(receipt));
 }
 
 #[test]

@@ -29,6 +29,15 @@ pub(crate) struct Checker {
     kept: HashSet<(Stamp, u64)>,
     /// What each session's source has read.
     reads: HashMap<u64, Read>,
+    /// The receipt that counts.
+    proven: Option<Proven>,
+}
+
+/// A receipt, and the session that brought it about.
+#[derive(Debug)]
+struct Proven {
+    receipt: Receipt,
+    epoch: u64,
 }
 
 impl Checker {
@@ -40,6 +49,7 @@ impl Checker {
             told_bytes: 0,
             kept: HashSet::new(),
             reads: HashMap::new(),
+            proven: None,
         };
         checker.source_changed(files);
         checker
@@ -62,12 +72,39 @@ impl Checker {
         self.told_bytes = 0;
     }
 
-    /// The target agent runs anew, and its journal knows of sessions up to `epoch`.
-    pub(crate) fn target_restarted(&mut self, is_journal_lost: bool, epoch: u64) {
-        self.fencing.target_restarted(is_journal_lost, epoch);
-        if is_journal_lost {
+    /// The target agent runs anew, and what there is of a journal or a proof knows of sessions up to
+    /// `epoch`.
+    pub(crate) fn target_restarted(&mut self, has_journal: bool, has_proof: bool, epoch: u64) {
+        let is_all_gone = !has_journal && !has_proof;
+        self.fencing.target_restarted(is_all_gone, epoch);
+        if !has_journal {
             self.forget();
         }
+        self.proven.take_if(|_| !has_proof);
+    }
+
+    /// A session is about to note its receipt, and to conclude.
+    pub(crate) fn proves(&mut self, receipt: &Receipt, epoch: u64) {
+        let receipt = receipt.clone();
+        self.proven = Some(Proven { receipt, epoch });
+    }
+
+    /// A session is about to write. What was proven is not written again, unless it is to be compared.
+    pub(crate) fn begins_to_write(&mut self, compares: bool) -> Checked {
+        let proven = self.proven.take();
+        check(proven.is_none() || compares, || {
+            "what was proven is written again".to_owned()
+        })
+    }
+
+    /// A source is told a receipt, perhaps again.
+    pub(crate) fn told_receipt(&self, receipt: &Receipt, disk: &Disk) -> Checked {
+        let proven = self.proven.as_ref();
+        let proven = proven.filter(|proven| proven.receipt == *receipt);
+        let Some(proven) = proven else {
+            return check(false, || "a receipt of nothing is told".to_owned());
+        };
+        self.check_held(proven.epoch, disk, true)
     }
 
     /// A session is about to welcome its source.
@@ -163,25 +200,9 @@ impl Checker {
         is_exact: bool,
         trusts_times: bool,
     ) -> Checked {
+        self.check_held(epoch, disk, trusts_times)?;
         let nothing = Read::new();
         let read = self.reads.get(&epoch).unwrap_or(&nothing);
-        check(disk.durable == disk.cached, || {
-            "there is a receipt, and something is not durable".to_owned()
-        })?;
-        for (name, pieces) in read {
-            let held = disk.durable.at(At::Place(*name));
-            // What went bad by itself keeps its time.
-            let is_same = held.is_some_and(|(inode, held)| {
-                let is_right = |(index, tag): (usize, &Tag)| {
-                    pieces.get(index) == Some(tag)
-                        || trusts_times && disk.is_rotten(inode, index, *tag)
-                };
-                held.pieces.len() == pieces.len() && held.pieces.iter().enumerate().all(is_right)
-            });
-            check(is_same, || {
-                format!("there is a receipt, and file {name} is {held:x?}, and was {pieces:x?}")
-            })?;
-        }
         let count = disk.durable.names.len();
         check(!is_exact || count == read.len(), || {
             format!(
@@ -193,6 +214,29 @@ impl Checker {
         check(come >= receipt.data_bytes, || {
             format!("{come} of {} bytes were sent or there", receipt.data_bytes)
         })
+    }
+
+    /// There is a receipt: the target holds what the source of that session has read, but for what went
+    /// bad by itself where nobody looks.
+    fn check_held(&self, epoch: u64, disk: &Disk, may_rot: bool) -> Checked {
+        let nothing = Read::new();
+        let read = self.reads.get(&epoch).unwrap_or(&nothing);
+        check(disk.durable == disk.cached, || {
+            "there is a receipt, and something is not durable".to_owned()
+        })?;
+        for (name, pieces) in read {
+            let held = disk.durable.at(At::Place(*name));
+            let is_same = held.is_some_and(|(inode, held)| {
+                let is_right = |(index, tag): (usize, &Tag)| {
+                    pieces.get(index) == Some(tag) || may_rot && disk.is_rotten(inode, index, *tag)
+                };
+                held.pieces.len() == pieces.len() && held.pieces.iter().enumerate().all(is_right)
+            });
+            check(is_same, || {
+                format!("there is a receipt, and file {name} is {held:x?}, and was {pieces:x?}")
+            })?;
+        }
+        Ok(())
     }
 }
 

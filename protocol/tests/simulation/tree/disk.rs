@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use volferry_protocol::digest::Digest;
+
 use super::files;
 use crate::rng::Rng;
 use crate::tag::{TORN, Tag};
@@ -150,6 +152,17 @@ impl Disk {
                 self.write(inode, index, torn);
             }
         }
+    }
+
+    /// What a look at it shows: names, sizes and times.
+    pub(crate) fn witness(&self) -> Digest {
+        let mut seen = Vec::new();
+        for name in self.cached.places() {
+            if let Some((_, content)) = self.cached.at(At::Place(name)) {
+                seen.extend(format!("{name} {} {} ", content.pieces.len(), content.mtime).bytes());
+            }
+        }
+        Digest::of_chunk(&seen)
     }
 
     /// Gives whether no other flush runs.

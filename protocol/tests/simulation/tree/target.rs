@@ -9,10 +9,11 @@ use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::SessionToken;
 use volferry_protocol::message::{Hello, Message};
-use volferry_protocol::receipt::{AgentStats, Verified};
+use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 use volferry_protocol::session::{Admission, Fence, Stage};
 use volferry_protocol::tree::journal::{self, Entry};
 use volferry_protocol::tree::offer::Answer;
+use volferry_protocol::tree::proof::Proof;
 use volferry_protocol::tree::session::{
     Earlier, TreeLimits, TreeSummary, TreeTargetAction, TreeTargetSession, TreeTerms,
 };
@@ -40,7 +41,6 @@ pub(crate) struct TargetAgent {
     goes_on: bool,
     /// Whether nothing of that is durable.
     is_blank: bool,
-    is_concluded: bool,
     is_repairing: bool,
     was_alone: Option<bool>,
     /// By epoch; one runs, others may have work in flight.
@@ -69,7 +69,8 @@ pub(crate) struct TargetEnd {
     in_flight: u64,
     checkpoint: Checkpoint,
     summary: Option<TreeSummary>,
-    is_concluding: bool,
+    /// What it is going to tell, while it concludes.
+    receipt: Option<Box<Receipt>>,
     is_over: bool,
     /// Why it is over.
     code: Option<FailureCode>,
@@ -103,6 +104,7 @@ pub(crate) enum Work {
     Journal,
     Complete,
     ReadBack,
+    Prove,
     Conclude,
 }
 
@@ -126,7 +128,6 @@ impl World {
             },
             goes_on,
             is_blank: goes_on && known.is_empty(),
-            is_concluded: false,
             is_repairing: false,
             was_alone: known.is_alone,
             sessions: BTreeMap::new(),
@@ -136,11 +137,50 @@ impl World {
         }
     }
 
-    pub(crate) fn run_target(&mut self) {
+    pub(crate) fn run_target(&mut self) -> Checked {
         self.realm.run_target();
         let mut known = Known::read(&self.journal.cached);
         self.setting.broken.forget(&mut known.remembered);
         self.target = Self::new_target(&known, self.setting.reuse, self.is_staged);
+        let proof = self.proven();
+        let Some(mut proof) = proof.filter(|_| self.setting.broken != Broken::Proof) else {
+            return Ok(());
+        };
+        check(proof.witness == self.disk.witness(), || {
+            "the proof is of another tree".to_owned()
+        })?;
+        self.setting.broken.forget(&mut proof.remembered);
+        self.target.fence = Fence::after(proof.epoch, &proof.remembered);
+        let holder = proof.remembered.holder;
+        self.target.earlier = Earlier {
+            receipt: Some(Box::new(proof.receipt)),
+            receipt_for: holder.filter(|_| self.setting.reuse != Reuse::Journal),
+            ..Earlier::default()
+        };
+        self.target.goes_on = false;
+        self.target.is_blank = false;
+        self.target.was_alone = None;
+        self.conclude()
+    }
+
+    /// The proof that the state directory holds now.
+    fn proven(&self) -> Option<Proof> {
+        Proof::decode(&self.proof.cached).ok()
+    }
+
+    /// What the clone kept for itself goes, and that becomes durable.
+    fn conclude(&mut self) -> Checked {
+        self.journal.lose();
+        self.is_staged = false;
+        let staged: Vec<_> = self.disk.cached.names.keys().copied().collect();
+        for at in staged.into_iter().filter(|at| matches!(at, At::Staged(_))) {
+            self.disk.remove(at);
+        }
+        let is_alone = self.disk.begin_flush();
+        check(is_alone, || "two sessions flush".to_owned())?;
+        self.disk.end_flush();
+        self.storage_changed();
+        Ok(())
     }
 
     /// The target agent is killed, with or without its host; another run begins later.
@@ -174,13 +214,19 @@ impl World {
         if !has_power {
             self.disk.crash(rng);
         }
+        self.proof.crash(rng, has_power);
         if is_journal_lost {
             self.journal.lose();
+            self.proof.lose();
         }
-        // With a tree that is proven goes its journal: who comes too late for the receipt begins anew.
-        let is_journal_gone = is_journal_lost || self.journal.cached.is_empty();
-        let epoch = Known::read(&self.journal.cached).epoch;
-        self.checker.target_restarted(is_journal_gone, epoch);
+        // With a tree that is proven goes its journal. Without a proof, who comes too late for the receipt
+        // begins anew.
+        let has_journal = !self.journal.cached.is_empty();
+        let proof = self.proven();
+        let known = Known::read(&self.journal.cached);
+        let epoch = proof.as_ref().map_or(known.epoch, |proof| proof.epoch);
+        let has_proof = proof.is_some();
+        self.checker.target_restarted(has_journal, has_proof, epoch);
         self.storage_changed();
         self.realm.stop_target(has_power);
     }
@@ -325,7 +371,7 @@ impl World {
             in_flight: 0,
             checkpoint: Checkpoint::default(),
             summary: None,
-            is_concluding: false,
+            receipt: None,
             is_over: false,
             code: None,
             is_drained: false,
@@ -369,7 +415,6 @@ impl World {
     }
 
     pub(crate) fn end_work(&mut self, epoch: u64, work: Work) -> Checked {
-        let now = self.realm.now();
         let time = self.realm.time;
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
@@ -422,26 +467,16 @@ impl World {
                     self.end_reading(epoch, summary);
                 }
             }
+            Work::Prove => {
+                self.proof.end();
+                self.begin_work(epoch, Work::Conclude);
+            }
             Work::Conclude => {
-                self.journal.lose();
-                self.is_staged = false;
-                self.checker.fencing.journal_removed();
-                let staged: Vec<_> = self.disk.cached.names.keys().copied().collect();
-                for at in staged.into_iter().filter(|at| matches!(at, At::Staged(_))) {
-                    self.disk.remove(at);
+                if !self.setting.has_state_dir {
+                    self.checker.fencing.journal_removed();
                 }
-                let is_alone = self.disk.begin_flush();
-                check(is_alone, || "two sessions flush".to_owned())?;
-                self.disk.end_flush();
-                self.checker.journal_changed(&self.journal);
-                match is_over {
-                    true => {
-                        // The next session compares, and counts anew.
-                        self.target.is_concluded = true;
-                        self.checker.forget();
-                    }
-                    false => session.machine.seal(now, 0, AgentStats::default()),
-                }
+                self.conclude()?;
+                self.concluded(epoch)?;
             }
         }
         self.is_storage_changed = true;
@@ -450,15 +485,30 @@ impl World {
         self.bury(epoch)
     }
 
+    fn concluded(&mut self, epoch: u64) -> Checked {
+        let is_exact = self.setting.delete_extra || self.target.was_alone == Some(true);
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return Ok(());
+        };
+        session.machine.handle_concluded();
+        if let (Some(receipt), Some(restore)) = (&session.receipt, &session.restore) {
+            let trusts_times = restore.reuse == Reuse::Times;
+            self.checker
+                .check_receipt(receipt, epoch, &self.disk, is_exact, trusts_times)?;
+        }
+        Ok(())
+    }
+
     /// As the storage makes a target directory ready.
     fn prepared(&mut self, epoch: u64) -> Checked {
         let target = &mut self.target;
         let reuse = match target.reuse {
             _ if target.is_repairing => Reuse::Content,
-            Reuse::Journal if target.is_concluded => Reuse::Times,
             reuse => reuse,
         };
         let compares = reuse != Reuse::Journal;
+        self.checker.begins_to_write(compares)?;
+        self.proof.lose();
         let is_own_only = target.is_blank && target.was_alone == Some(true);
         let keeps = target.goes_on && !target.is_blank || compares;
         let clears = !keeps && (self.setting.delete_extra || is_own_only);
@@ -580,7 +630,7 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
         };
-        if session.checkpoint.under_way.is_some() || session.is_concluding {
+        if session.checkpoint.under_way.is_some() || session.receipt.is_some() {
             return Ok(());
         }
         let Some(restore) = &mut session.restore else {
@@ -751,25 +801,31 @@ impl World {
                 }
             }
             TreeTargetAction::Seal => {
-                session.is_concluding = true;
-                self.begin_work(epoch, Work::Conclude);
+                let now = self.realm.now();
+                session.machine.seal(now, 0, AgentStats::default());
+            }
+            TreeTargetAction::Conclude(receipt) => {
+                session.receipt = Some(receipt.clone());
+                self.checker.proves(&receipt, epoch);
+                if !self.setting.has_state_dir {
+                    self.begin_work(epoch, Work::Conclude);
+                    return Ok(true);
+                }
+                let proof = Proof {
+                    receipt: *receipt,
+                    witness: self.disk.witness(),
+                    root: None,
+                    epoch,
+                    remembered: self.target.fence.remembered(),
+                };
+                let is_alone = self.proof.replace(proof.encode());
+                check(is_alone, || "two sessions write a proof".to_owned())?;
+                self.begin_work(epoch, Work::Prove);
             }
             TreeTargetAction::Done(receipt) => {
                 self.realm.trace(|| format!("target is done in {epoch}"));
                 session.is_drained = true;
-                // One of an earlier session is given again.
-                if let Some(restore) = &session.restore {
-                    let trusts_times = restore.reuse == Reuse::Times;
-                    let is_exact = self.setting.delete_extra || self.checker_knows_alone();
-                    self.checker.check_receipt(
-                        &receipt,
-                        epoch,
-                        &self.disk,
-                        is_exact,
-                        trusts_times,
-                    )?;
-                }
-                self.proven = Some(receipt);
+                self.checker.told_receipt(&receipt, &self.disk)?;
                 self.hang_up_target(epoch);
             }
             TreeTargetAction::Fail(failure) => {
@@ -780,10 +836,6 @@ impl World {
             }
         }
         Ok(true)
-    }
-
-    fn checker_knows_alone(&self) -> bool {
-        self.target.was_alone == Some(true)
     }
 
     fn hang_up_target(&mut self, epoch: u64) {
@@ -814,7 +866,8 @@ impl World {
         if !session.is_over || session.in_flight > 0 {
             return Ok(());
         }
-        let has_more = session.restore.is_some() && !session.is_drained && !session.is_concluding;
+        let has_more =
+            session.restore.is_some() && !session.is_drained && session.receipt.is_none();
         if has_more {
             return self.checkpoint(epoch);
         }
@@ -822,7 +875,6 @@ impl World {
             return Ok(());
         };
         self.target.earlier = session.machine.into_earlier();
-        self.target.earlier.receipt = self.proven.take();
         match session.code {
             Some(FailureCode::Repair) if self.setting.broken == Broken::Distrust => {}
             Some(FailureCode::Repair) => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use volferry_protocol::failure::FailureCode;
 use volferry_protocol::frame::SessionToken;
 use volferry_protocol::message::Message;
-use volferry_protocol::receipt::{Receipt, Verified};
+use volferry_protocol::receipt::Verified;
 
 use super::checker::Checker;
 use super::disk::Disk;
@@ -27,6 +27,8 @@ pub(crate) struct Setting {
     pub(crate) verify: Verified,
     pub(crate) reuse: Reuse,
     pub(crate) delete_extra: bool,
+    /// There is a place for a proof.
+    pub(crate) has_state_dir: bool,
     /// A source that changes while it is read is told, and no failure.
     pub(crate) allow_changed: bool,
     pace_ms: u64,
@@ -72,8 +74,8 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     /// Whether the staging directory is there, whatever became of the journal in it.
     pub(crate) is_staged: bool,
-    /// The receipt of a session that is about to be buried.
-    pub(crate) proven: Option<Box<Receipt>>,
+    /// The proof in the state directory.
+    pub(crate) proof: JournalFile,
     pub(crate) is_storage_changed: bool,
     rot_count: u32,
     has_changed: bool,
@@ -99,6 +101,7 @@ impl World {
             // What is merged can't be read back as a whole.
             delete_extra: reads_back || rng.chance(40),
             allow_changed: rng.chance(30),
+            has_state_dir: rng.chance(70),
             pace_ms: 1 + rng.below(600),
             broken,
         };
@@ -125,7 +128,7 @@ impl World {
             is_staged: false,
             disk: Disk::new(&before),
             journal: JournalFile::default(),
-            proven: None,
+            proof: JournalFile::default(),
             is_storage_changed: false,
             rot_count: 0,
             has_changed: false,
@@ -192,8 +195,7 @@ impl Scene for World {
     }
 
     fn start_target(&mut self) -> Checked {
-        self.run_target();
-        Ok(())
+        self.run_target()
     }
 
     fn kill_target(&mut self, has_power: bool, is_journal_lost: bool) -> Checked {

@@ -11,10 +11,11 @@ use volferry_protocol::tree::path::{Name, TreePath, join, show};
 use volferry_protocol::tree::record::Record;
 use volferry_protocol::tree::set_digest::Content;
 
+use super::super::directories::open_quietly;
 use super::super::metadata::Handle as MetadataHandle;
 use super::super::names::{Batch, Names};
 use super::super::{LOST_AND_FOUND, TreeError, is_staging};
-use super::inode::{is_changed, is_large, open_quietly, size_of};
+use super::inode::{is_changed, is_large, size_of};
 use super::{Stop, WalkEnd, Worker, lock};
 use crate::error::Operation;
 

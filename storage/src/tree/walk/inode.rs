@@ -6,12 +6,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, Stat, major, minor};
-use rustix::io::Errno;
+use rustix::fs::{OFlags, Stat, major, minor};
 use volferry_protocol::tree::links::InodeKey;
 use volferry_protocol::tree::record::INLINE_SIZE_MAX;
 
-use super::super::directories::open_beneath;
+use super::super::directories::open_quietly;
 use super::super::metadata;
 
 /// Opens what should be a regular file. Whatever it became meanwhile, opening it waits for nobody.
@@ -36,17 +35,6 @@ const LEASE_TIME: Duration = Duration::from_secs(60);
 
 /// Between two looks whether the lease has ended.
 const LEASE_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Opens without leaving a trace in the time of access, where that is allowed.
-pub(super) fn open_quietly(directory: &OwnedFd, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
-    let quietly = flags | OFlags::NOATIME;
-    match open_beneath(directory, name, quietly, Mode::empty()) {
-        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
-            open_beneath(directory, name, flags, Mode::empty())
-        }
-        answer => answer,
-    }
-}
 
 pub(super) fn size_of(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
