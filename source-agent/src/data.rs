@@ -311,7 +311,58 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::duplex;
+    use uuid::Uuid;
+    use volferry_agent::progress::End;
+    use volferry_protocol::frame::SessionToken;
+
     use super::*;
+
+    /// Lets every task come as far as it can.
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A target that refuses a connection may do so when the source takes it for granted, and waits for
+    /// an answer to what it has sent or never sent on it.
+    #[tokio::test]
+    async fn a_connection_that_the_target_refuses_is_noticed_where_there_is_nothing_to_send() {
+        for (sends_back, kind) in [
+            (false, std::io::ErrorKind::UnexpectedEof),
+            (true, std::io::ErrorKind::Other),
+        ] {
+            let (mut source, mut target) = duplex(4096);
+            let (outgoing, queue) = async_channel::bounded::<Outgoing>(1);
+            let (sent, mut told) = mpsc::channel(1);
+            let connection = DataConnection {
+                preamble: Preamble::Data {
+                    number: 0,
+                    token: SessionToken([7; 32]),
+                },
+                queue,
+                sent,
+                progress: Arc::new(Progress::new(End::Source, Uuid::nil())),
+            };
+            let running = tokio::spawn(async move { connection.send_all(&mut source).await });
+            let (index, digest) = (ChunkIndex(0), Digest([1; 32]));
+            outgoing
+                .try_send(Outgoing::Offer { index, digest })
+                .unwrap();
+            settle().await;
+            assert!(told.try_recv().is_ok(), "what there is to send is sent");
+            assert!(!running.is_finished(), "more may come");
+            if sends_back {
+                target.write_all(b"x").await.unwrap();
+            } else {
+                drop(target);
+            }
+            settle().await;
+            assert!(running.is_finished(), "it waits for something to send");
+            assert_eq!(running.await.unwrap().unwrap_err().kind(), kind);
+        }
+    }
 
     /// Takes a few bytes at each call.
     struct Narrow(Vec<u8>);

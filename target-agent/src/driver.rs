@@ -53,7 +53,7 @@ pub(crate) struct Held {
     /// The buffers of every session, from the first on.
     pub(crate) pool: Option<BufferPool>,
     /// Once the clone is proven.
-    pub(crate) receipt: Option<Receipt>,
+    pub(crate) receipt: Option<Box<Receipt>>,
 }
 
 /// The target volume.
@@ -76,7 +76,7 @@ where
     }
 
     fn unheard(&self) -> Option<&Receipt> {
-        self.receipt.as_ref()
+        self.receipt.as_deref()
     }
 
     async fn receive(
@@ -234,11 +234,9 @@ where
         }
         match (outcome, drained) {
             (Ok(receipt), _) => {
+                let receipt = Box::new(receipt);
                 self.held.receipt.get_or_insert_with(|| receipt.clone());
-                SessionEnd::Proven {
-                    receipt: Box::new(receipt),
-                    is_heard,
-                }
+                SessionEnd::Proven { receipt, is_heard }
             }
             (Err(_), Err(failure)) => SessionEnd::Failed(failure),
             (Err(failure), Ok(())) => SessionEnd::failed(failure, self.context, remains, next),

@@ -117,7 +117,7 @@ where
         let ask = match asked.take() {
             Some(ask) => ask,
             None => {
-                let unheard = held.unheard().cloned();
+                let unheard = held.unheard().cloned().map(Box::new);
                 let next = next_source(context, held.fence(), greeter);
                 match unheard {
                     None => next.await?,
@@ -125,7 +125,7 @@ where
                         let until = *until.get_or_insert_with(|| Instant::now() + LINGER_TIME);
                         match tokio::time::timeout_at(until.into(), next).await {
                             Ok(Ok(ask)) => ask,
-                            Ok(Err(_)) | Err(_) => return Ok(receipt),
+                            Ok(Err(_)) | Err(_) => return Ok(*receipt),
                         }
                     }
                 }

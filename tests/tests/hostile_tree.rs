@@ -22,10 +22,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 
+use rustix::process::Signal;
 use volferry_protocol::compression::Codec;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::FailureCode;
-use volferry_protocol::message::{Finish, Message, Sent};
+use volferry_protocol::message::{Finish, Message, Sent, TREE_FEATURES};
 use volferry_protocol::tree::file_digest::{self, PIECE_LEN, PieceDigest};
 use volferry_protocol::tree::frame::TreeFrame;
 use volferry_protocol::tree::offer::{Holding, Offer, Stamp, Voucher};
@@ -37,8 +38,8 @@ use volferry_protocol::zero_map::ZeroMap;
 use volferry_tests::MIB;
 use volferry_tests::agents::{Agent, Agents};
 use volferry_tests::peer::{
-    FakeSource, Wire, able_to_compress, compress, compressed_to, hello_tree, pack, pack_compressed,
-    tree_header,
+    FakeSource, Peer, Wire, able_to_compress, compress, compressed_to, hello_tree, pack,
+    pack_compressed, tree_header, welcome,
 };
 use volferry_transport::Role;
 
@@ -683,4 +684,38 @@ fn a_finish_that_lies() {
         }),
     }));
     let _agents = ends.fails(FailureCode::Integrity, "9 names");
+}
+
+// ---- A target that a test plays ----
+
+/// A target refuses a data connection which its source takes for granted: offers went out on it, no answer
+/// comes, and there is nothing else to send. The source says what it lost, and comes again.
+#[test]
+fn a_data_connection_that_is_refused_is_noticed_where_an_answer_is_awaited() {
+    let agents = Agents::default();
+    let volume = agents.path("source");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("file"), "content").unwrap();
+    let peer = Peer::default();
+    let mut target = peer.listen(agents.identity.good(Role::Target));
+    let source = agents.start_source(target.address(), &volume, &[]);
+    let (mut control, hello) = target.greet();
+    let mut welcome = welcome(&hello);
+    welcome.tree = hello.tree;
+    welcome.features = TREE_FEATURES.iter().map(ToString::to_string).collect();
+    welcome.offer = true;
+    welcome.streams = 1;
+    control.say(&Message::Welcome(welcome));
+    let (refused, _) = target.accept();
+    drop(refused);
+    let failure = control.hear_failure();
+    assert_eq!(failure.code, FailureCode::Disconnected, "{failure}");
+    assert!(failure.text.contains("sending to the target"), "{failure}");
+    control.close();
+
+    let (_control, again) = target.greet();
+    assert_eq!(again.instance, hello.instance);
+    assert!(again.attempt > hello.attempt);
+    source.signal(Signal::TERM);
+    let _ended = source.end();
 }

@@ -94,7 +94,7 @@ impl Proven {
 
     /// Expects that the next target ends the clone with the very receipt that the one before has made,
     /// and that nothing of the tree travels for it.
-    fn is_ended_by_the_next_target(self) {
+    fn ends_with_the_next_target(self) {
         let receipt = self.receipt();
         let Self { trial, source } = self;
         let before = trial.proxy.passed(Way::ToTarget);
@@ -117,14 +117,14 @@ impl Proven {
 /// Killed as soon as there is a proof, whatever of the end has been done by then.
 #[test]
 fn a_receipt_that_nobody_heard_is_told_by_the_next_target() {
-    Proven::with_proof().is_ended_by_the_next_target();
+    Proven::with_proof().ends_with_the_next_target();
 }
 
 /// Killed when its journal is gone.
 #[test]
 fn a_tree_without_its_journal_is_still_proven() {
     let is_time = |trial: &Trial| proof(trial).exists() && !staging(trial).exists();
-    Proven::new(true, is_time).is_ended_by_the_next_target();
+    Proven::new(true, is_time).ends_with_the_next_target();
 }
 
 /// Killed while what the clone kept for itself was removed.
@@ -134,7 +134,7 @@ fn what_is_left_of_a_clone_is_removed_by_the_next_target() {
     let staging = staging(&proven.trial);
     fs::create_dir_all(staging.join("links")).unwrap();
     fs::write(staging.join("links/1"), "").unwrap();
-    proven.is_ended_by_the_next_target();
+    proven.ends_with_the_next_target();
 }
 
 /// The source may have been killed, too.
@@ -143,7 +143,7 @@ fn another_run_of_the_source_is_told_the_receipt() {
     let mut proven = Proven::with_proof();
     let again = proven.trial.start_source(&[]);
     kill(std::mem::replace(&mut proven.source, again));
-    proven.is_ended_by_the_next_target();
+    proven.ends_with_the_next_target();
 }
 
 /// Who says that the directory may be written again may have a source that has changed since.

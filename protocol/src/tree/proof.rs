@@ -68,8 +68,7 @@ impl Proof {
         body.extend(root);
         // Numbers and texts only: there is nothing in it that JSON can't say.
         body.extend(serde_json::to_vec(&self.receipt).unwrap_or_default());
-        let mut proof = Vec::new();
-        proof.extend(MAGIC);
+        let mut proof = MAGIC.to_vec();
         proof.extend(u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
         proof.extend(&body);
         proof.extend(check(&body));
