@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use uuid::Uuid;
-use volferry_protocol::failure::Failure;
+use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::session::TreeTerms;
@@ -134,6 +134,21 @@ pub struct TransportOptions {
     /// kernel's own over TLS
     #[arg(long, env = "VOLFERRY_CONGESTION", value_name = "NAME", value_parser = parse_congestion)]
     pub congestion: Option<Congestion>,
+}
+
+impl TransportOptions {
+    /// Whether it goes together with a Unix socket, where one was told.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_fits(&self, is_unix: bool) -> Result<(), Failure> {
+        if is_unix && self.transport == Some(TransportChoice::Quic) {
+            let text =
+                "QUIC does not run over a Unix socket; leave out --transport, or name a port";
+            return Err(Failure::new(FailureCode::Usage, text));
+        }
+        Ok(())
+    }
 }
 
 /// Reads what the agents are to talk over.

@@ -227,12 +227,13 @@ async fn receive(
         transport: choice(way.transport),
         ..ListenLimits::default()
     };
-    let address = (RIGHT, 0).into();
+    let address = SocketAddr::from((RIGHT, 0));
     let refused = |_, error: TransportError| output::progress(&error.to_string());
     let mut listener = Listener::bind(address, credentials, limits, refused)
         .await
         .map_err(io::Error::other)?;
-    let _gone = tell.send(listener.local_address());
+    let address = listener.local_address().network();
+    let _gone = tell.send(address.ok_or_else(|| io::Error::other("no port"))?);
     let mut readers = JoinSet::new();
     loop {
         tokio::select! {
@@ -279,7 +280,7 @@ async fn send(
 
 const fn choice(transport: Transport) -> TransportChoice {
     match transport {
-        Transport::Tls => TransportChoice::Tls,
+        Transport::Tls | Transport::Unix => TransportChoice::Tls,
         Transport::Quic => TransportChoice::Quic,
     }
 }

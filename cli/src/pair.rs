@@ -79,7 +79,7 @@ pub(crate) fn clone(
         let listener =
             volferry_target_agent::listen(any_port, target_credentials, &offered, &metrics).await?;
         // A source that is gone already shows as a shutdown.
-        let _gone = listening.send(listener.local_address());
+        let _gone = listening.send(listener.local_address().to_string());
         volferry_target_agent::serve(&target, target_context, opened, listener).await
     });
     let source_credentials = credentials(Role::Source);
@@ -90,7 +90,7 @@ pub(crate) fn clone(
                 "the target does not listen",
             ));
         };
-        let dialer = Dialer::new(address.to_string(), source_credentials)
+        let dialer = Dialer::new(address, source_credentials)
             .with_transport(told)
             .with_congestion(congestion);
         volferry_source_agent::run(source, source_context, dialer).await

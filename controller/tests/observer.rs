@@ -46,7 +46,7 @@ async fn target(minted: &MintedIdentity, answer: &'static str) -> SocketAddr {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let listener = Listener::bind(address, credentials, ListenLimits::default(), |_, _| {});
     let mut listener = listener.await.unwrap();
-    let address = listener.local_address();
+    let address = listener.local_address().network().unwrap();
     tokio::spawn(async move {
         let _credentials = dir;
         while let Ok(accepted) = listener.accept().await {

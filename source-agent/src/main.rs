@@ -14,7 +14,7 @@ use volferry_agent::run::run_program;
 use volferry_protocol::compression::Wanted;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
-use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice};
+use volferry_transport::{Address, CredentialsDir, Dialer, Role, TransportChoice};
 
 /// Reads a volume and sends it to the target agent of the same clone.
 ///
@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
     volume: PathBuf,
 
-    /// Where the target agent listens
+    /// Where the target agent listens; or unix:PATH, its Unix socket on the same node
     #[arg(long, env = "VOLFERRY_TARGET", value_name = "HOST:PORT")]
     target: String,
 
@@ -136,10 +136,12 @@ fn main() -> ExitCode {
     .with_streams(arguments.streams);
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Source);
     let transport = arguments.transport;
+    let is_unix = Address::unix_path(&arguments.target).is_some();
+    let fits = transport.check_fits(is_unix);
     let dialer = Dialer::new(arguments.target.as_str(), credentials)
         .with_transport(transport.transport.unwrap_or(TransportChoice::Tls))
         .with_congestion(transport.congestion);
-    let clone_id = arguments.agent.clone_id();
+    let clone_id = fits.and_then(|()| arguments.agent.clone_id());
     run_program(End::Source, &arguments.agent, clone_id, |context| {
         volferry_source_agent::run(config, context, dialer)
     })

@@ -4,7 +4,6 @@
 //! A peer here has proven who it is, and still costs only bounded memory and time until it says
 //! what it wants.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,7 +17,7 @@ use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{Preamble, SessionToken};
 use volferry_protocol::message::{Hello, Message};
-use volferry_transport::{Accepted, Acceptor, Role, TransportError};
+use volferry_transport::{Accepted, Acceptor, PeerAddress, Role, TransportError};
 
 /// How long a peer may take to say what its connection is for, and on a control connection what
 /// it wants cloned.
@@ -39,7 +38,7 @@ const QUEUE_LEN: usize = 16;
 pub(crate) struct Greeted<S> {
     pub(crate) purpose: Purpose,
     pub(crate) stream: S,
-    pub(crate) peer_address: SocketAddr,
+    pub(crate) peer_address: PeerAddress,
 }
 
 /// What a connection is for.

@@ -12,7 +12,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,7 +29,8 @@ use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::TreeTerms;
 use volferry_storage::{TargetOptions, TargetVolume};
 use volferry_transport::{
-    Acceptor, CredentialsDir, ListenLimits, Listener, Role, TransportChoice, TransportError,
+    Acceptor, Address, CredentialsDir, ListenLimits, Listener, PeerAddress, Role, TransportChoice,
+    TransportError,
 };
 
 use crate::driver::{Held, Volume};
@@ -196,20 +196,20 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     Ok(held)
 }
 
-/// Opens the port for the source agent of the clone that the credentials are for, and for its
+/// Opens the port, or the Unix socket, for the source agent of the clone that the credentials are for, and for its
 /// observers, for TLS and QUIC unless `transport` says otherwise. Who is turned away is logged and
 /// counted.
 ///
 /// # Errors
 /// When the credentials can't be used, or the port can't be had.
 pub async fn listen(
-    address: SocketAddr,
+    address: impl Into<Address>,
     credentials: CredentialsDir,
     transport: &TransportOptions,
     metrics: &Metrics,
 ) -> Result<Listener, Failure> {
     let metrics = metrics.clone();
-    let on_refused = move |peer_address: SocketAddr, error: TransportError| {
+    let on_refused = move |peer_address: PeerAddress, error: TransportError| {
         let failure = failure::of_transport(&error);
         tracing::warn!(%peer_address, reason = error.label(), "a peer was turned away: {failure}");
         metrics.count_rejection(error.label());

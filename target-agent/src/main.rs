@@ -1,6 +1,5 @@
 //! The target agent as a program.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,7 +12,7 @@ use volferry_agent::run::{Context, run_program};
 use volferry_storage::TargetOptions;
 use volferry_target_agent::options::ResumeOptions;
 use volferry_target_agent::{TargetConfig, listen};
-use volferry_transport::{CredentialsDir, Role};
+use volferry_transport::{Address, CredentialsDir, Role};
 
 /// Receives a volume from the source agent of the same clone, writes it and makes it durable.
 ///
@@ -27,9 +26,10 @@ struct Arguments {
     #[arg(long, env = "VOLFERRY_VOLUME", value_name = "PATH")]
     volume: PathBuf,
 
-    /// Where to listen for the source agent; port 0 takes a free one and logs it
+    /// Where to listen for the source agent; port 0 takes a free one and logs it. Or unix:PATH, a Unix
+    /// socket for a source agent on the same node that sees its file
     #[arg(long, env = "VOLFERRY_LISTEN", value_name = "ADDR:PORT")]
-    listen: SocketAddr,
+    listen: Address,
 
     /// Write into a file that exists, or a directory that holds something: what is sent replaces
     /// what is there
@@ -111,9 +111,11 @@ fn main() -> ExitCode {
     };
     let config = arguments.resume.apply(config);
     let credentials = CredentialsDir::new(&arguments.agent.identity, Role::Target);
-    let clone_id = arguments.agent.clone_id();
     let address = arguments.listen;
     let transport = arguments.transport;
+    let is_unix = address.network().is_none();
+    let fits = transport.check_fits(is_unix);
+    let clone_id = fits.and_then(|()| arguments.agent.clone_id());
     run_program(End::Target, &arguments.agent, clone_id, |context| {
         serve(config, context, address, credentials, transport)
     })
@@ -122,7 +124,7 @@ fn main() -> ExitCode {
 async fn serve(
     config: TargetConfig,
     context: Context,
-    address: SocketAddr,
+    address: Address,
     credentials: CredentialsDir,
     transport: TransportOptions,
 ) -> Outcome {

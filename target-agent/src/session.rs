@@ -1,7 +1,6 @@
 //! What sessions have in common, whatever is cloned: who is granted one, who is turned away, how one
 //! ends, and the loop that goes from one to the next.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +13,7 @@ use volferry_protocol::message::Hello;
 use volferry_protocol::receipt::Receipt;
 use volferry_protocol::session::fence::fenced;
 use volferry_protocol::session::{Fence, Stage};
+use volferry_transport::PeerAddress;
 
 use crate::TargetConfig;
 use crate::greeter::{Greeted, Greeter, Purpose, refuse};
@@ -201,7 +201,7 @@ where
 }
 
 /// Counts a data connection that belongs to no session.
-pub(crate) fn turn_away_data(context: &Context, peer_address: SocketAddr) {
+pub(crate) fn turn_away_data(context: &Context, peer_address: PeerAddress) {
     tracing::warn!(%peer_address, "a data connection of no session was turned away");
     context.metrics.count_rejection("no_session");
 }
@@ -215,7 +215,7 @@ impl Refusals {
         &mut self,
         context: &Context,
         stream: S,
-        peer_address: SocketAddr,
+        peer_address: PeerAddress,
         failure: Failure,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -257,7 +257,7 @@ where
         fence: &mut Fence,
         held: Option<&Hello>,
         checked: Result<T, Failure>,
-        rival: (Hello, S, SocketAddr),
+        rival: (Hello, S, PeerAddress),
     ) -> Option<Heard> {
         let (hello, stream, peer_address) = rival;
         let epoch = match fence.ask(&hello, checked) {

@@ -80,6 +80,30 @@ impl Agents {
         target
     }
 
+    /// Starts a target agent that listens at a Unix socket, and waits until it does.
+    #[must_use]
+    pub fn start_target_at(&self, socket: &Path, volume: &Path, arguments: &[&str]) -> Agent {
+        let identity = self.identity.good(Role::Target);
+        let command = programs::command(programs::TARGET);
+        let mut target = self.launch(Role::Target, &identity, command, |command| {
+            command.arg("--listen").arg(unix(socket)).args(arguments);
+            command.arg("--volume").arg(volume);
+        });
+        target.wait_for("listening for the source agent");
+        target
+    }
+
+    /// Starts a source agent that dials a Unix socket.
+    #[must_use]
+    pub fn start_source_at(&self, socket: &Path, volume: &Path, arguments: &[&str]) -> Agent {
+        let identity = self.identity.good(Role::Source);
+        let command = programs::command(programs::SOURCE);
+        self.launch(Role::Source, &identity, command, |command| {
+            command.arg("--target").arg(unix(socket));
+            command.arg("--volume").arg(volume).args(arguments);
+        })
+    }
+
     /// Starts a source agent at the left end of two namespaces.
     #[must_use]
     pub fn start_source_within(
@@ -276,4 +300,9 @@ impl HeldClone {
         let _target = self.target.end().succeeded();
         volume::assert_same(&self.source_volume, &self.target_volume, Self::SIZE);
     }
+}
+
+/// How the agents are told of a Unix socket.
+fn unix(socket: &Path) -> String {
+    format!("unix:{}", socket.display())
 }

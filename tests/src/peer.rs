@@ -169,7 +169,7 @@ impl FakeTarget {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.listener.local_address()
+        self.listener.local_address().network().unwrap()
     }
 
     /// The next connection of a source, behind its preamble.

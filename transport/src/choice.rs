@@ -12,6 +12,8 @@ pub enum Transport {
     Tls,
     /// QUIC over UDP: one connection for all streams of a session.
     Quic,
+    /// TLS 1.3 over a Unix socket: a connection for each stream.
+    Unix,
 }
 
 impl Transport {
@@ -21,6 +23,7 @@ impl Transport {
         match self {
             Self::Tls => "tls",
             Self::Quic => "quic",
+            Self::Unix => "unix",
         }
     }
 }

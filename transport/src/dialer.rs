@@ -3,19 +3,22 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
+use crate::address::{Address, PeerAddress};
 use crate::error::TransportError;
 use crate::identity::{Credentials, CredentialsDir};
 use crate::name::Role;
 use crate::quic::{Congestion, Link};
 use crate::rejection::Class;
 use crate::stream::SecureStream;
-use crate::{Choice, Connector, Transport, TransportChoice, Why, choice, socket, tls};
+use crate::tls::{Established, Socket};
+use crate::{Choice, Connector, Transport, TransportChoice, Why, choice, local, socket, tls};
 
 /// How long a step of a dial may take.
 #[derive(Clone, Copy, Debug)]
@@ -84,25 +87,22 @@ enum Place {
 }
 
 impl Dialer {
-    /// A dialer to `target`, written `HOST:PORT`, over TLS. Nothing is looked up or read before the
-    /// first dial.
+    /// A dialer to `target`, written `HOST:PORT`, over TLS, or `unix:PATH`, over a Unix socket. Nothing is
+    /// looked up or read before the first dial.
     pub fn new(target: impl Into<String>, credentials: CredentialsDir) -> Self {
-        Self {
-            target: target.into(),
-            credentials: Place::Directory(credentials),
-            limits: DialLimits::default(),
-            told: TransportChoice::Tls,
-            congestion: None,
-            session: Arc::default(),
-        }
+        Self::at(target.into(), Place::Directory(credentials))
     }
 
-    /// A dialer to `target`, written `HOST:PORT`, with credentials that are at hand and stay as they
-    /// are.
+    /// A dialer to `target`, written as for [`Dialer::new`], with credentials that are at hand and stay
+    /// as they are.
     pub fn with_credentials(target: impl Into<String>, credentials: Credentials) -> Self {
+        Self::at(target.into(), Place::Memory(credentials))
+    }
+
+    fn at(target: String, credentials: Place) -> Self {
         Self {
-            target: target.into(),
-            credentials: Place::Memory(credentials),
+            target,
+            credentials,
             limits: DialLimits::default(),
             told: TransportChoice::Tls,
             congestion: None,
@@ -138,6 +138,11 @@ impl Dialer {
     /// # Errors
     /// When any step fails or takes too long. If no address answers, the last one's error is told.
     pub async fn dial(&self) -> Result<SecureStream, TransportError> {
+        if let Some(path) = Address::unix_path(&self.target) {
+            let stream = self.dial_unix(path).await?;
+            self.begin(Transport::Unix, Why::Told, Weak::new());
+            return Ok(stream);
+        }
         match self.told {
             TransportChoice::Tls => {
                 let stream = self.dial_tls().await?;
@@ -200,7 +205,12 @@ impl Dialer {
                 })?;
                 self.open_on(&link).await
             }
-            Some(Transport::Tls) | None => self.dial_tls().await,
+            Some(Transport::Tls | Transport::Unix) | None => {
+                match Address::unix_path(&self.target) {
+                    Some(path) => self.dial_unix(path).await,
+                    None => self.dial_tls().await,
+                }
+            }
         }
     }
 
@@ -232,20 +242,34 @@ impl Dialer {
         self.secure(connected).await
     }
 
-    /// Shakes hands.
+    async fn dial_unix(&self, path: PathBuf) -> Result<SecureStream, TransportError> {
+        let limit = self.limits.connect_timeout;
+        let connected = within(limit, "connecting", local::connect(&path)).await?;
+        let stream = connected.map_err(|source| TransportError::Connect {
+            address: Address::Unix(path),
+            source,
+        })?;
+        let established = self.shake(stream, PeerAddress::Unix).await?;
+        Ok(SecureStream::over_unix(established))
+    }
+
     async fn secure(&self, connected: Connected) -> Result<SecureStream, TransportError> {
-        let credentials = self.load_credentials().await?;
         let Connected {
             stream, address, ..
         } = connected;
+        let established = self.shake(stream, address.into()).await?;
+        Ok(SecureStream::over_tcp(established, address.into()))
+    }
+
+    async fn shake<S: Socket>(
+        &self,
+        stream: S,
+        address: PeerAddress,
+    ) -> Result<Established<S>, TransportError> {
+        let credentials = self.load_credentials().await?;
         let handshake = tls::dial(stream, address, &credentials, Role::Target);
-        let established = within(
-            self.limits.handshake_timeout,
-            "the TLS handshake",
-            handshake,
-        )
-        .await??;
-        Ok(SecureStream::over_tcp(established, address))
+        let limit = self.limits.handshake_timeout;
+        within(limit, "the TLS handshake", handshake).await?
     }
 
     async fn dial_quic(&self) -> Result<Link, TransportError> {
@@ -265,7 +289,10 @@ impl Dialer {
                         limit.as_millis()
                     );
                     let source = io::Error::new(io::ErrorKind::TimedOut, text);
-                    last_error = TransportError::Connect { address, source };
+                    last_error = TransportError::Connect {
+                        address: address.into(),
+                        source,
+                    };
                 }
             }
         }
@@ -338,7 +365,10 @@ impl Dialer {
                         round_trip,
                     });
                 }
-                Ok(Err(source)) => last_error = TransportError::Connect { address, source },
+                Ok(Err(source)) => {
+                    let address = address.into();
+                    last_error = TransportError::Connect { address, source };
+                }
                 Err(error) => last_error = error,
             }
         }

@@ -4,9 +4,9 @@
 //! identity, which no retry mends, or about the network, which a retry may?
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::address::{Address, PeerAddress};
 use crate::identity::IdentityError;
 use crate::rejection::{Class, Refusal, Rejection};
 
@@ -17,26 +17,26 @@ pub enum TransportError {
     #[error("cannot use our own credentials")]
     Credentials(#[from] IdentityError),
     /// The peer's name could not be turned into an address.
-    #[error("cannot resolve {target}; it must be HOST:PORT")]
+    #[error("cannot resolve {target}; it must be HOST:PORT, or unix:PATH")]
     Resolve {
         /// What was to be dialed.
         target: String,
         /// What the resolver said.
         source: io::Error,
     },
-    /// No TCP connection came about.
+    /// No connection came about.
     #[error("cannot connect to {address}")]
     Connect {
         /// The peer's address.
-        address: SocketAddr,
+        address: Address,
         /// What the system said.
         source: io::Error,
     },
-    /// No port could be opened to listen on.
+    /// No port could be opened to listen on, or no Unix socket.
     #[error("cannot listen on {address}")]
     Listen {
         /// Our address.
-        address: SocketAddr,
+        address: Address,
         /// What the system said.
         source: io::Error,
     },
@@ -44,7 +44,7 @@ pub enum TransportError {
     #[error("refused {address}: {rejection}; {}", rejection.remedy())]
     Rejected {
         /// The peer's address.
-        address: SocketAddr,
+        address: PeerAddress,
         /// Why.
         rejection: Rejection,
     },
@@ -52,7 +52,7 @@ pub enum TransportError {
     #[error("the peer at {address} {refusal}; {}", refusal.remedy())]
     RejectedByPeer {
         /// The peer's address.
-        address: SocketAddr,
+        address: PeerAddress,
         /// Why, as far as it told us.
         refusal: Refusal,
     },

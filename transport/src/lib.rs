@@ -18,15 +18,16 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub mod address;
 pub mod choice;
 pub mod dialer;
 pub mod error;
 pub mod identity;
 pub mod listener;
+mod local;
 pub mod memory;
 pub mod mint;
 pub mod name;
@@ -36,6 +37,7 @@ mod socket;
 pub mod stream;
 mod tls;
 
+pub use address::{Address, PeerAddress};
 pub use choice::{Choice, Transport, TransportChoice, Why};
 pub use dialer::{DialLimits, Dialer};
 pub use error::TransportError;
@@ -92,8 +94,8 @@ pub struct Accepted<S> {
     pub stream: S,
     /// The peer's name, which it has proven.
     pub peer_name: PeerName,
-    /// The peer's address, which proves nothing and helps in a log. Unspecified in [`memory`].
-    pub peer_address: SocketAddr,
+    /// The peer's address, which proves nothing and helps in a log. In [`memory`] that of a Unix socket.
+    pub peer_address: PeerAddress,
     /// What the stream runs over; [`memory`] plays TLS.
     pub transport: Transport,
 }

@@ -12,23 +12,29 @@
 
 use std::future::pending;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::warn;
 
+use crate::address::{Address, PeerAddress};
 use crate::error::TransportError;
 use crate::identity::{Credentials, CredentialsDir};
+use crate::local::LocalPort;
 use crate::name::Role;
 use crate::quic::{self, Congestion, Incoming};
 use crate::rejection::Rejection;
 use crate::stream::SecureStream;
+use crate::tls::{Established, Socket};
 use crate::{Accepted, Acceptor, Transport, TransportChoice, socket, tls};
 
 /// Whom a listener lets in, and how much it bears.
@@ -79,13 +85,13 @@ const PORT_TRIES: u32 = 16;
 /// stays ready, so without a pause this would be a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An open port: of TCP, of UDP, or both with the same number.
+/// An open port: of TCP, of UDP, or both with the same number; or a Unix socket.
 ///
 /// Dropping it closes the port and ends handshakes under way; [`Listener::close`] also waits for
 /// that.
 #[derive(Debug)]
 pub struct Listener {
-    local_address: SocketAddr,
+    local_address: Address,
     accepted: mpsc::Receiver<Accepted<SecureStream>>,
     // Never sent on: the task ends when this is dropped.
     open: oneshot::Sender<()>,
@@ -93,7 +99,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Opens a port. Whenever a peer doesn't make it in, `on_refused` is told; it must not block.
+    /// Opens a port, or a Unix socket: whose file only processes of the same user may open, which is
+    /// replaced where nobody listens at it any more, and goes with the listener. Whenever a peer doesn't make it in, `on_refused` is told; it must not block.
     ///
     /// The credentials are read at once, so that a wrong mount shows at the start, and again for
     /// each connection.
@@ -101,13 +108,17 @@ impl Listener {
     /// # Errors
     /// When the credentials can't be used or the port can't be had.
     pub async fn bind(
-        address: SocketAddr,
+        address: impl Into<Address>,
         credentials: CredentialsDir,
         limits: ListenLimits,
-        on_refused: impl Fn(SocketAddr, TransportError) + Send + Sync + 'static,
+        on_refused: impl Fn(PeerAddress, TransportError) + Send + Sync + 'static,
     ) -> Result<Self, TransportError> {
         let loaded = credentials.load().await?;
-        let ports = Ports::open(address, &loaded, &limits)?;
+        let address = address.into();
+        let ports = match &address {
+            Address::Network(address) => Ports::open(*address, &loaded, &limits)?,
+            Address::Unix(path) => Ports::open_local(path)?,
+        };
         let local_address = ports
             .local_address()
             .map_err(|source| TransportError::Listen { address, source })?;
@@ -134,8 +145,8 @@ impl Listener {
 
     /// The address that is listened on; its port is the one given out if port 0 was asked for.
     #[must_use]
-    pub const fn local_address(&self) -> SocketAddr {
-        self.local_address
+    pub const fn local_address(&self) -> &Address {
+        &self.local_address
     }
 
     /// The next peer that was let in. Dropping the future loses nobody.
@@ -187,8 +198,16 @@ impl Desk {
                 }
                 accepted = accept_tcp(ports.tcp.as_ref()) => match accepted {
                     Ok((stream, address)) => {
-                        self.receive(stream, canonical(address), &mut handshakes);
+                        self.receive(Caller::Tcp(stream, canonical(address)), &mut handshakes);
                     }
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        warn!(%error, "cannot accept connections, will try again");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                accepted = accept_unix(ports.unix.as_ref()) => match accepted {
+                    Ok(stream) => self.receive(Caller::Unix(stream), &mut handshakes),
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
                         warn!(%error, "cannot accept connections, will try again");
@@ -204,14 +223,14 @@ impl Desk {
         handshakes.shutdown().await;
     }
 
-    fn receive(&self, stream: TcpStream, address: SocketAddr, handshakes: &mut JoinSet<()>) {
-        let Some(permit) = self.permit(address) else {
+    fn receive(&self, caller: Caller, handshakes: &mut JoinSet<()>) {
+        let Some(permit) = self.permit(caller.address()) else {
             return;
         };
         let door = Arc::clone(&self.door);
         let queue = self.queue.clone();
         handshakes.spawn(async move {
-            if let Some(stream) = door.let_in(stream, address).await {
+            if let Some(stream) = door.let_in(caller).await {
                 // Fails only when the listener is being closed.
                 queue.send(accepted(stream)).await.ok();
             }
@@ -220,7 +239,7 @@ impl Desk {
     }
 
     fn receive_quic(&self, incoming: Incoming, handshakes: &mut JoinSet<()>) {
-        let address = canonical(incoming.remote_address());
+        let address = canonical(incoming.remote_address()).into();
         // Under load a peer first shows that it is where it says it is, which costs it a round trip and us nothing.
         let is_busy = self.permits.available_permits() <= self.door.limits.handshakes_max / 2;
         if is_busy && !incoming.remote_address_validated() {
@@ -238,7 +257,7 @@ impl Desk {
     }
 
     /// The right to shake hands; a peer for whom there is none has been refused.
-    fn permit(&self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
+    fn permit(&self, address: PeerAddress) -> Option<OwnedSemaphorePermit> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
         if permit.is_none() {
             let rejection = Rejection::TooManyConnections;
@@ -252,6 +271,7 @@ impl Desk {
 struct Ports {
     tcp: Option<TcpListener>,
     udp: Option<quic::Port>,
+    unix: Option<LocalPort>,
 }
 
 impl Ports {
@@ -277,7 +297,10 @@ impl Ports {
         credentials: &Credentials,
         limits: &ListenLimits,
     ) -> Result<Self, TransportError> {
-        let failed = |source| TransportError::Listen { address, source };
+        let failed = |source| TransportError::Listen {
+            address: address.into(),
+            source,
+        };
         let offers = |transport| limits.transport.allows(transport);
         let tcp = offers(Transport::Tls)
             .then(|| socket::listen(address).map_err(failed))
@@ -292,19 +315,44 @@ impl Ports {
                 quic::Port::open(address, credentials, limits.congestion)
             })
             .transpose()?;
-        Ok(Self { tcp, udp })
+        Ok(Self {
+            tcp,
+            udp,
+            unix: None,
+        })
     }
 
-    fn local_address(&self) -> io::Result<SocketAddr> {
-        match (&self.tcp, &self.udp) {
-            (Some(tcp), _) => tcp.local_addr(),
-            (None, Some(udp)) => udp.local_address(),
-            (None, None) => unreachable!("each choice offers something"),
+    /// Opens a Unix socket, which is all that is offered then.
+    fn open_local(path: &Path) -> Result<Self, TransportError> {
+        let unix = LocalPort::open(path).map_err(|source| TransportError::Listen {
+            address: Address::Unix(path.to_owned()),
+            source,
+        })?;
+        Ok(Self {
+            tcp: None,
+            udp: None,
+            unix: Some(unix),
+        })
+    }
+
+    fn local_address(&self) -> io::Result<Address> {
+        match (&self.tcp, &self.udp, &self.unix) {
+            (Some(tcp), _, _) => tcp.local_addr().map(Address::Network),
+            (_, Some(udp), _) => udp.local_address().map(Address::Network),
+            (_, _, Some(unix)) => Ok(Address::Unix(unix.path().to_owned())),
+            (None, None, None) => unreachable!("each choice offers something"),
         }
     }
 }
 
 async fn accept_tcp(port: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match port {
+        Some(port) => port.accept().await,
+        None => pending().await,
+    }
+}
+
+async fn accept_unix(port: Option<&LocalPort>) -> io::Result<UnixStream> {
     match port {
         Some(port) => port.accept().await,
         None => pending().await,
@@ -346,7 +394,35 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Who is told of a peer that didn't make it in.
-type OnRefused = dyn Fn(SocketAddr, TransportError) + Send + Sync;
+type OnRefused = dyn Fn(PeerAddress, TransportError) + Send + Sync;
+
+/// A connection before its handshake.
+enum Caller {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Caller {
+    const fn address(&self) -> PeerAddress {
+        match self {
+            Self::Tcp(_, address) => PeerAddress::Network(*address),
+            Self::Unix(_) => PeerAddress::Unix,
+        }
+    }
+
+    /// Whether it ends without a byte: a peer that only wanted to know whether it can connect, and how long
+    /// that takes.
+    async fn is_silent(&self) -> bool {
+        match self {
+            Self::Tcp(stream, _) => matches!(stream.peek(&mut [0]).await, Ok(0)),
+            // Another target looks whether anybody listens.
+            Self::Unix(stream) => {
+                let peek = || SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+                matches!(stream.async_io(Interest::READABLE, peek).await, Ok(0))
+            }
+        }
+    }
+}
 
 /// Decides on one connection.
 struct Door {
@@ -358,15 +434,39 @@ struct Door {
 }
 
 impl Door {
-    async fn let_in(&self, stream: TcpStream, address: SocketAddr) -> Option<SecureStream> {
+    async fn let_in(&self, caller: Caller) -> Option<SecureStream> {
         let give_up_at = Instant::now() + self.limits.handshake_timeout;
-        // A peer that only wanted to know whether it can connect, and how long that takes.
-        if let Ok(Ok(0)) = timeout_at(give_up_at, stream.peek(&mut [0])).await {
+        if let Ok(true) = timeout_at(give_up_at, caller.is_silent()).await {
             return None;
         }
+        match caller {
+            Caller::Tcp(stream, address) => {
+                if let Err(source) = socket::prepare(&stream) {
+                    let operation = "setting up a socket";
+                    let error = TransportError::Io { operation, source };
+                    (self.on_refused)(address.into(), error);
+                    return None;
+                }
+                let established = self.shake(stream, address.into(), give_up_at).await?;
+                Some(SecureStream::over_tcp(established, address.into()))
+            }
+            Caller::Unix(stream) => {
+                let established = self.shake(stream, PeerAddress::Unix, give_up_at).await?;
+                Some(SecureStream::over_unix(established))
+            }
+        }
+    }
+
+    /// Shakes hands; a peer that doesn't make it in is told why.
+    async fn shake<S: Socket>(
+        &self,
+        stream: S,
+        address: PeerAddress,
+        give_up_at: Instant,
+    ) -> Option<Established<S>> {
         let greeted = timeout_at(give_up_at, self.greet(stream, address)).await;
         let (error, stream) = match greeted {
-            Ok(Ok(stream)) => return Some(stream),
+            Ok(Ok(established)) => return Some(established),
             Ok(Err(refused)) => refused,
             Err(_) => {
                 let rejection = Rejection::HandshakeTimeout;
@@ -380,23 +480,17 @@ impl Door {
         None
     }
 
-    async fn greet(
+    async fn greet<S: Socket>(
         &self,
-        stream: TcpStream,
-        address: SocketAddr,
-    ) -> Result<SecureStream, (TransportError, Option<TcpStream>)> {
-        let io_error = |source| TransportError::Io {
-            operation: "setting up a socket",
-            source,
-        };
-        socket::prepare(&stream).map_err(|error| (io_error(error), None))?;
+        stream: S,
+        address: PeerAddress,
+    ) -> Result<Established<S>, (TransportError, Option<S>)> {
         let credentials = self
             .credentials
             .load()
             .await
             .map_err(|error| (error.into(), None))?;
-        let established = tls::accept(stream, address, &credentials, &self.limits.roles).await?;
-        Ok(SecureStream::over_tcp(established, address))
+        tls::accept(stream, address, &credentials, &self.limits.roles).await
     }
 
     /// Lets a QUIC connection in, and then each of its streams. A peer that opens none in the time of a
@@ -404,7 +498,7 @@ impl Door {
     async fn let_in_quic(
         &self,
         incoming: Incoming,
-        address: SocketAddr,
+        address: PeerAddress,
         permit: OwnedSemaphorePermit,
         queue: mpsc::Sender<Accepted<SecureStream>>,
     ) {
@@ -439,7 +533,7 @@ impl Door {
     async fn greet_quic(
         &self,
         incoming: Incoming,
-        address: SocketAddr,
+        address: PeerAddress,
     ) -> Result<quic::Guest, TransportError> {
         let credentials = self.credentials.load().await?;
         let ListenLimits {
@@ -450,7 +544,7 @@ impl Door {
 }
 
 /// Ends our direction, then reads the peer's until it ends too.
-async fn see_off(mut stream: TcpStream) {
+async fn see_off(mut stream: impl Socket) {
     if stream.shutdown().await.is_ok() {
         let mut discarded = [0; 4096];
         while matches!(stream.read(&mut discarded).await, Ok(1..)) {}

@@ -1,13 +1,11 @@
 //! Both ends in one process, joined by pipes: for tests of everything above the transport.
 
-use std::net::{Ipv4Addr, SocketAddr};
-
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::mpsc;
 
 use crate::error::TransportError;
 use crate::name::PeerName;
-use crate::{Accepted, Acceptor, Connector, Transport};
+use crate::{Accepted, Acceptor, Connector, PeerAddress, Transport};
 
 /// Streams that were opened and not yet accepted.
 const QUEUE_LEN: usize = 8;
@@ -45,7 +43,7 @@ impl Connector for MemoryConnector {
 
     async fn open(&self) -> Result<DuplexStream, TransportError> {
         let (ours, stream) = duplex(self.buffer_size_bytes);
-        let peer_address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let peer_address = PeerAddress::Unix;
         let accepted = Accepted {
             stream,
             peer_name: self.peer_name,

@@ -27,7 +27,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 const USER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Connections that the kernel completes before we accept them; more are dropped and dialed again.
-const BACKLOG: i32 = 128;
+pub(crate) const BACKLOG: i32 = 128;
 
 /// Prepares a connection, dialed or accepted.
 pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {

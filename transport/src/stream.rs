@@ -1,20 +1,20 @@
 //! The byte stream between two ends that have proven who they are.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::Transport;
+use crate::address::PeerAddress;
 use crate::name::PeerName;
 use crate::quic::QuicStream;
 use crate::tls::{self, Established, TlsStream};
 
-/// An authenticated and encrypted stream of bytes: a TLS connection over TCP, or a stream of a QUIC
-/// connection.
+/// An authenticated and encrypted stream of bytes: a TLS connection over TCP or a Unix
+/// socket, or a stream of a QUIC connection.
 ///
 /// Written bytes may wait in a buffer until a flush. Shutting down sends what is left, then ends this
 /// direction: over TCP by `close_notify` (RFC 8446, section 6.1) and the end of TCP's own, over QUIC by the end
@@ -27,13 +27,14 @@ use crate::tls::{self, Established, TlsStream};
 pub struct SecureStream {
     inner: Inner,
     peer_name: PeerName,
-    peer_address: SocketAddr,
+    peer_address: PeerAddress,
 }
 
 #[derive(Debug)]
 enum Inner {
     // On the heap, as the state of a TLS connection is big and this is moved about.
     Tls(Box<TlsStream<TcpStream>>),
+    Unix(Box<TlsStream<UnixStream>>),
     Quic(QuicStream),
 }
 
@@ -42,6 +43,10 @@ macro_rules! of_inner {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.inner {
             Inner::Tls($stream) => {
+                let $stream = Pin::new(&mut **$stream);
+                $call
+            }
+            Inner::Unix($stream) => {
                 let $stream = Pin::new(&mut **$stream);
                 $call
             }
@@ -56,7 +61,7 @@ macro_rules! of_inner {
 impl SecureStream {
     pub(crate) fn over_tcp(
         (stream, peer_name): Established<TcpStream>,
-        peer_address: SocketAddr,
+        peer_address: PeerAddress,
     ) -> Self {
         Self {
             inner: Inner::Tls(Box::new(stream)),
@@ -65,10 +70,18 @@ impl SecureStream {
         }
     }
 
+    pub(crate) fn over_unix((stream, peer_name): Established<UnixStream>) -> Self {
+        Self {
+            inner: Inner::Unix(Box::new(stream)),
+            peer_name,
+            peer_address: PeerAddress::Unix,
+        }
+    }
+
     pub(crate) const fn over_quic(
         stream: QuicStream,
         peer_name: PeerName,
-        peer_address: SocketAddr,
+        peer_address: PeerAddress,
     ) -> Self {
         Self {
             inner: Inner::Quic(stream),
@@ -82,6 +95,7 @@ impl SecureStream {
     pub const fn transport(&self) -> Transport {
         match self.inner {
             Inner::Tls(_) => Transport::Tls,
+            Inner::Unix(_) => Transport::Unix,
             Inner::Quic(_) => Transport::Quic,
         }
     }
@@ -94,7 +108,7 @@ impl SecureStream {
 
     /// Where the other end is.
     #[must_use]
-    pub const fn peer_address(&self) -> SocketAddr {
+    pub const fn peer_address(&self) -> PeerAddress {
         self.peer_address
     }
 
@@ -136,6 +150,7 @@ impl AsyncWrite for SecureStream {
     fn is_write_vectored(&self) -> bool {
         match &self.inner {
             Inner::Tls(stream) => stream.is_write_vectored(),
+            Inner::Unix(stream) => stream.is_write_vectored(),
             Inner::Quic(stream) => stream.is_write_vectored(),
         }
     }

@@ -8,7 +8,6 @@
 //! also gives each connection its own [`Judge`], which remembers what it found about the peer.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::{Resumption, UnbufferedClientConnection};
@@ -20,6 +19,7 @@ use rustls::{ClientConfig, PeerIncompatible, ServerConfig, SupportedCipherSuite}
 
 pub(crate) use rustls::pki_types;
 
+use crate::address::PeerAddress;
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
@@ -27,12 +27,12 @@ use crate::rejection::{Refusal, Rejection};
 
 pub(crate) use judge::verify_issuer;
 pub(crate) use quic::{QuicHandshake, explain_lost};
-pub(crate) use record::TlsStream;
+pub(crate) use record::{Socket, TlsStream};
 
 use handshake::Shaken;
 use judge::{Judge, PeerSide};
 use pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use record::{RecordError, Socket};
+use record::RecordError;
 
 mod alone;
 mod handshake;
@@ -60,7 +60,7 @@ pub(crate) type Established<S> = (TlsStream<S>, PeerName);
 /// an error of a later read (see [`TransportError::from_io`]).
 pub(crate) async fn dial<S: Socket>(
     mut stream: S,
-    address: SocketAddr,
+    address: PeerAddress,
     credentials: &Credentials,
     expected: Role,
 ) -> Result<Established<S>, TransportError> {
@@ -68,7 +68,7 @@ pub(crate) async fn dial<S: Socket>(
     let config = client_config(credentials, Arc::clone(&judge))
         .map_err(|error| rejected(address, rejection(error)))?;
     // TLS wants a server name. Of an address none is sent, and ours are not compared with it.
-    let server_name = ServerName::from(address.ip());
+    let server_name = ServerName::from(address.or_unspecified().ip());
     let shaken = match UnbufferedClientConnection::new(Arc::new(config), server_name) {
         Ok(end) => Box::pin(handshake::shake(end, &mut stream)).await, // it is big
         Err(error) => return Err(rejected(address, rejection(error))),
@@ -82,7 +82,7 @@ pub(crate) async fn dial<S: Socket>(
 /// After a refusal the stream comes back, so that the alert can be seen off; see `listener.rs`.
 pub(crate) async fn accept<S: Socket>(
     mut stream: S,
-    address: SocketAddr,
+    address: PeerAddress,
     credentials: &Credentials,
     expected: &[Role],
 ) -> Result<Established<S>, (TransportError, Option<S>)> {
@@ -100,7 +100,7 @@ pub(crate) async fn accept<S: Socket>(
 }
 
 /// Makes an error of an established stream one that [`TransportError::from_io`] understands.
-pub(crate) fn explain(address: SocketAddr, error: io::Error) -> io::Error {
+pub(crate) fn explain(address: PeerAddress, error: io::Error) -> io::Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(&RecordError::Alert(alert)) => {
             let refusal = Refusal::from_alert(alert);
@@ -260,7 +260,7 @@ fn server_config(
 fn conclude<S: Socket>(
     stream: S,
     shaken: Shaken,
-    address: SocketAddr,
+    address: PeerAddress,
     judge: &Judge,
 ) -> Result<Established<S>, TransportError> {
     // rustls lets a peer through that says nothing at all about protocols.
@@ -274,7 +274,7 @@ fn conclude<S: Socket>(
     }
 }
 
-fn handshake_error(error: io::Error, address: SocketAddr, judge: &Judge) -> TransportError {
+fn handshake_error(error: io::Error, address: PeerAddress, judge: &Judge) -> TransportError {
     if let Some(Err(rejection)) = judge.verdict() {
         return rejected(address, rejection.clone());
     }
@@ -291,7 +291,7 @@ fn handshake_error(error: io::Error, address: SocketAddr, judge: &Judge) -> Tran
     }
 }
 
-const fn rejected(address: SocketAddr, rejection: Rejection) -> TransportError {
+const fn rejected(address: PeerAddress, rejection: Rejection) -> TransportError {
     TransportError::Rejected { address, rejection }
 }
 

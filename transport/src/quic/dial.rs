@@ -13,6 +13,7 @@ use super::{
     Congestion, DONE, QuicStream, any_port_towards, endpoint_config, open_socket, send_window,
     transport_config,
 };
+use crate::address::PeerAddress;
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
@@ -22,7 +23,7 @@ use crate::tls::{QuicHandshake, explain_lost};
 #[derive(Debug)]
 pub(crate) struct Link {
     connection: Connection,
-    address: SocketAddr,
+    address: PeerAddress,
     peer_name: PeerName,
     // Never sent on: the connection is closed when this is dropped.
     _open: oneshot::Sender<()>,
@@ -37,11 +38,14 @@ impl Link {
         credentials: &Credentials,
         congestion: Congestion,
     ) -> Result<Self, TransportError> {
-        let connect = |source| TransportError::Connect { address, source };
+        let connect = |source| TransportError::Connect {
+            address: address.into(),
+            source,
+        };
         let socket = open_socket(any_port_towards(address)).map_err(connect)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new(endpoint_config(), None, socket, runtime).map_err(connect)?;
-        let handshake = QuicHandshake::dial(credentials, address, Role::Target)?;
+        let handshake = QuicHandshake::dial(credentials, address.into(), Role::Target)?;
         let mut config = ClientConfig::new(handshake.crypto.clone());
         // Nobody here would read what a target sent on streams of its own.
         config.transport_config(transport_config(congestion, 0));
@@ -57,7 +61,7 @@ impl Link {
         tokio::spawn(keep(connection.clone(), dropped));
         Ok(Self {
             connection,
-            address,
+            address: address.into(),
             peer_name,
             _open: open,
         })
@@ -79,7 +83,7 @@ impl Link {
         self.peer_name
     }
 
-    pub(crate) const fn peer_address(&self) -> SocketAddr {
+    pub(crate) const fn peer_address(&self) -> PeerAddress {
         self.address
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime};
 
 use super::{Congestion, QuicStream, STREAMS_MAX, endpoint_config, open_socket, transport_config};
+use crate::address::PeerAddress;
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
@@ -31,8 +32,11 @@ impl Port {
         credentials: &Credentials,
         congestion: Congestion,
     ) -> Result<Self, TransportError> {
-        let failed = |source: io::Error| TransportError::Listen { address, source };
-        let config = server_config(credentials, address, &[], congestion)?.0;
+        let failed = |source: io::Error| TransportError::Listen {
+            address: address.into(),
+            source,
+        };
+        let config = server_config(credentials, address.into(), &[], congestion)?.0;
         let socket = open_socket(address).map_err(failed)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint =
@@ -59,7 +63,7 @@ impl Drop for Port {
 
 fn server_config(
     credentials: &Credentials,
-    address: SocketAddr,
+    address: PeerAddress,
     roles: &[Role],
     congestion: Congestion,
 ) -> Result<
@@ -82,7 +86,7 @@ fn server_config(
 #[derive(Debug)]
 pub(crate) struct Guest {
     connection: Connection,
-    address: SocketAddr,
+    address: PeerAddress,
     peer_name: PeerName,
 }
 
@@ -90,7 +94,7 @@ impl Guest {
     /// Shakes hands with a peer that knocked.
     pub(crate) async fn greet(
         incoming: Incoming,
-        address: SocketAddr,
+        address: PeerAddress,
         credentials: &Credentials,
         roles: &[Role],
         congestion: Congestion,

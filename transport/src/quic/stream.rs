@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,6 +11,7 @@ use quinn::{ConnectionError, ReadError, RecvStream, SendStream, StoppedError, Va
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{CUT, DONE, Link};
+use crate::address::PeerAddress;
 use crate::tls::explain_lost;
 
 /// When the peer's transport has all of a stream, or wants no more of it.
@@ -21,7 +21,7 @@ type Delivered = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError
 pub(crate) struct QuicStream {
     sending: SendStream,
     receiving: RecvStream,
-    address: SocketAddr,
+    address: PeerAddress,
     end: End,
     /// At the dialing end: the connection lives as long as its streams.
     _link: Option<Arc<Link>>,
@@ -37,7 +37,7 @@ enum End {
 impl QuicStream {
     pub(super) fn new(
         (sending, receiving): (SendStream, RecvStream),
-        address: SocketAddr,
+        address: PeerAddress,
         link: Option<Arc<Link>>,
     ) -> Self {
         Self {

@@ -1,7 +1,6 @@
 //! Sealing and opening records with no network between: what encryption costs by itself.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,7 @@ use tokio::io::{
 
 use super::record::Socket;
 use super::{TlsStream, accept, dial};
+use crate::address::PeerAddress;
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::Role;
@@ -44,7 +44,7 @@ impl RecordPair {
             inner,
             discards: Arc::clone(&discards),
         };
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let address = PeerAddress::Unix;
         let accepting = async {
             let roles = [Role::Source];
             let accepted = accept(wire(other), address, target, &roles).await;

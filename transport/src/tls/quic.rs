@@ -1,7 +1,6 @@
 //! The handshake of QUIC (RFC 9001): the same configurations and the same judge as over TCP, handed to
 //! the QUIC library instead of being driven here.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{
@@ -11,6 +10,7 @@ use quinn::{Connection, ConnectionError, TransportErrorCode};
 
 use super::judge::{Judge, PeerSide};
 use super::{TlsFailure, client_config, rejected, rejection, server_config};
+use crate::address::PeerAddress;
 use crate::error::TransportError;
 use crate::identity::Credentials;
 use crate::name::{PeerName, Role};
@@ -21,14 +21,14 @@ pub(crate) struct QuicHandshake<C> {
     /// For the QUIC library.
     pub(crate) crypto: Arc<C>,
     judge: Arc<Judge>,
-    address: SocketAddr,
+    address: PeerAddress,
 }
 
 impl QuicHandshake<QuicClientConfig> {
     /// For the dialing end, with whoever plays `expected` in our clone.
     pub(crate) fn dial(
         credentials: &Credentials,
-        address: SocketAddr,
+        address: PeerAddress,
         expected: Role,
     ) -> Result<Self, TransportError> {
         let judge = Arc::new(Judge::new(credentials, &[expected], PeerSide::Server));
@@ -42,7 +42,7 @@ impl QuicHandshake<QuicServerConfig> {
     /// For the listening end, with whoever plays one of the `expected` roles in our clone.
     pub(crate) fn accept(
         credentials: &Credentials,
-        address: SocketAddr,
+        address: PeerAddress,
         expected: &[Role],
     ) -> Result<Self, TransportError> {
         let judge = Arc::new(Judge::new(credentials, expected, PeerSide::Client));
@@ -56,7 +56,7 @@ impl<C> QuicHandshake<C> {
     fn new(
         crypto: Result<C, rustls::Error>,
         judge: Arc<Judge>,
-        address: SocketAddr,
+        address: PeerAddress,
     ) -> Result<Self, TransportError> {
         Ok(Self {
             crypto: Arc::new(crypto.map_err(|error| rejected(address, rejection(error)))?),
@@ -103,7 +103,7 @@ impl<C> QuicHandshake<C> {
 
 /// Why a connection is no more, where this end didn't end it.
 pub(crate) fn explain_lost(
-    address: SocketAddr,
+    address: PeerAddress,
     operation: &'static str,
     error: ConnectionError,
 ) -> TransportError {

@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::handshake::Shaken;
 use super::key::{HEADER_LEN, Key, KeySchedule, TAG_LEN};
@@ -130,21 +130,28 @@ pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin {
     }
 }
 
-impl Socket for TcpStream {
-    fn poll_read_vectored(
-        &mut self,
-        cx: &mut Context<'_>,
-        parts: &mut [IoSliceMut<'_>],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.poll_read_ready(cx))?;
-            match self.try_read_vectored(parts) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
+/// The kernel fills the parts by one call.
+macro_rules! read_vectored_by_kernel {
+    ($($stream:ty),+) => {$(
+        impl Socket for $stream {
+            fn poll_read_vectored(
+                &mut self,
+                cx: &mut Context<'_>,
+                parts: &mut [IoSliceMut<'_>],
+            ) -> Poll<io::Result<usize>> {
+                loop {
+                    ready!(self.poll_read_ready(cx))?;
+                    match self.try_read_vectored(parts) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        read => return Poll::Ready(read),
+                    }
+                }
             }
         }
-    }
+    )+};
 }
+
+read_vectored_by_kernel!(TcpStream, UnixStream);
 
 /// An established connection.
 pub(crate) struct TlsStream<S> {

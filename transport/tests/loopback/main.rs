@@ -8,6 +8,7 @@
 )]
 
 mod connections;
+mod local;
 mod quic;
 mod refusals_by_source;
 mod refusals_by_target;

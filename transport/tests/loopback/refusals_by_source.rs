@@ -207,5 +207,5 @@ async fn nobody_who_listens() {
         .dial()
         .await
         .unwrap_err();
-    assert!(matches!(error, TransportError::Connect { address: at, .. } if at == address));
+    assert!(matches!(error, TransportError::Connect { address: at, .. } if at == address.into()));
 }

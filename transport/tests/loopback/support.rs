@@ -1,5 +1,6 @@
 //! A clone with its authority, a target that listens, and peers that are not ours.
 
+use std::fmt::Display;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -18,8 +19,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 use volferry_transport::mint::{CloneCa, Leaf, LeafRequest};
 use volferry_transport::{
-    CredentialsDir, DialLimits, Dialer, ListenLimits, Listener, PeerName, Refusal, Rejection, Role,
-    SecureStream, Transport, TransportChoice, TransportError,
+    Address, CredentialsDir, DialLimits, Dialer, ListenLimits, Listener, PeerName, Refusal,
+    Rejection, Role, SecureStream, Transport, TransportChoice, TransportError,
 };
 
 /// Makes tests of stories: each is told over TLS, and over QUIC.
@@ -80,7 +81,7 @@ impl Clone {
         LeafRequest::new(name, SystemTime::now(), HOUR).unwrap()
     }
 
-    pub(crate) fn dialer(&self, address: SocketAddr, credentials: CredentialsDir) -> Dialer {
+    pub(crate) fn dialer(&self, address: impl Display, credentials: CredentialsDir) -> Dialer {
         dialer(address, credentials).with_transport(choice(self.over))
     }
 
@@ -147,8 +148,20 @@ impl Target {
     }
 
     pub(crate) async fn with_limits(credentials: CredentialsDir, limits: ListenLimits) -> Self {
+        Self::at(
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            credentials,
+            limits,
+        )
+        .await
+    }
+
+    pub(crate) async fn at(
+        address: impl Into<Address>,
+        credentials: CredentialsDir,
+        limits: ListenLimits,
+    ) -> Self {
         let (tell, refused) = mpsc::channel(64);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let told = move |_, error| tell.try_send(error).unwrap();
         let listener = Listener::bind(address, credentials, limits, told)
             .await
@@ -157,7 +170,7 @@ impl Target {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.listener.local_address()
+        self.listener.local_address().network().unwrap()
     }
 
     /// The next peer's refusal, as the target knows it.
@@ -172,7 +185,7 @@ impl Target {
 
     /// A peer with good credentials gets in and is known by its name; nobody else was refused.
     pub(crate) async fn lets_in(&mut self, clone: &Clone, role: Role) {
-        let dialer = clone.dialer(self.address(), clone.good(role));
+        let dialer = clone.dialer(self.listener.local_address(), clone.good(role));
         let dialing = async {
             let mut stream = dialer.dial().await?;
             stream.write_all(b"?").await.unwrap();
@@ -205,7 +218,7 @@ impl Target {
     }
 }
 
-pub(crate) fn dialer(address: SocketAddr, credentials: CredentialsDir) -> Dialer {
+pub(crate) fn dialer(address: impl Display, credentials: CredentialsDir) -> Dialer {
     Dialer::new(address.to_string(), credentials).with_limits(DialLimits {
         handshake_timeout: PATIENCE,
         ..DialLimits::default()
@@ -214,7 +227,7 @@ pub(crate) fn dialer(address: SocketAddr, credentials: CredentialsDir) -> Dialer
 
 pub(crate) const fn choice(over: Transport) -> TransportChoice {
     match over {
-        Transport::Tls => TransportChoice::Tls,
+        Transport::Tls | Transport::Unix => TransportChoice::Tls,
         Transport::Quic => TransportChoice::Quic,
     }
 }

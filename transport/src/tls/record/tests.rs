@@ -1,4 +1,3 @@
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use uuid::Uuid;
 
 use super::super::{accept, client_config, dial, server_config};
 use super::*;
+use crate::address::PeerAddress;
 use crate::identity::Credentials;
 use crate::name::Role;
 use crate::tls::judge::{Judge, PeerSide};
@@ -93,7 +93,7 @@ impl AsyncWrite for Pipe {
     }
 }
 
-const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+const ADDRESS: PeerAddress = PeerAddress::Unix;
 
 /// The credentials of a clone.
 struct Clone {
@@ -526,7 +526,7 @@ async fn the_library_understands_us() {
     let judge = Arc::new(Judge::new(&credentials, &[Role::Target], PeerSide::Server));
     let config = client_config(&credentials, judge).unwrap();
     let connector = TlsConnector::from(Arc::new(config));
-    let dialing = connector.connect(ServerName::from(ADDRESS.ip()), one);
+    let dialing = connector.connect(ServerName::from(ADDRESS.or_unspecified().ip()), one);
     let (library, mut ours) = tokio::join!(dialing, clone.accept(other));
     let mut library = library.unwrap();
     ours.schedule.limit(7);
