@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use uuid::Uuid;
 use volferry_agent::options::{
     TransportOptions, TreeOptions, parse_chunk_size, parse_part, parse_size,
@@ -16,8 +16,8 @@ use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
 use volferry_storage::tree::disk_image_in;
 use volferry_storage::{TargetOptions, same_volume};
-use volferry_target_agent::TargetConfig;
 use volferry_target_agent::options::ResumeOptions;
+use volferry_target_agent::{Reflink, TargetConfig};
 
 use crate::output::{self, Meter};
 use crate::pair;
@@ -59,6 +59,12 @@ pub(crate) struct Arguments {
     /// Allocate all of the target's space, also for zeros
     #[arg(long)]
     preallocate: bool,
+
+    /// Have the target file share the source file's blocks, where one filesystem holds both and can,
+    /// and compare instead of sending: never, auto (else copy), or always (else fail)
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Never)]
+    #[arg(conflicts_with = "preallocate")]
+    reflink: When,
 
     #[command(flatten)]
     resume: ResumeOptions,
@@ -115,6 +121,17 @@ pub(crate) struct Arguments {
     trace: Option<PathBuf>,
 }
 
+/// Whether the target shares the source's blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum When {
+    /// It holds a copy of its own
+    Never,
+    /// Where that is possible
+    Auto,
+    /// Or there is no clone
+    Always,
+}
+
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments
@@ -146,6 +163,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         refuse_nested(&arguments.source, &arguments.target)?;
         make_directory(&arguments.target)?;
     }
+    let reflink = reflink(arguments, source_path)?;
     let memory_bytes = (arguments.memory_mib as usize) << 20;
     let source = SourceConfig::new(source_path.to_owned());
     // Between two ends in one process there is no network that could limit.
@@ -170,6 +188,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
             preallocate: arguments.preallocate,
             direct: !arguments.buffered,
         },
+        reflink,
         memory_bytes,
         terms: arguments.tree.terms(),
         delete_extra: arguments.delete_extra,
@@ -197,6 +216,25 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
     );
     meter.clear();
     outcome
+}
+
+/// How the clone begins. Only a file can share the blocks of a file; of a tree nothing is shared.
+fn reflink(arguments: &Arguments, source: &Path) -> Result<Option<Reflink>, Failure> {
+    let must = match arguments.reflink {
+        When::Never => return Ok(None),
+        When::Auto => false,
+        When::Always => true,
+    };
+    let has_directory = source.is_dir() || arguments.target.is_dir();
+    if must && has_directory {
+        let text =
+            "--reflink always is for one file: name the source's and the target's, no directory";
+        return Err(Failure::new(FailureCode::Usage, text));
+    }
+    Ok((!has_directory).then(|| Reflink {
+        source: source.to_owned(),
+        must,
+    }))
 }
 
 /// The same clone has the same id whenever it is run: its journal is found by it.

@@ -237,6 +237,8 @@ pub enum Operation {
     Resize,
     /// Allocating its space beforehand.
     Allocate,
+    /// Having it share the blocks of another file.
+    Share,
     /// Finding its next data.
     Seek,
     /// Reading from it.
@@ -268,6 +270,7 @@ impl fmt::Display for Operation {
             Self::Lock => "lock",
             Self::Resize => "resize",
             Self::Allocate => "allocate",
+            Self::Share => "share blocks with",
             Self::Seek => "find the data in",
             Self::Read => "read",
             Self::Write => "write",

@@ -61,7 +61,12 @@ pub struct TargetVolume {
 enum Found {
     Nothing,
     File(File),
-    Device { main: File, capacity: u64 },
+    /// Made to share the source's blocks, and not prepared yet.
+    Made(File, Created),
+    Device {
+        main: File,
+        capacity: u64,
+    },
 }
 
 impl TargetVolume {
@@ -92,8 +97,48 @@ impl TargetVolume {
     pub const fn capacity(&self) -> Option<u64> {
         match self.found {
             Found::Device { capacity, .. } => Some(capacity),
-            Found::Nothing | Found::File(_) => None,
+            Found::Nothing | Found::File(_) | Found::Made(..) => None,
         }
+    }
+
+    /// Has the target hold what the file `source` holds, by sharing its blocks: nothing is copied, and
+    /// either file may change later without the other. A file that isn't there is created, and removed again
+    /// if it is never prepared. Says why not, where the filesystem can't.
+    ///
+    /// What is there then proves nothing: `source` may change, or be another file by the time that it is
+    /// cloned.
+    ///
+    /// # Errors
+    /// When either file can't be opened, or sharing fails for a reason of another kind.
+    pub fn share_blocks_of(self, source: &Path) -> Result<(Self, Option<io::Error>), StorageError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = retry_interrupted(|| Ok(rustix::fs::open(source, flags, Mode::empty())?));
+        let source = opened.map_err(StorageError::io(Operation::Open, source))?;
+        let share = |main: &File| {
+            let shared = retry_interrupted(|| Ok(rustix::fs::ioctl_ficlone(main, &source)?));
+            match shared {
+                Ok(()) => Ok(None),
+                Err(error) if cannot_share(&error) => Ok(Some(error)),
+                Err(error) => Err(StorageError::io(Operation::Share, &self.path)(error)),
+            }
+        };
+        let (found, refusal) = match self.found {
+            Found::File(main) => {
+                let refusal = share(&main)?;
+                (Found::File(main), refusal)
+            }
+            Found::Nothing => {
+                let (main, created) = create(&self.path)?;
+                match share(&main)? {
+                    None => (Found::Made(main, created), None),
+                    refusal => (Found::Nothing, refusal),
+                }
+            }
+            other @ (Found::Made(..) | Found::Device { .. }) => {
+                (other, Some(Errno::OPNOTSUPP.into()))
+            }
+        };
+        Ok((Self { found, ..self }, refusal))
     }
 
     /// Makes the target ready for a volume of `volume_size` bytes. A larger target keeps its size.
@@ -121,6 +166,11 @@ impl TargetVolume {
                 finish(path, main, options, way, volume_size, tail, Room::Device)
             }
             Found::File(main) => prepare_file(path, main, options, volume_size),
+            Found::Made(main, created) => {
+                let sink = prepare_file(path, main, options, volume_size)?;
+                created.keep();
+                Ok(sink)
+            }
             Found::Nothing => {
                 let (main, created) = create(&path)?;
                 let sink = prepare_file(path, main, options, volume_size)?;
@@ -129,6 +179,15 @@ impl TargetVolume {
             }
         }
     }
+}
+
+/// Whether sharing blocks failed because these two files can't: no such filesystem, two of them, no regular
+/// files, or ends that don't fit its blocks.
+fn cannot_share(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL)
+    )
 }
 
 /// Where a sink's bytes live.

@@ -23,11 +23,11 @@ use volferry_agent::options::TransportOptions;
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
 use volferry_agent::run::Context;
-use volferry_protocol::failure::Failure;
+use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::receipt::Verified;
 use volferry_protocol::session::Fence;
 use volferry_protocol::tree::session::TreeTerms;
-use volferry_storage::{TargetOptions, TargetVolume};
+use volferry_storage::{StorageError, TargetOptions, TargetVolume};
 use volferry_transport::{
     Acceptor, Address, CredentialsDir, ListenLimits, Listener, PeerAddress, Role, TransportChoice,
     TransportError,
@@ -63,6 +63,8 @@ pub struct TargetConfig {
     pub volume: PathBuf,
     /// How the volume may be treated.
     pub options: TargetOptions,
+    /// A new clone begins by sharing the blocks of the source file, which is at hand.
+    pub reflink: Option<Reflink>,
     /// Data connections to grant, at least 1.
     pub streams_max: u16,
     /// Threads that check and write, at least 1.
@@ -89,6 +91,15 @@ pub struct TargetConfig {
     pub filesystem_overhead: f64,
 }
 
+/// How a clone between two files of one filesystem begins.
+#[derive(Clone, Debug)]
+pub struct Reflink {
+    /// The source file.
+    pub source: PathBuf,
+    /// Fail where the filesystem can't.
+    pub must: bool,
+}
+
 impl TargetConfig {
     /// Defaults for `volume`: up to 64 connections, a writer for each processor (at most four),
     /// 64 MiB in flight.
@@ -97,6 +108,7 @@ impl TargetConfig {
         Self {
             volume,
             options: TargetOptions::default(),
+            reflink: None,
             streams_max: 64,
             writers: std::thread::available_parallelism()
                 .map_or(1, usize::from)
@@ -173,6 +185,12 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
     };
     let volume = TargetVolume::open(&config.volume, options)
         .map_err(|error| failure::of_storage(End::Target, &error))?;
+    let (volume, holds_copy) = match &config.reflink {
+        None => (volume, false),
+        // The content is what the checkpoint speaks of, and what an earlier run has shared.
+        Some(_) if checkpoint.is_some() => (volume, true),
+        Some(reflink) => share_blocks(volume, reflink)?,
+    };
     if let Some(journal) = &journal {
         tracing::info!(journal = %journal.path().display(), goes_on, "the journal is open");
     }
@@ -180,6 +198,7 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         resume: config.resume,
         checkpoint,
         may_overwrite: config.options.overwrite || volume.capacity().is_some(),
+        holds_copy,
         path: config.volume.clone(),
     };
     let held = Held {
@@ -189,11 +208,40 @@ fn open_volume(config: &TargetConfig, clone_id: Uuid) -> Result<Held, Failure> {
         known,
         standing: None,
         moved: (0, 0),
-        holds_more: false,
+        holds_more: holds_copy,
         pool: None,
         receipt: None,
     };
     Ok(held)
+}
+
+/// Has the target share the source's blocks. Says whether it does.
+fn share_blocks(volume: TargetVolume, reflink: &Reflink) -> Result<(TargetVolume, bool), Failure> {
+    let shared = volume.share_blocks_of(&reflink.source);
+    let (volume, refusal) = shared.map_err(|error| {
+        let is_of_source =
+            matches!(&error, StorageError::Io { path, .. } if *path == reflink.source);
+        let end = if is_of_source {
+            End::Source
+        } else {
+            End::Target
+        };
+        failure::of_storage(end, &error)
+    })?;
+    let Some(error) = refusal else {
+        tracing::info!("the target shares the source's blocks; comparing");
+        return Ok((volume, true));
+    };
+    if reflink.must {
+        let text = format!(
+            "the target can't share the blocks of {}: {error}; both have to be files of one filesystem that \
+             can, such as XFS or Btrfs; or copy without --reflink always",
+            reflink.source.display()
+        );
+        return Err(Failure::new(FailureCode::Usage, text));
+    }
+    tracing::info!(%error, "no blocks can be shared, everything is copied");
+    Ok((volume, false))
 }
 
 /// Opens the port, or the Unix socket, for the source agent of the clone that the credentials are for, and for its

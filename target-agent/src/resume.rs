@@ -81,6 +81,9 @@ pub(crate) struct Known {
     pub(crate) checkpoint: Option<Checkpoint>,
     /// Whether a file that exists may be written, whosever it is.
     pub(crate) may_overwrite: bool,
+    /// Whether the volume shares the blocks of what is to be cloned: nobody vouches for that, so it is
+    /// compared.
+    pub(crate) holds_copy: bool,
     /// Where the target is, for messages.
     pub(crate) path: PathBuf,
 }
@@ -97,7 +100,8 @@ impl Known {
         sink: &dyn Sink,
     ) -> Result<Begin, Failure> {
         let now = Instant::now();
-        let offer = self.resume == Resume::Digest && !sink.zeroes_for_free();
+        let compares = self.holds_copy || self.resume == Resume::Digest;
+        let offer = compares && !sink.zeroes_for_free();
         let target_mark = sink.mark();
         let anew = || Begin {
             standing: Standing {
@@ -297,6 +301,7 @@ mod tests {
             resume,
             checkpoint: Some(checkpoint()),
             may_overwrite,
+            holds_copy: false,
             path: "target".into(),
         }
     }
