@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Service,
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -262,7 +263,7 @@ fn known<T: DeserializeOwned + Serialize>(object: &Value) -> Value {
 fn the_manifests_are_right() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     let mut count = 0;
-    for folder in ["base", "examples", "monitoring"] {
+    for folder in ["base", "crd", "examples", "monitoring"] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let path = entry.unwrap().path();
             let text = std::fs::read_to_string(&path).unwrap();
@@ -274,6 +275,7 @@ fn the_manifests_are_right() {
                 let read = match kind {
                     "ClusterRole" => known::<ClusterRole>(object),
                     "ClusterRoleBinding" => known::<ClusterRoleBinding>(object),
+                    "CustomResourceDefinition" => known::<CustomResourceDefinition>(object),
                     "Deployment" => known::<Deployment>(object),
                     "Namespace" => known::<Namespace>(object),
                     "PersistentVolumeClaim" => known::<PersistentVolumeClaim>(object),
@@ -286,7 +288,7 @@ fn the_manifests_are_right() {
                     "ServiceAccount" => known::<ServiceAccount>(object),
                     // Their definitions are no part of Kubernetes.
                     "Kustomization" | "PodMonitor" | "PrometheusRule" | "ReferenceGrant"
-                    | "VolumeClone" => continue,
+                    | "VolumeClone" | "VolumePopulator" => continue,
                     _ => panic!("{}: nobody checks {kind}", path.display()),
                 };
                 assert_eq!(read, *object, "{}", path.display());

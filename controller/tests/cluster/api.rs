@@ -44,6 +44,8 @@ pub(crate) struct Call {
     pub(crate) group: String,
     /// The kind in plural, with the subresource.
     pub(crate) what: String,
+    /// The object's name, if it is of one; of an Event, what it is about.
+    pub(crate) name: String,
 }
 
 impl Call {
@@ -82,6 +84,8 @@ struct State {
     knows_no_grants: bool,
     /// How long each answer takes.
     latency: Duration,
+    /// How long each event of a watch takes, one after the other.
+    lag: Duration,
     now: i64,
 }
 
@@ -130,6 +134,11 @@ impl FakeApi {
         self.state().latency = latency;
     }
 
+    /// Watches are behind: each event comes so long after the one before.
+    pub(crate) fn lag(&self, lag: Duration) {
+        self.state().lag = lag;
+    }
+
     /// Nothing of this kind is made while `words` are set.
     pub(crate) fn refuse(&self, plural: &str, words: Option<&str>) {
         let mut state = self.state();
@@ -173,6 +182,22 @@ impl FakeApi {
             .iter()
             .filter(|(place, _)| place.plural == plural);
         of_kind.map(|(_, object)| object.clone()).collect()
+    }
+
+    /// How many objects of a kind there are of which `sort` says the same.
+    pub(crate) fn tally(
+        &self,
+        plural: &str,
+        sort: impl Fn(&Value) -> &Value,
+    ) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let state = self.state();
+        let of_kind = state.objects.iter();
+        for (_, object) in of_kind.filter(|(place, _)| place.plural == plural) {
+            let sort = sort(object).as_str().unwrap_or_default();
+            *counts.entry(sort.to_owned()).or_default() += 1;
+        }
+        counts
     }
 
     pub(crate) fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
@@ -257,11 +282,11 @@ impl FakeApi {
                 .get("watch")
                 .is_some_and(|it| it == "true" || it == "1")
         {
-            let what = place.plural.clone();
             let call = Call {
                 verb: "watch",
                 group,
-                what,
+                what: place.plural.clone(),
+                name: String::new(),
             };
             let fault = {
                 let mut state = self.state();
@@ -292,10 +317,14 @@ impl FakeApi {
             _ => return refusal(405, "MethodNotAllowed", "no such verb"),
         };
         let separator = if subresource.is_empty() { "" } else { "/" };
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let names = [&body["regarding"]["name"], &body["metadata"]["name"]];
+        let name = names.into_iter().find_map(Value::as_str);
         let call = Call {
             verb,
             group,
             what: format!("{}{separator}{subresource}", place.plural),
+            name: name.unwrap_or(&place.name).to_owned(),
         };
         let fault = {
             let mut state = self.state();
@@ -314,7 +343,6 @@ impl FakeApi {
             _ => {}
         }
         let metadata_only = is_metadata_only(&head);
-        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let answer = self
             .state()
             .call(verb, &place, &subresource, &query, body, metadata_only);
@@ -330,7 +358,12 @@ impl FakeApi {
 
     /// A watch: what happened since, then what happens; a bookmark now and then; cut after some events.
     fn watch(&self, place: Place, query: &HashMap<String, String>, metadata_only: bool) -> Answer {
-        const EVENTS_MAX: usize = 7;
+        // Where time counts watches are not cut for nothing.
+        let events_max = if self.state().latency.is_zero() {
+            7
+        } else {
+            10_000
+        };
         let since = query
             .get("resourceVersion")
             .and_then(|it| it.parse().ok())
@@ -351,16 +384,20 @@ impl FakeApi {
             move |(mut watched, sent, mut changed)| {
                 let api = api.clone();
                 async move {
-                    if sent >= EVENTS_MAX {
+                    if sent >= events_max {
                         return None;
                     }
                     loop {
                         changed.borrow_and_update();
                         let next = api.state().next_event(&mut watched);
+                        let lag = api.state().lag;
+                        if !lag.is_zero() && matches!(next, Next::Event(_)) {
+                            tokio::time::sleep(lag).await;
+                        }
                         match next {
                             Next::Event(line) => return Some((line, (watched, sent + 1, changed))),
                             Next::Gone(line) => {
-                                return Some((line, (watched, EVENTS_MAX, changed)));
+                                return Some((line, (watched, events_max, changed)));
                             }
                             Next::Nothing => {}
                         }

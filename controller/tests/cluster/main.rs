@@ -6,10 +6,12 @@
 #![allow(clippy::print_stdout, reason = "a test tells how much it tried")]
 
 mod api;
+mod crowd;
 mod nodes;
 mod populator;
 mod storage;
 mod strategies;
+mod watching;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -50,21 +52,30 @@ struct Scene {
 impl Scene {
     fn new(duration: Duration) -> Self {
         let api = FakeApi::new();
-        for namespace in ["home", "away"] {
-            api.create(
-                "namespaces",
-                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
-            );
-        }
         let nodes = Nodes::new(api.clone(), duration);
+        let scene = Self::of(api, nodes, LIMITS);
+        for namespace in ["home", "away"] {
+            scene.namespace(namespace);
+        }
+        scene
+    }
+
+    fn of(api: FakeApi, nodes: Nodes, limits: Limits) -> Self {
         let running = tokio::spawn(nodes.clone().run());
-        let controller = Self::control(&api, &nodes, LIMITS);
+        let controller = Self::control(&api, &nodes, limits);
         Self {
             api,
             nodes,
             controller,
             running,
         }
+    }
+
+    fn namespace(&self, name: &str) {
+        self.api.create(
+            "namespaces",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        );
     }
 
     fn control(api: &FakeApi, nodes: &Nodes, limits: Limits) -> JoinHandle<()> {
@@ -76,6 +87,12 @@ impl Scene {
         let cluster = Cluster::new(api.client(), "test".to_owned());
         let context = Context::new(cluster, nodes.clone(), settings, limits).with_clock(now);
         tokio::spawn(Arc::new(context).run(std::future::pending()))
+    }
+
+    /// Another controller, with other limits.
+    fn limit(&mut self, limits: Limits) {
+        self.controller.abort();
+        self.controller = Self::control(&self.api, &self.nodes, limits);
     }
 
     /// The controller dies, and another comes.
@@ -153,11 +170,15 @@ impl Scene {
 
     /// A pod of a user that mounts a claim.
     fn user_pod(&self, namespace: &str, claim: &str) {
+        self.user_pod_named("database", namespace, claim);
+    }
+
+    fn user_pod_named(&self, name: &str, namespace: &str, claim: &str) {
         self.api.create(
             "pods",
             json!({
                 "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": "database", "namespace": namespace},
+                "metadata": {"name": name, "namespace": namespace},
                 "spec": {"nodeName": "node-7", "containers": [],
                     "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]},
                 "status": {"phase": "Running"},
@@ -681,13 +702,11 @@ async fn a_suspended_clone_has_no_pods_and_goes_on_later() {
 #[tokio::test(start_paused = true)]
 async fn clones_queue_up() {
     let mut scene = Scene::new(SHORT);
-    scene.controller.abort();
-    let limits = Limits {
+    scene.limit(Limits {
         overall: 2,
         per_namespace: 2,
         per_node: 100,
-    };
-    scene.controller = Scene::control(&scene.api, &scene.nodes, limits);
+    });
     scene.claim("home", "from");
     let names: Vec<_> = (0..5).map(|number| format!("clone-{number}")).collect();
     for name in &names {
@@ -722,13 +741,11 @@ async fn clones_queue_up() {
 async fn clones_that_queue_ask_nothing_of_the_api_server() {
     const COUNT: usize = 12;
     let mut scene = Scene::new(Duration::from_secs(3600));
-    scene.controller.abort();
-    let limits = Limits {
+    scene.limit(Limits {
         overall: 1,
         per_namespace: 1,
         per_node: 100,
-    };
-    scene.controller = Scene::control(&scene.api, &scene.nodes, limits);
+    });
     scene.claim("home", "from");
     let template = |number: usize| json!({"target": {"claimTemplate": {"metadata": {"name": format!("to-{number}")}}}});
     for number in 0..COUNT {

@@ -1,7 +1,7 @@
 //! What the rest of a cluster does: runs pods, ends agents, and has storage at work. Time passes only when everybody
 //! waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,8 +17,10 @@ use volferry_transport::{Credentials, Role};
 use super::api::FakeApi;
 use super::storage;
 
-/// How often nodes look.
+/// How often nodes look, in a cluster of few clones.
 const TICK: Duration = Duration::from_millis(250);
+/// The same, in one of many.
+const SLOW_TICK: Duration = Duration::from_secs(2);
 
 /// A clone's volumes as the agents see them, by the clone's uid.
 #[derive(Clone, Debug, Default)]
@@ -36,8 +38,14 @@ pub(crate) struct Nodes {
     api: FakeApi,
     /// How long a clone takes.
     duration: Duration,
+    /// Whether claims change too. If not, nobody has to look at each of very many.
+    has_storage: bool,
     transfers: Arc<Mutex<HashMap<String, Transfer>>>,
     addresses: Arc<Mutex<HashMap<String, u32>>>,
+    /// The clones of target pods, by address.
+    targets: Arc<Mutex<HashMap<String, String>>>,
+    /// What observers showed, once it was found right: it takes its time.
+    trusted: Arc<Mutex<HashSet<Vec<u8>>>>,
     /// Pods by name that have become ready, and when they may.
     started: Arc<Mutex<HashMap<String, Instant>>>,
 }
@@ -47,17 +55,29 @@ impl Nodes {
         Self {
             api,
             duration,
+            has_storage: true,
             transfers: Arc::default(),
             addresses: Arc::default(),
+            targets: Arc::default(),
+            trusted: Arc::default(),
             started: Arc::default(),
+        }
+    }
+
+    /// The same, for very many clones between claims that have their volumes.
+    pub(crate) fn without_storage(self) -> Self {
+        Self {
+            has_storage: false,
+            ..self
         }
     }
 
     #[expect(clippy::infinite_loop, reason = "a cluster never ends")]
     pub(crate) async fn run(self) {
+        let tick = if self.has_storage { TICK } else { SLOW_TICK };
         loop {
             self.tick();
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(tick).await;
         }
     }
 
@@ -71,13 +91,24 @@ impl Nodes {
     }
 
     fn tick(&self) {
-        storage::tick(&self.api);
-        for pod in self.api.all("pods") {
-            self.tick_pod(&pod);
+        if self.has_storage {
+            storage::tick(&self.api);
+        }
+        let pods = self.api.all("pods");
+        let is_target = |pod: &&Value| {
+            pod["metadata"]["labels"]["volferry.io/end"] == "target"
+                && pod["metadata"]["deletionTimestamp"].is_null()
+                && pod["status"]["containerStatuses"][0]["ready"] == true
+        };
+        let clone = |pod: &Value| text(&pod["metadata"]["labels"]["volferry.io/clone-uid"]);
+        let targets = pods.iter().filter(is_target);
+        let targets: HashMap<_, _> = targets.map(|pod| (clone(pod), pod)).collect();
+        for pod in &pods {
+            self.tick_pod(pod, &targets);
         }
     }
 
-    fn tick_pod(&self, pod: &Value) {
+    fn tick_pod(&self, pod: &Value, targets: &HashMap<String, &Value>) {
         let (namespace, name) = place(pod);
         let uid = text(&pod["metadata"]["uid"]);
         if pod["metadata"]["deletionTimestamp"].is_string() {
@@ -103,6 +134,10 @@ impl Nodes {
                 };
                 self.started.lock().unwrap().insert(uid, Instant::now());
                 let ip = format!("10.0.{}.{}", number / 256, number % 256);
+                if end == "target" {
+                    let mut targets = self.targets.lock().unwrap();
+                    targets.insert(ip.clone(), clone.to_owned());
+                }
                 let status = json!({
                     "spec": {"nodeName": format!("node-{end}")},
                     "status": {"phase": "Running", "podIP": ip,
@@ -121,7 +156,7 @@ impl Nodes {
                         "containerStatuses": [container(&end, true, json!({"running": {}}))]}});
                     self.api.change("pods", &namespace, &name, &status);
                 } else if is_ready && end == "source" {
-                    self.transfer(pod, clone);
+                    self.transfer(pod, clone, targets.get(clone).copied());
                 }
             }
             _ => {}
@@ -186,15 +221,7 @@ impl Nodes {
     }
 
     /// Moves bytes while the source dials a target that listens; at the end both have the receipt.
-    fn transfer(&self, source: &Value, clone: &str) {
-        let is_target = |pod: &&Value| {
-            pod["metadata"]["labels"]["volferry.io/clone-uid"] == clone
-                && pod["metadata"]["labels"]["volferry.io/end"] == "target"
-                && pod["metadata"]["deletionTimestamp"].is_null()
-                && pod["status"]["containerStatuses"][0]["ready"] == true
-        };
-        let pods = self.api.all("pods");
-        let target = pods.iter().find(is_target);
+    fn transfer(&self, source: &Value, clone: &str, target: Option<&Value>) {
         let args = source["spec"]["containers"][0]["args"].as_array().unwrap();
         let target = target.filter(|target| {
             let dialed = format!(
@@ -246,26 +273,33 @@ impl Observe for Nodes {
         address: IpAddr,
         credentials: &ObserverCredentials,
     ) -> Result<TargetReport, ObserveError> {
-        let observer = Credentials::from_pem(
-            Path::new("x"),
-            &credentials.certificate,
-            &credentials.key,
-            &credentials.authorities,
-        )?;
-        assert_eq!(observer.name().role, Role::Observer);
-        let pods = self.api.all("pods");
-        let target = pods
-            .iter()
-            .find(|pod| pod["status"]["podIP"] == address.to_string());
-        let clone = target.map(|pod| text(&pod["metadata"]["labels"]["volferry.io/clone-uid"]));
-        assert_eq!(
-            clone,
-            Some(observer.name().clone_id.to_string()),
-            "the right target is asked"
-        );
+        let clone = self
+            .targets
+            .lock()
+            .unwrap()
+            .get(&address.to_string())
+            .cloned();
+        let clone = clone.expect("a target is asked");
+        let shown = [credentials.certificate.clone(), credentials.key.clone()].concat();
+        if !self.trusted.lock().unwrap().contains(&shown) {
+            let observer = Credentials::from_pem(
+                Path::new("x"),
+                &credentials.certificate,
+                &credentials.key,
+                &credentials.authorities,
+            )?;
+            let name = observer.name();
+            assert_eq!(name.role, Role::Observer);
+            assert_eq!(
+                clone,
+                name.clone_id.to_string(),
+                "the right target is asked"
+            );
+            self.trusted.lock().unwrap().insert(shown);
+        }
         let transfers = self.transfers.lock().unwrap();
         let done = transfers
-            .get(&clone.unwrap())
+            .get(&clone)
             .map_or(0.0, |transfer| transfer.done.min(1.0));
         #[expect(
             clippy::cast_possible_truncation,

@@ -1,0 +1,269 @@
+//! What rests on watches: that they may fail, be behind, and that they have clones looked at.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+use volferry_controller::reconcile::Limits;
+
+use super::api::Fault;
+use super::strategies::backend;
+use super::{SHORT, SHORTEST, Scene, away, cross_namespace_for, merged, populator, uid};
+
+#[tokio::test(start_paused = true)]
+async fn each_watch_fails_in_turn_and_nothing_changes() {
+    let make = || {
+        let scene = cross_namespace_for(SHORTEST);
+        scene.api.know_snapshots();
+        scene
+    };
+    let clean = make();
+    clean.until_phase("clone", "Ready").await;
+    let watches = clean.api.watches();
+    clean.end();
+    let faults = [
+        Fault::Refused(410),
+        Fault::Refused(429),
+        Fault::Refused(500),
+        Fault::AnswerLost,
+        Fault::Hangs,
+    ];
+    let mut kinds = std::collections::BTreeSet::new();
+    for (number, watch) in watches.iter().enumerate() {
+        // The first of each kind in each way, others in one of them, in turn.
+        let is_first = kinds.insert(watch.what.clone());
+        let (skipped, taken) = if is_first {
+            (0, faults.len())
+        } else {
+            (number % faults.len(), 1)
+        };
+        for &fault in faults.iter().skip(skipped).take(taken) {
+            println!("{fault:?} of watch {number}, {watch:?}");
+            let scene = make();
+            scene.api.fail_watch(number, fault);
+            scene.until_phase("clone", "Ready").await;
+            scene.until_clean().await;
+            assert_eq!(scene.status("clone")["attempts"]["target"]["failures"], 0);
+            scene.end();
+        }
+    }
+    assert!(kinds.len() >= 9, "{kinds:?}");
+}
+
+/// Watches that bring each event late, and many events later still.
+const LAG: Duration = Duration::from_millis(300);
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_seen_yet_is_not_done_again() {
+    for scene in [cross_namespace_for(SHORT), backend(&json!({}))] {
+        scene.api.lag(LAG);
+        if scene.status("clone").is_null() && scene.api.all("volumeclones").is_empty() {
+            scene.consent();
+            scene.clone("clone", &away());
+        }
+        scene.until_phase("clone", "Ready").await;
+        scene.until_clean().await;
+        tokio::time::sleep(SHORT).await;
+        let calls = scene.api.calls();
+        let writes: Vec<_> = calls.iter().filter(|call| call.is_write()).collect();
+        assert!(writes.len() < 30, "{writes:#?}");
+        let again: Vec<_> = writes
+            .iter()
+            .filter(|call| ["create", "delete"].contains(&call.verb) && call.what != "events")
+            .filter(|call| writes.iter().filter(|other| other == call).count() > 1)
+            .collect();
+        assert!(again.is_empty(), "{again:#?}");
+        scene.end();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_is_deleted_while_watches_are_behind_leaves_nothing() {
+    let mut moment = Duration::ZERO;
+    while moment < SHORTEST * 2 {
+        let scene = cross_namespace_for(SHORTEST);
+        scene.api.lag(LAG);
+        tokio::time::sleep(moment).await;
+        scene.api.delete("volumeclones", "home", "clone");
+        let is_gone = |scene: &Scene| scene.api.all("volumeclones").is_empty();
+        scene.until("its end", is_gone).await;
+        tokio::time::sleep(SHORT).await;
+        assert_eq!(scene.leftovers(), Vec::<String>::new(), "after {moment:?}");
+        scene.end();
+        moment += Duration::from_millis(203);
+    }
+}
+
+/// How long it takes until the clone goes on.
+async fn until_it_goes_on(scene: &Scene) -> Duration {
+    let began = Instant::now();
+    let goes_on = |scene: &Scene| {
+        let phase = scene.status("clone")["phase"].clone();
+        phase == "Preparing" || phase == "Cloning"
+    };
+    scene.until("its turn", goes_on).await;
+    began.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_clone_waits_for_has_it_looked_at() {
+    const SOON: Duration = Duration::from_secs(1);
+    // A pod that ends.
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.user_pod("home", "from");
+    scene.clone("clone", &json!({}));
+    let waits = |reason: &'static str| {
+        move |scene: &Scene| {
+            let conditions = scene.status("clone")["conditions"].clone();
+            conditions.to_string().contains(reason)
+        }
+    };
+    scene.until("words", waits("SourceInUse")).await;
+    tokio::time::sleep(SHORT).await;
+    let before = scene.api.calls().len();
+    tokio::time::sleep(SHORT * 10).await;
+    // Kinds that the cluster doesn't know are looked for now and then.
+    let idle = scene.api.calls().split_off(before);
+    assert!(idle.iter().all(|call| call.verb == "list"), "{idle:#?}");
+    scene.api.delete("pods", "home", "database");
+    assert!(until_it_goes_on(&scene).await < SOON);
+    scene.end();
+    // A claim that is made.
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.clone("clone", &json!({}));
+    scene.until("words", waits("TargetNotFound")).await;
+    tokio::time::sleep(SHORT).await;
+    scene.claim("home", "to");
+    assert!(until_it_goes_on(&scene).await < SOON);
+    scene.end();
+    // A grant.
+    let scene = Scene::new(SHORT);
+    scene.claim("away", "from");
+    scene.clone("clone", &away());
+    scene.until("words", waits("NotGranted")).await;
+    tokio::time::sleep(SHORT).await;
+    scene.consent();
+    assert!(until_it_goes_on(&scene).await < SOON);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_may_not_know_grants_or_snapshots_until_later() {
+    let scene = Scene::new(SHORT);
+    scene.api.forget_grants();
+    scene.claim("home", "from");
+    scene.claim("away", "from");
+    populator::template(&scene, &json!({}));
+    populator::referring(&scene, "to");
+    populator::until_ready(&scene, 1).await;
+    scene.end();
+    let scene = Scene::new(SHORT);
+    tokio::time::sleep(SHORT).await;
+    scene.backend(&json!({}));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let spec = json!({"target": {"claimTemplate": {"metadata": {"name": "to"}}}});
+    scene.clone("clone", &merged(spec, &json!({"strategy": "Snapshot"})));
+    scene.until_phase("clone", "Ready").await;
+    assert_eq!(scene.status("clone")["strategy"], "Snapshot");
+    scene.until_clean().await;
+}
+
+fn at_most(overall: usize, per_node: usize) -> Limits {
+    Limits {
+        overall,
+        per_namespace: overall,
+        per_node,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_for_something_else_takes_nobodys_place() {
+    let mut scene = Scene::new(SHORT);
+    scene.limit(at_most(1, 1));
+    scene.claim("away", "from");
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("refused", &away());
+    let refused =
+        |scene: &Scene| scene.status("refused")["conditions"][0]["reason"] == "NotGranted";
+    scene.until("a refusal", refused).await;
+    scene.clone("clone", &json!({}));
+    scene.until_phase("clone", "Ready").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_clones_run_on_one_node() {
+    let mut scene = Scene::new(SHORT);
+    scene.limit(at_most(100, 2));
+    // They are attached to a node, so their agents have to be there.
+    let names: Vec<_> = (0..5).map(|number| number.to_string()).collect();
+    for name in &names {
+        scene.claim("home", name);
+        scene.user_pod_named(&format!("database-{name}"), "home", name);
+        let spec = json!({"source": {"persistentVolumeClaim": {"name": name}},
+            "target": {"claimTemplate": {"metadata": {"name": format!("to-{name}")}}},
+            "inUsePolicy": "Allow"});
+        scene.clone(name, &spec);
+    }
+    let (mut most, mut words) = (0, String::new());
+    let is_ready = |scene: &Scene| {
+        let mut names = names.iter();
+        names.all(|name| scene.status(name)["phase"] == "Ready")
+    };
+    while !is_ready(&scene) {
+        let pods = scene.api.all("pods");
+        let agents = pods.iter().filter(|pod| {
+            pod["metadata"]["labels"]["volferry.io/end"] == "target"
+                && pod["status"]["phase"] != "Succeeded"
+        });
+        most = most.max(agents.count());
+        for name in &names {
+            let status = scene.status(name);
+            if status["conditions"].to_string().contains("Queued") {
+                words = status["conditions"].to_string();
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(most, 2);
+    assert!(words.contains("2 clones run on node node-7"), "{words}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_the_source_namespace_is_never_taken_for_the_target() {
+    let scene = cross_namespace_for(SHORT);
+    scene.until_phase("clone", "Cloning").await;
+    let uid = uid(&scene);
+    let is_whole = |scene: &Scene| scene.status("clone")["phase"] == "Ready";
+    let receipt = json!({"receipt_version": 1, "clone_id": uid, "digest": "22".repeat(32)});
+    for name in ["forged".to_owned(), format!("volferry-{uid}-target")] {
+        scene.api.create(
+            "pods",
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": "away",
+                    "labels": {"volferry.io/clone-uid": uid, "volferry.io/end": "target"},
+                    "annotations": {"volferry.io/clone": "home/clone"}},
+                "spec": {"containers": [], "volumes": [
+                    {"name": "data", "persistentVolumeClaim": {"claimName": "none"}}]},
+                "status": {"phase": "Failed", "podIP": "10.9.9.9", "containerStatuses": [{
+                    "name": "target", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+                    "state": {"terminated": {"exitCode": 0, "message": receipt.to_string()}}}]},
+            }),
+        );
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!is_whole(&scene));
+    scene.until("its end", is_whole).await;
+    let status = scene.status("clone");
+    assert_eq!(status["receipt"]["digest"], "11".repeat(32));
+    assert_eq!(status["attempts"]["target"]["failures"], 0, "{status}");
+    let is_gone = |scene: &Scene| {
+        let pods = scene.api.all("pods");
+        pods.iter()
+            .all(|pod| pod["metadata"]["namespace"] == "away")
+    };
+    scene.until("an empty namespace", is_gone).await;
+}
