@@ -851,11 +851,11 @@ pub fn at_port(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
 
-fn device_path(end: End) -> String {
+pub(crate) fn device_path(end: End) -> String {
     format!("/dev/volferry-{}", end.label())
 }
 
-fn directory_path(end: End) -> String {
+pub(crate) fn directory_path(end: End) -> String {
     format!("/{}", end.label())
 }
 

@@ -1,4 +1,8 @@
-//! What `kubectl volferry` prints: a clone as people read it, from the object alone.
+//! `kubectl volferry`: what it prints of a clone, from the object alone; and in modules what it does
+//! beyond reading.
+
+pub mod bench;
+pub mod installation;
 
 use std::fmt::Write as _;
 
@@ -160,6 +164,15 @@ pub fn report(clone: &VolumeClone, now: Timestamp) -> String {
         );
     }
     text
+}
+
+/// What the API server said, without its code.
+#[must_use]
+pub fn in_words(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 fn source(clone: &VolumeClone) -> String {

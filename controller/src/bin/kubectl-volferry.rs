@@ -5,17 +5,24 @@
 #![expect(clippy::print_stdout, reason = "it is what it is for")]
 #![expect(clippy::print_stderr, reason = "and where it says why not")]
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
-use volferry_controller::api::{Phase, VolumeClone};
-use volferry_controller::plugin::{report, table};
+use tokio::signal::unix::{SignalKind, signal};
+use uuid::Uuid;
+use volferry_controller::api::{Phase, TransportProtocol, VolumeClone};
+use volferry_controller::claims::{self, VolumeMode};
+use volferry_controller::plugin::bench::{Asked, Bench, Placement};
+use volferry_controller::plugin::{in_words, installation, report, table};
+use volferry_controller::world::Settings;
 
 /// Clones volumes, and tells how far clones are and what they wait for.
 #[derive(Debug, Parser)]
@@ -60,6 +67,8 @@ enum Verb {
         /// The clone's name
         name: String,
     },
+    /// Measures how fast a clone between two storage classes is in this cluster, and what holds it
+    Bench(Box<BenchArguments>),
     /// Clones a claim to a new one
     Clone {
         /// The source, as CLAIM or NAMESPACE/CLAIM
@@ -73,6 +82,96 @@ enum Verb {
         #[arg(short, long)]
         watch: bool,
     },
+}
+
+/// What to measure.
+#[derive(Debug, Args)]
+struct BenchArguments {
+    /// The source's storage class
+    #[arg(long, value_name = "CLASS")]
+    from_class: String,
+
+    /// The target's storage class
+    #[arg(long, value_name = "CLASS")]
+    to_class: String,
+
+    /// The size of each claim, such as 20Gi
+    #[arg(long, value_name = "QUANTITY", default_value = "10Gi", value_parser = parse_quantity)]
+    size: u64,
+
+    /// Block volumes, or filesystems with many small files
+    #[arg(long, value_enum, default_value_t = Mode::Block)]
+    mode: Mode,
+
+    /// Both agents on one node
+    #[arg(long, conflicts_with = "cross_node")]
+    same_node: bool,
+
+    /// The agents on different nodes
+    #[arg(long)]
+    cross_node: bool,
+
+    /// What the data is like: random, vm, database, text, sparse=PART
+    #[arg(long, value_name = "NAME", default_value = "random")]
+    profile: String,
+
+    /// What it follows from: the same seed, the same bytes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+
+    /// Small files in a filesystem [default: 5 for each MiB of the size, at most 100000]
+    #[arg(long, value_name = "N")]
+    files: Option<u64>,
+
+    /// Clones at most
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
+    repeats: u32,
+
+    /// How long all may take, such as 15m; a clone is not begun that would end later
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = parse_duration)]
+    budget: Duration,
+
+    /// Data connections [default: one for each processor, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    streams: Option<u16>,
+
+    /// Clone over QUIC instead of TLS
+    #[arg(long)]
+    quic: bool,
+
+    #[command(flatten)]
+    installation: Installation,
+
+    /// Print the report as JSON instead of tables
+    #[arg(long)]
+    json: bool,
+
+    /// Also write the report to this file, as JSON, for volferry bench compare
+    #[arg(long, value_name = "PATH")]
+    report: Option<PathBuf>,
+
+    /// Also write a page with charts to this file
+    #[arg(long, value_name = "PATH")]
+    html: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Block,
+    Filesystem,
+}
+
+/// Where the controller is.
+#[derive(Debug, Args)]
+struct Installation {
+    /// The image of the agents [default: what the controller runs]
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+
+    /// The namespace of the controller
+    #[arg(long, value_name = "NAME", default_value = "volferry-system")]
+    controller_namespace: String,
 }
 
 /// How often a status is shown again.
@@ -127,6 +226,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             println!("{}", receipt.json);
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Bench(arguments) => bench(client, namespace, *arguments).await,
         Verb::Clone {
             source,
             target,
@@ -196,10 +296,127 @@ fn wanted(
     Ok(VolumeClone::new(target, spec))
 }
 
-/// What the API server said, without its code.
-fn in_words(error: kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
+/// Measures, and removes what that made, also when it is told to end.
+async fn bench(
+    client: Client,
+    namespace: String,
+    arguments: BenchArguments,
+) -> Result<ExitCode, String> {
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text)
+            .map_err(|error| format!("{} can't be written: {error}", path.display()))
+    };
+    // That a file can't be written should be told before anything is measured.
+    for path in [&arguments.report, &arguments.html].into_iter().flatten() {
+        write(path, "")?;
+    }
+    let settings = arguments.installation.settings(&client).await?;
+    let files = (arguments.size >> 20).saturating_mul(5).clamp(1, FILES_MAX);
+    let asked = Asked {
+        id: Uuid::new_v4().simple().to_string().split_off(24),
+        namespace,
+        from_class: arguments.from_class,
+        to_class: arguments.to_class,
+        bytes: arguments.size,
+        mode: match arguments.mode {
+            Mode::Block => VolumeMode::Block,
+            Mode::Filesystem => VolumeMode::Filesystem,
+        },
+        placement: match (arguments.same_node, arguments.cross_node) {
+            (true, _) => Placement::SameNode,
+            (_, true) => Placement::CrossNode,
+            _ => Placement::Any,
+        },
+        profile: arguments.profile,
+        seed: arguments.seed,
+        files: arguments.files.unwrap_or(files),
+        repeats: arguments.repeats,
+        budget: arguments.budget,
+        protocol: match arguments.quic {
+            true => TransportProtocol::Quic,
+            false => TransportProtocol::Tcp,
+        },
+        streams: arguments.streams,
+        settings,
+    };
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
+    let bench = Bench::new(client, asked, |step| eprintln!("{step}"));
+    let outcome = tokio::select! {
+        outcome = bench.run() => outcome,
+        _ = tokio::signal::ctrl_c() => Err("it was told to end".to_owned()),
+        _ = terminate.recv() => Err("it was told to end".to_owned()),
+    };
+    let left = bench.clean().await;
+    for one in &left {
+        eprintln!("could not be removed, Kubernetes will do it later: {one}");
+    }
+    let outcome = outcome?;
+    let json = serde_json::to_string_pretty(&outcome.report).map_err(|error| error.to_string())?;
+    match arguments.json {
+        true => println!("{json}"),
+        false => print!("{}", outcome.table),
+    }
+    if let Some(path) = &arguments.report {
+        write(path, &json)?;
+    }
+    if let Some(path) = &arguments.html {
+        write(path, &outcome.page)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Small files at most, where none were told: each is a call or two to a filesystem.
+const FILES_MAX: u64 = 100_000;
+
+impl Installation {
+    async fn settings(&self, client: &Client) -> Result<Settings, String> {
+        let namespace = &self.controller_namespace;
+        match &self.image {
+            Some(image) => Ok(Settings {
+                image: image.clone(),
+                image_pull_policy: "IfNotPresent".to_owned(),
+                namespace: namespace.clone(),
+            }),
+            None => installation::settings(client, namespace).await,
+        }
+    }
+}
+
+fn parse_quantity(text: &str) -> Result<u64, String> {
+    let bytes = claims::bytes(&Quantity(text.to_owned())).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| format!("{text:?} is no size; write one such as 20Gi"))
+}
+
+/// A number of seconds, minutes or hours.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let units = [("h", 3600), ("m", 60), ("s", 1)];
+    let found = units.iter().find_map(|(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(*seconds).filter(|seconds| *seconds > 0)
+    });
+    let found = found.filter(|seconds| *seconds <= 7 * 24 * 3600);
+    found
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("{text:?} is no time up to a week; write one such as 15m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_make_sense_to_their_parser() {
+        Arguments::command().debug_assert();
+        assert_eq!(parse_quantity("20Gi"), Ok(20 << 30));
+        assert_eq!(parse_duration("15m"), Ok(Duration::from_secs(900)));
+        for bad in ["", "0", "x", "-1", "15", "0s", "99999999999999999999h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "0", "x", "-1"] {
+            assert!(parse_quantity(bad).is_err(), "{bad}");
+        }
     }
 }

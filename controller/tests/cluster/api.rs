@@ -32,6 +32,9 @@ pub(crate) enum Fault {
     Hangs,
 }
 
+/// On a pod: its log.
+pub(crate) const LOG: &str = "log";
+
 /// What kube's client waits for at most, unless told otherwise.
 const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
@@ -351,6 +354,11 @@ impl FakeApi {
             return refusal(504, "Timeout", "a planned fault: the answer was lost");
         }
         match answer {
+            Ok(pod) if subresource == "log" => {
+                let log = pod["metadata"]["annotations"][LOG].as_str();
+                let log = Bytes::from(log.unwrap_or_default().to_owned());
+                Response::new(Full::new(log).boxed())
+            }
             Ok(object) => respond(200, &object),
             Err((code, reason, message)) => refusal(code, reason, &message),
         }

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a test tells how much it tried")]
 
 mod api;
+mod bench;
 mod crowd;
 mod nodes;
 mod populator;

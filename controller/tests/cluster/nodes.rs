@@ -15,7 +15,7 @@ use volferry_controller::world::TargetReport;
 use volferry_transport::{Credentials, Role};
 
 use super::api::FakeApi;
-use super::storage;
+use super::{bench, storage};
 
 /// How often nodes look, in a cluster of few clones.
 const TICK: Duration = Duration::from_millis(250);
@@ -94,6 +94,9 @@ impl Nodes {
         if self.has_storage {
             storage::tick(&self.api);
         }
+        for job in self.api.all("jobs") {
+            bench::tick_job(&self.api, &job);
+        }
         let pods = self.api.all("pods");
         let is_target = |pod: &&Value| {
             pod["metadata"]["labels"]["volferry.io/end"] == "target"
@@ -116,6 +119,7 @@ impl Nodes {
             return;
         }
         let Some(clone) = pod["metadata"]["labels"]["volferry.io/clone-uid"].as_str() else {
+            bench::tick_pod(&self.api, pod);
             return;
         };
         let end = text(&pod["metadata"]["labels"]["volferry.io/end"]);
