@@ -2,6 +2,7 @@
 //! beyond reading.
 
 pub mod bench;
+pub mod doctor;
 pub mod installation;
 
 use std::fmt::Write as _;

@@ -151,3 +151,31 @@ fn join(path: &Path) -> Result<(), Failure> {
 
 /// What the line with the report is called.
 const REPORTS: &str = "volferry-bench-reports";
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    #[test]
+    fn the_arguments_of_the_pods_are_taken() {
+        // As controller/src/plugin/bench/objects.rs writes them.
+        let words = [
+            "volferry",
+            "bench",
+            "pod",
+            "source",
+            "--volume=/dev/volferry-target",
+            "--profile=sparse=0.1",
+            "--seed=1",
+            "--files=51200",
+            "--bytes=2147483648",
+            "--peer=10.0.0.7:7700",
+            "--identity=/identity",
+            "--streams=4",
+            "--quic",
+        ];
+        crate::Arguments::try_parse_from(words).unwrap();
+        let words = ["volferry", "bench", "pod", "report", "/inputs/inputs.json"];
+        crate::Arguments::try_parse_from(words).unwrap();
+    }
+}

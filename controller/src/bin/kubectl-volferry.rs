@@ -10,9 +10,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use futures::{AsyncBufReadExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, LogParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
@@ -20,8 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 use volferry_controller::api::{Phase, TransportProtocol, VolumeClone};
 use volferry_controller::claims::{self, VolumeMode};
+use volferry_controller::names::{self, End};
 use volferry_controller::plugin::bench::{Asked, Bench, Placement};
-use volferry_controller::plugin::{in_words, installation, report, table};
+use volferry_controller::plugin::{doctor, in_words, installation, report, table};
 use volferry_controller::world::Settings;
 
 /// Clones volumes, and tells how far clones are and what they wait for.
@@ -67,21 +70,69 @@ enum Verb {
         /// The clone's name
         name: String,
     },
+    /// Says what would become of a clone, and what stands in its way, before any byte moves
+    Doctor {
+        #[command(flatten)]
+        ends: Ends,
+        #[command(flatten)]
+        installation: Installation,
+    },
+    /// Prints what the agents of a clone log
+    Logs {
+        /// The clone's name
+        name: String,
+        /// Of one end only
+        #[arg(long, value_enum)]
+        end: Option<WhichEnd>,
+        /// On and on, until the agents end
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Ends a clone and removes what was made for it; a target that is not proven goes too, if it was
+    /// made for the clone
+    Cancel {
+        /// The clone's name
+        name: String,
+    },
     /// Measures how fast a clone between two storage classes is in this cluster, and what holds it
     Bench(Box<BenchArguments>),
     /// Clones a claim to a new one
     Clone {
-        /// The source, as CLAIM or NAMESPACE/CLAIM
-        source: String,
-        /// The claim to make, and the name of the clone
-        target: String,
-        /// The storage class of the new claim; the default one unless given
-        #[arg(long, value_name = "NAME")]
-        storage_class: Option<String>,
+        #[command(flatten)]
+        ends: Ends,
         /// Shows the status until it has ended
         #[arg(short, long)]
         watch: bool,
     },
+}
+
+/// What is cloned to what.
+#[derive(Debug, Args)]
+struct Ends {
+    /// The source, as CLAIM or NAMESPACE/CLAIM
+    source: String,
+
+    /// The claim to make, as CLAIM or NAMESPACE/CLAIM, and the name of the clone
+    target: String,
+
+    /// The storage class of the new claim; the default one unless given
+    #[arg(long, value_name = "NAME")]
+    storage_class: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WhichEnd {
+    Source,
+    Target,
+}
+
+impl WhichEnd {
+    const fn end(self) -> End {
+        match self {
+            Self::Source => End::Source,
+            Self::Target => End::Target,
+        }
+    }
 }
 
 /// What to measure.
@@ -227,13 +278,25 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Bench(arguments) => bench(client, namespace, *arguments).await,
-        Verb::Clone {
-            source,
-            target,
-            storage_class,
-            watch,
-        } => {
-            let made = wanted(&source, &target, storage_class)?;
+        Verb::Doctor { ends, installation } => {
+            let wanted = wanted(&ends, &namespace)?;
+            let settings = installation.settings(&client).await;
+            let found = doctor::examine(&client, &wanted, settings, Timestamp::now()).await?;
+            print!("{}", found.render());
+            Ok(match found.is_hopeful() {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            })
+        }
+        Verb::Logs { name, end, follow } => {
+            let clone = clones.get(&name).await.map_err(in_words)?;
+            logs(&client, &clone, end.map(WhichEnd::end), follow).await
+        }
+        Verb::Cancel { name } => cancel(&clones, &name).await,
+        Verb::Clone { ends, watch } => {
+            let made = wanted(&ends, &namespace)?;
+            let namespace = made.target_namespace().to_owned();
+            let clones: Api<VolumeClone> = Api::namespaced(client, &namespace);
             let made = clones.create(&PostParams::default(), &made).await;
             let name = made.map_err(in_words)?.name_any();
             println!("volumeclone {namespace}/{name} made");
@@ -244,6 +307,82 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             }
         }
     }
+}
+
+/// Prints the logs of the agents' pods, each line with its end where there are two.
+async fn logs(
+    client: &Client,
+    clone: &VolumeClone,
+    end: Option<End>,
+    follow: bool,
+) -> Result<ExitCode, String> {
+    let ends = End::ALL
+        .into_iter()
+        .filter(|one| end.is_none_or(|end| end == *one));
+    let each = ends.map(|one| async move {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), one.namespace(clone));
+        let name = names::name(clone, one);
+        let params = LogParams {
+            follow,
+            ..LogParams::default()
+        };
+        let failed = |error| format!("no log of the {} agent: {error}", one.label());
+        let lines = pods.log_stream(&name, &params).await;
+        let mut lines = lines.map_err(|error| failed(in_words(error)))?.lines();
+        while let Some(line) = lines
+            .try_next()
+            .await
+            .map_err(|error| failed(error.to_string()))?
+        {
+            match end {
+                Some(_) => println!("{line}"),
+                None => println!("{:8}{line}", one.label()),
+            }
+        }
+        Ok::<_, String>(())
+    });
+    let ended = futures::future::join_all(each).await;
+    let failures: Vec<_> = ended.into_iter().filter_map(Result::err).collect();
+    for failure in &failures {
+        eprintln!("{failure}");
+    }
+    if !failures.is_empty() {
+        eprintln!(
+            "agents have pods while a clone runs; kubectl volferry status {} says how it stands",
+            clone.name_any()
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Deletes a clone and waits until nothing of it is left.
+async fn cancel(clones: &Api<VolumeClone>, name: &str) -> Result<ExitCode, String> {
+    let clone = clones.get(name).await.map_err(in_words)?;
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: clone.metadata.uid.clone(),
+            resource_version: None,
+        }),
+        ..DeleteParams::background()
+    };
+    clones.delete(name, &params).await.map_err(in_words)?;
+    loop {
+        let left = clones.get_metadata_opt(name).await.map_err(in_words)?;
+        if left.is_none_or(|left| left.metadata.uid != clone.metadata.uid) {
+            break;
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+    let phase = clone.status.as_ref().map(|status| status.phase);
+    let (namespace, target) = (clone.target_namespace(), clone.target_claim());
+    let fate = match (phase, &clone.spec.target.claim_template) {
+        (Some(Phase::Ready), _) => "is complete and stays",
+        (_, Some(_)) => "was not complete and is gone",
+        (_, None) => "stays, and what it holds is not to be used",
+    };
+    println!("volumeclone {namespace}/{name} ended; the claim {target} {fate}");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the status, with `watch` until the clone has ended. A clone that failed is a failure.
@@ -271,29 +410,35 @@ async fn show(clones: &Api<VolumeClone>, name: &str, watch: bool) -> Result<Exit
 }
 
 /// The clone that was asked for; the API server fills in the rest.
-fn wanted(
-    source: &str,
-    target: &str,
-    storage_class: Option<String>,
-) -> Result<VolumeClone, String> {
-    let (namespace, claim) = match source.split_once('/') {
-        Some((namespace, claim)) => (Some(namespace), claim),
-        None => (None, source),
+fn wanted(ends: &Ends, namespace: &str) -> Result<VolumeClone, String> {
+    let parts = |text: &str| {
+        let (namespace, claim) = match text.split_once('/') {
+            Some((namespace, claim)) => (Some(namespace.to_owned()), claim.to_owned()),
+            None => (None, text.to_owned()),
+        };
+        if claim.is_empty() || claim.contains('/') || namespace.as_deref() == Some("") {
+            return Err(format!(
+                "{text:?} names no claim: write CLAIM or NAMESPACE/CLAIM"
+            ));
+        }
+        Ok((namespace, claim))
     };
-    if claim.is_empty() || namespace == Some("") {
-        return Err(format!(
-            "{source:?} names no claim: write CLAIM or NAMESPACE/CLAIM"
-        ));
-    }
+    let (from, source) = parts(&ends.source)?;
+    let (to, target) = parts(&ends.target)?;
+    let home = to.unwrap_or_else(|| namespace.to_owned());
+    // What is said without a namespace is in the one that kubectl is in, also where the target is not.
+    let from = from.or_else(|| (home != namespace).then(|| namespace.to_owned()));
     let spec = json!({
-        "source": {"namespace": namespace, "persistentVolumeClaim": {"name": claim}},
+        "source": {"namespace": from, "persistentVolumeClaim": {"name": source}},
         "target": {"claimTemplate": {
             "metadata": {"name": target},
-            "spec": {"storageClassName": storage_class},
+            "spec": {"storageClassName": ends.storage_class},
         }},
     });
     let spec = serde_json::from_value(spec).map_err(|error| error.to_string())?;
-    Ok(VolumeClone::new(target, spec))
+    let mut clone = VolumeClone::new(&target, spec);
+    clone.metadata.namespace = Some(home);
+    Ok(clone)
 }
 
 /// Measures, and removes what that made, also when it is told to end.
@@ -406,6 +551,30 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn claims_are_named_with_their_namespaces() {
+        let wanted = |source: &str, target: &str| {
+            let ends = Ends {
+                source: source.to_owned(),
+                target: target.to_owned(),
+                storage_class: None,
+            };
+            wanted(&ends, "here")
+        };
+        let shown = |source: &str, target: &str| {
+            let clone = wanted(source, target).unwrap();
+            let ends = [clone.source_namespace(), clone.target_namespace()];
+            ends.map(str::to_owned)
+        };
+        assert_eq!(shown("a", "b"), ["here", "here"]);
+        assert_eq!(shown("away/a", "b"), ["away", "here"]);
+        assert_eq!(shown("away/a", "there/b"), ["away", "there"]);
+        assert_eq!(shown("a", "there/b"), ["here", "there"]);
+        for (source, target) in [("", "b"), ("/a", "b"), ("a", "b/"), ("a/b/c", "d")] {
+            assert!(wanted(source, target).is_err(), "{source} {target}");
+        }
+    }
 
     #[test]
     fn arguments_make_sense_to_their_parser() {
