@@ -83,6 +83,12 @@ impl Proven {
         Self::new(true, |trial| proof(trial).exists())
     }
 
+    /// The same, killed when the journal is gone, so that there is nothing else to go on from.
+    fn without_journal() -> Self {
+        let is_time = |trial: &Trial| proof(trial).exists() && !staging(trial).exists();
+        Self::new(true, is_time)
+    }
+
     /// The receipt that the target has made, and told nobody.
     fn receipt(&self) -> Value {
         let bytes = fs::read(proof(&self.trial)).unwrap();
@@ -120,11 +126,9 @@ fn a_receipt_that_nobody_heard_is_told_by_the_next_target() {
     Proven::with_proof().ends_with_the_next_target();
 }
 
-/// Killed when its journal is gone.
 #[test]
 fn a_tree_without_its_journal_is_still_proven() {
-    let is_time = |trial: &Trial| proof(trial).exists() && !staging(trial).exists();
-    Proven::new(true, is_time).ends_with_the_next_target();
+    Proven::without_journal().ends_with_the_next_target();
 }
 
 /// Killed while what the clone kept for itself was removed.
@@ -192,7 +196,7 @@ fn is_refused(trial: &Trial, arguments: &[&str], words: &[&str]) {
 
 #[test]
 fn a_proof_that_is_torn_or_of_another_directory_counts_as_absent() {
-    let Proven { trial, source } = Proven::with_proof();
+    let Proven { trial, source } = Proven::without_journal();
     kill(source);
     let whole = fs::read(proof(&trial)).unwrap();
     for torn in [&whole[..whole.len() - 1], b"", &[7; 5000]] {
