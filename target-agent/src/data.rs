@@ -11,7 +11,7 @@ use volferry_protocol::compression::{Codecs, Compressed};
 use volferry_protocol::digest::ChunkRefused;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{DataFrame, FrameError, decode_zero_map};
-use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::geometry::{ChunkRange, Geometry};
 use volferry_protocol::range_set::ChunkSet;
 use volferry_protocol::zero_map::{ENCODED_LEN_MAX, ZeroMap, encoded_len};
 use volferry_storage::{Buffer, BufferPool};
@@ -54,19 +54,102 @@ impl Claims {
     }
 }
 
-/// One data connection of a session.
-#[derive(Debug)]
-pub(crate) struct DataConnection {
-    pub(crate) geometry: Geometry,
-    /// How payloads may be compressed.
-    pub(crate) codecs: Codecs,
-    pub(crate) claims: Arc<Claims>,
+/// What the frames of a data connection are, and how they become work for the writers.
+pub(crate) trait Carried: Send + Sync + 'static {
+    /// The bytes of a frame's header.
+    type Header: AsMut<[u8]> + Send;
+
+    /// A frame's header, decoded.
+    type Frame: Send;
+
+    /// What the writers take.
+    type Incoming: Send + 'static;
+
+    /// A header before it is read.
+    const NO_HEADER: Self::Header;
+
+    /// Checks and decodes a header.
+    ///
+    /// # Errors
+    /// When it is none.
+    fn decode(&self, header: &Self::Header) -> Result<Self::Frame, FrameError>;
+
+    /// How many frames came before, if this one says that none follows.
+    fn end(frame: &Self::Frame) -> Option<u64>;
+
+    /// Takes in a frame with what follows its header; `None` when the session ends meanwhile.
+    ///
+    /// # Errors
+    /// When the connection is lost, or what follows is not what belongs there.
+    async fn take_in<S>(
+        &self,
+        frame: Self::Frame,
+        stream: &mut S,
+        buffers: &Buffers,
+    ) -> Result<Option<Self::Incoming>, Failure>
+    where
+        S: AsyncRead + Unpin;
+}
+
+/// Where payloads come to, and the books of what comes.
+#[derive(Clone, Debug)]
+pub(crate) struct Buffers {
     pub(crate) pool: BufferPool,
-    pub(crate) queue: async_channel::Sender<Incoming>,
     pub(crate) progress: Arc<Progress>,
 }
 
-impl DataConnection {
+impl Buffers {
+    /// A buffer, as soon as there is one; `None` when the session ends.
+    async fn checkout(&self) -> Option<Buffer> {
+        self.progress.volume_wait.time(self.pool.checkout()).await
+    }
+
+    /// A buffer of `len` bytes with the payload that follows, which is data where `zero_map` says so; `None`
+    /// when the session ends.
+    pub(crate) async fn receive<S>(
+        &self,
+        stream: &mut S,
+        len: u32,
+        zero_map: &ZeroMap,
+        compressed: Option<Compressed>,
+    ) -> Result<Option<Buffer>, Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let Some(mut bytes) = self.checkout().await else {
+            return Ok(None);
+        };
+        bytes.set_len(len as usize);
+        let payload_len = zero_map.data_len();
+        self.progress.wait_turn(payload_len as usize).await;
+        let payload = read_payload(stream, zero_map, compressed, &mut bytes);
+        self.progress.peer_wait.time(payload).await?;
+        let wire_len = compressed.map_or(payload_len, |compressed| compressed.len);
+        self.progress.wire_bytes.add(wire_len.into());
+        self.progress.count_payload(payload_len, compressed);
+        Ok(Some(bytes))
+    }
+
+    /// Bytes that follow a header and are no payload.
+    pub(crate) async fn read<S>(&self, stream: &mut S, bytes: &mut [u8]) -> Result<(), Failure>
+    where
+        S: AsyncRead + Unpin,
+    {
+        read_exact(stream, bytes).await?;
+        self.progress.wire_bytes.add(bytes.len() as u64);
+        Ok(())
+    }
+}
+
+/// One data connection of a session.
+#[derive(Debug)]
+pub(crate) struct DataConnection<T: Carried> {
+    pub(crate) carried: T,
+    pub(crate) queue: async_channel::Sender<T::Incoming>,
+    pub(crate) buffers: Buffers,
+}
+
+impl<T: Carried> DataConnection<T> {
     /// Receives until the source ends the connection in order. Gives the number of frames that
     /// went to the writers.
     ///
@@ -76,70 +159,24 @@ impl DataConnection {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let progress = Arc::clone(&self.buffers.progress);
         let mut frames = 0;
-        let mut header = [0; DataFrame::HEADER_LEN];
+        let mut header = T::NO_HEADER;
         loop {
-            self.progress
-                .peer_wait
-                .time(read_exact(&mut stream, &mut header))
-                .await?;
-            self.progress.wire_bytes.add(header.len() as u64);
-            let frame = DataFrame::decode(&header, &self.geometry, self.codecs);
-            let incoming = match frame.map_err(bad_frame)? {
-                DataFrame::Chunk {
-                    index,
-                    digest,
-                    payload_len,
-                    compressed,
-                } => {
-                    self.claims.claim(ChunkRange::one(index))?;
-                    let zero_map = self.read_zero_map(&mut stream, index, payload_len).await?;
-                    let Some(mut bytes) =
-                        self.progress.volume_wait.time(self.pool.checkout()).await
-                    else {
-                        return Ok(frames); // the session ends
-                    };
-                    bytes.set_len(self.geometry.chunk_len(index) as usize);
-                    self.progress.wait_turn(payload_len as usize).await;
-                    let payload = read_payload(&mut stream, &zero_map, compressed, &mut bytes);
-                    self.progress.peer_wait.time(payload).await?;
-                    count_payload(&self.progress, payload_len, compressed);
-                    Incoming::Chunk {
-                        index,
-                        digest,
-                        zero_map,
-                        bytes,
-                        compressed,
-                    }
-                }
-                DataFrame::Zero { chunks } => {
-                    self.claims.claim(chunks)?;
-                    Incoming::Zero(chunks)
-                }
-                DataFrame::Offer { index, digest } => {
-                    self.claims.claim(ChunkRange::one(index))?;
-                    let Some(bytes) = self.progress.volume_wait.time(self.pool.checkout()).await
-                    else {
-                        return Ok(frames); // the session ends
-                    };
-                    Incoming::Offer {
-                        index,
-                        digest,
-                        bytes,
-                    }
-                }
-                DataFrame::End { frames: sent } if sent == frames => break,
-                DataFrame::End { frames: sent } => {
-                    return Err(bad_frame(FrameError::Missing { seen: frames, sent }));
-                }
+            let reading = self.buffers.read(&mut stream, header.as_mut());
+            progress.peer_wait.time(reading).await?;
+            let frame = self.carried.decode(&header).map_err(bad_frame)?;
+            match T::end(&frame) {
+                None => {}
+                Some(sent) if sent == frames => break,
+                Some(sent) => return Err(bad_frame(FrameError::Missing { seen: frames, sent })),
+            }
+            let taken = self.carried.take_in(frame, &mut stream, &self.buffers);
+            let Some(incoming) = taken.await? else {
+                return Ok(frames); // the session ends
             };
-            if self
-                .progress
-                .volume_wait
-                .time(self.queue.send(incoming))
-                .await
-                .is_err()
-            {
+            let sending = self.queue.send(incoming);
+            if progress.volume_wait.time(sending).await.is_err() {
                 return Ok(frames); // the session ends
             }
             frames += 1;
@@ -147,24 +184,84 @@ impl DataConnection {
         end_in_order(&mut stream).await;
         Ok(frames)
     }
+}
 
-    async fn read_zero_map<S>(
+/// Chunks of a volume.
+#[derive(Debug)]
+pub(crate) struct Chunks {
+    pub(crate) geometry: Geometry,
+    /// How payloads may be compressed.
+    pub(crate) codecs: Codecs,
+    pub(crate) claims: Arc<Claims>,
+}
+
+impl Carried for Chunks {
+    type Header = [u8; DataFrame::HEADER_LEN];
+    type Frame = DataFrame;
+    type Incoming = Incoming;
+
+    const NO_HEADER: Self::Header = [0; DataFrame::HEADER_LEN];
+
+    fn decode(&self, header: &Self::Header) -> Result<DataFrame, FrameError> {
+        DataFrame::decode(header, &self.geometry, self.codecs)
+    }
+
+    fn end(frame: &DataFrame) -> Option<u64> {
+        match frame {
+            DataFrame::End { frames } => Some(*frames),
+            _ => None,
+        }
+    }
+
+    async fn take_in<S>(
         &self,
+        frame: DataFrame,
         stream: &mut S,
-        index: ChunkIndex,
-        payload_len: u32,
-    ) -> Result<ZeroMap, Failure>
+        buffers: &Buffers,
+    ) -> Result<Option<Incoming>, Failure>
     where
         S: AsyncRead + Unpin,
     {
-        let chunk_len = self.geometry.chunk_len(index);
-        let mut encoded = [0; ENCODED_LEN_MAX];
-        let encoded = encoded
-            .get_mut(..encoded_len(chunk_len))
-            .unwrap_or_default();
-        read_exact(stream, encoded).await?;
-        self.progress.wire_bytes.add(encoded.len() as u64);
-        decode_zero_map(encoded, index, chunk_len, payload_len).map_err(bad_frame)
+        Ok(match frame {
+            DataFrame::Chunk {
+                index,
+                digest,
+                payload_len,
+                compressed,
+            } => {
+                self.claims.claim(ChunkRange::one(index))?;
+                let chunk_len = self.geometry.chunk_len(index);
+                let mut encoded = [0; ENCODED_LEN_MAX];
+                let encoded = encoded
+                    .get_mut(..encoded_len(chunk_len))
+                    .unwrap_or_default();
+                buffers.read(stream, encoded).await?;
+                let zero_map =
+                    decode_zero_map(encoded, index, chunk_len, payload_len).map_err(bad_frame)?;
+                let received = buffers.receive(stream, chunk_len, &zero_map, compressed);
+                received.await?.map(|bytes| Incoming::Chunk {
+                    index,
+                    digest,
+                    zero_map,
+                    bytes,
+                    compressed,
+                })
+            }
+            DataFrame::Zero { chunks } => {
+                self.claims.claim(chunks)?;
+                Some(Incoming::Zero(chunks))
+            }
+            DataFrame::Offer { index, digest } => {
+                self.claims.claim(ChunkRange::one(index))?;
+                let bytes = buffers.checkout().await;
+                bytes.map(|bytes| Incoming::Offer {
+                    index,
+                    digest,
+                    bytes,
+                })
+            }
+            DataFrame::End { .. } => None, // nothing follows
+        })
     }
 }
 
@@ -173,7 +270,7 @@ impl DataConnection {
 /// Closing this end tells the source that all has come; one that doesn't hear it takes the
 /// connection for lost. It has closed its own end; what else it says is read into nothing, so that
 /// the connection isn't reset.
-pub(crate) async fn end_in_order<S>(stream: &mut S)
+async fn end_in_order<S>(stream: &mut S)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -182,16 +279,9 @@ where
     let _closed = tokio::time::timeout(CLOSE_TIMEOUT, stream.read(&mut rest)).await;
 }
 
-/// A payload was received.
-pub(crate) fn count_payload(progress: &Progress, len: u32, compressed: Option<Compressed>) {
-    let wire_len = compressed.map_or(len, |compressed| compressed.len);
-    progress.wire_bytes.add(wire_len.into());
-    progress.count_payload(len, compressed);
-}
-
 /// Fills a chunk: data from the connection, zeros where the map says so. What is compressed comes to its front,
 /// for a writer to decompress.
-pub(crate) async fn read_payload<S>(
+async fn read_payload<S>(
     stream: &mut S,
     zero_map: &ZeroMap,
     compressed: Option<Compressed>,

@@ -23,7 +23,7 @@ use volferry_protocol::session::{
 use volferry_storage::{BufferPool, Sink, StorageError, TargetVolume};
 
 use crate::TargetConfig;
-use crate::data::{Claims, DataConnection};
+use crate::data::{Buffers, Chunks, Claims, DataConnection};
 use crate::greeter::{Greeted, Greeter, Purpose};
 use crate::intake::{Intake, new_token};
 use crate::journal::Journal;
@@ -432,12 +432,16 @@ where
                     return;
                 };
                 let connection = DataConnection {
-                    geometry: transfer.geometry,
-                    codecs: self.machine.hello().map_or(Codecs::NONE, Hello::codecs),
-                    claims: Arc::clone(&transfer.claims),
-                    pool: transfer.pool.clone(),
+                    carried: Chunks {
+                        geometry: transfer.geometry,
+                        codecs: self.machine.hello().map_or(Codecs::NONE, Hello::codecs),
+                        claims: Arc::clone(&transfer.claims),
+                    },
                     queue: transfer.queue.clone(),
-                    progress: Arc::clone(&self.context.progress),
+                    buffers: Buffers {
+                        pool: transfer.pool.clone(),
+                        progress: Arc::clone(&self.context.progress),
+                    },
                 };
                 self.conversation.add(connection.run(stream));
             }

@@ -25,10 +25,11 @@ use volferry_protocol::tree::session::{
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{ReadBack, Restore, TreeError, TreeTarget, Walk};
 
-use super::data::DataConnection;
+use super::data::Files;
 use super::proof::ProofFile;
 use super::writers::{Applied, Incoming, Writers};
 use crate::TargetConfig;
+use crate::data::{Buffers, DataConnection};
 use crate::greeter::{Greeted, Greeter, Purpose};
 use crate::intake::{Intake, new_token};
 use crate::session::{Ask, Receiver, Remains, Rivals, SessionEnd, drain_in_time, turn_away_data};
@@ -437,10 +438,14 @@ where
                     return;
                 };
                 let connection = DataConnection {
-                    codecs: self.machine.hello().map_or(Codecs::NONE, Hello::codecs),
-                    pool: transfer.pool.clone(),
+                    carried: Files {
+                        codecs: self.machine.hello().map_or(Codecs::NONE, Hello::codecs),
+                    },
                     queue: transfer.queue.clone(),
-                    progress: Arc::clone(&self.context.progress),
+                    buffers: Buffers {
+                        pool: transfer.pool.clone(),
+                        progress: Arc::clone(&self.context.progress),
+                    },
                 };
                 self.conversation.add(connection.run(stream));
             }
