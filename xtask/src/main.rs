@@ -9,6 +9,8 @@
 
 mod ci;
 mod fuzz;
+mod helm;
+mod sbom;
 mod tidy;
 
 use std::env;
@@ -25,6 +27,8 @@ usage: cargo xtask CHORE
   fuzz TARGET [--seconds N]    one fuzz target, for a minute unless told otherwise
   fuzz all [--seconds N]       each fuzz target in turn, after a check that coverage is fed back
   crd                          writes the definitions in deploy/crd from controller/src/api.rs
+  helm                         writes deploy/chart from deploy/base, crd and monitoring
+  sbom                         prints what the programs are made of, as CycloneDX JSON
   soak --rounds N [--seed S]   clones through random faults; the seed of each round is printed
 ";
 
@@ -52,6 +56,8 @@ fn main() -> ExitCode {
             Err(_) => Err(format!("{seconds:?} is no number of seconds")),
         },
         ["crd"] => crd(),
+        ["helm"] => helm::run(),
+        ["sbom"] => sbom::run(),
         ["soak", "--rounds", rounds] => soak(rounds, None),
         ["soak", "--rounds", rounds, "--seed", seed] => soak(rounds, Some(seed)),
         _ => Err(USAGE.to_owned()),

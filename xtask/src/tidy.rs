@@ -3,6 +3,7 @@
 
 mod arrows;
 mod commands;
+mod deploy;
 mod documents;
 mod sources;
 
@@ -22,6 +23,7 @@ pub(crate) fn run() -> Chore {
         sources::check(&tree),
         documents::check(&tree),
         commands::check(&tree),
+        deploy::check(&tree),
     ]
     .concat();
     for finding in &findings {

@@ -212,7 +212,7 @@ fn exit_codes(source: &str) -> Vec<(String, u8)> {
 }
 
 /// Literals of each crate's metrics.rs that are names of metrics.
-fn metrics(tree: &Tree) -> BTreeSet<String> {
+pub(super) fn metrics(tree: &Tree) -> BTreeSet<String> {
     let files = tree
         .rust()
         .filter(|(path, _)| path.ends_with("/src/metrics.rs"));

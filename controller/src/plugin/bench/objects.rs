@@ -384,6 +384,12 @@ fn mount(name: &str, path: &str) -> VolumeMount {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::batch::v1::Job;
+    use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+    use k8s_openapi::api::networking::v1::NetworkPolicy;
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+
     use super::super::tests::asked;
     use super::*;
 
@@ -448,6 +454,25 @@ mod tests {
         asked.placement = Placement::SameNode;
         assert!(of(&asked, &nodes)["podAffinity"].is_object());
         assert!(report_pod(&asked)["spec"]["affinity"].is_null());
+    }
+
+    /// Reads `object` as `T` and writes it again: a field that the type doesn't know is lost.
+    fn check_known<T: DeserializeOwned + Serialize>(object: &Value) {
+        let typed: T = serde_json::from_value(object.clone()).unwrap();
+        assert_eq!(serde_json::to_value(typed).unwrap(), *object);
+    }
+
+    #[test]
+    fn kubernetes_knows_every_field() {
+        let asked = asked();
+        check_known::<Job>(&job(&asked));
+        check_known::<Pod>(&source_pod(&asked, "::1".parse().unwrap()));
+        check_known::<Pod>(&report_pod(&asked));
+        check_known::<ConfigMap>(&inputs(&asked, &json!({})));
+        let minted = volferry_transport::mint(uuid::Uuid::nil(), asked.budget).unwrap();
+        check_known::<Secret>(&secret(&asked, &minted, End::Source));
+        check_known::<NetworkPolicy>(&policy(&asked));
+        check_known::<PersistentVolumeClaim>(&claim(&asked, End::Source, "source", 5));
     }
 
     #[test]

@@ -1,0 +1,264 @@
+//! The Helm chart in deploy/chart, made from the manifests that kustomize takes: one place says what is
+//! installed. Templates are those manifests with some values taken out, and nothing else.
+
+use std::fs;
+
+use crate::{Chore, Outcome, root};
+
+/// Where the chart is.
+pub(crate) const CHART: &str = "deploy/chart";
+
+/// A text that is taken out of a manifest, and what Helm puts in its place.
+type Hole = (&'static str, &'static str);
+
+const DEPLOYMENT: &[Hole] = &[
+    ("replicas: 2\n", "replicas: {{ .Values.replicas }}\n"),
+    (
+        "image: volferry:latest\n",
+        "image: {{ .Values.image | quote }}\n",
+    ),
+    (
+        "imagePullPolicy: IfNotPresent\n",
+        "imagePullPolicy: {{ .Values.imagePullPolicy }}\n",
+    ),
+    (
+        "--image=volferry:latest\n",
+        "--image={{ .Values.image }}\n            \
+         - --image-pull-policy={{ .Values.imagePullPolicy }}\n            \
+         - --clones-max={{ .Values.limits.clones }}\n            \
+         - --clones-per-namespace-max={{ .Values.limits.clonesPerNamespace }}\n",
+    ),
+    (
+        RESOURCES,
+        "          resources:\n            {{- toYaml .Values.resources | nindent 12 }}\n",
+    ),
+];
+
+const RESOURCES: &str = "          resources:
+            requests:
+              cpu: 50m
+              memory: 64Mi
+            limits:
+              memory: 256Mi
+";
+
+const RBAC: &[Hole] = &[(
+    "namespace: volferry-system\n",
+    "namespace: {{ .Release.Namespace }}\n",
+)];
+
+const MONITORED_FROM: &[Hole] = &[(
+    "kubernetes.io/metadata.name: monitoring\n",
+    "kubernetes.io/metadata.name: {{ .Values.monitoring.namespace }}\n",
+)];
+
+/// A manifest, the template that it becomes, whether that is for monitoring, and what is taken out.
+const TEMPLATES: &[(&str, &str, bool, &[Hole])] = &[
+    ("deploy/base/rbac.yaml", "rbac.yaml", false, RBAC),
+    (
+        "deploy/base/deployment.yaml",
+        "deployment.yaml",
+        false,
+        DEPLOYMENT,
+    ),
+    (
+        "deploy/base/networkpolicy.yaml",
+        "networkpolicy.yaml",
+        false,
+        &[],
+    ),
+    (
+        "deploy/monitoring/podmonitor.yaml",
+        "podmonitor.yaml",
+        true,
+        &[],
+    ),
+    ("deploy/monitoring/rules.yaml", "rules.yaml", true, &[]),
+    (
+        "deploy/monitoring/networkpolicy.yaml",
+        "networkpolicy-metrics.yaml",
+        true,
+        MONITORED_FROM,
+    ),
+];
+
+/// Files that the chart has as they are.
+const COPIES: &[(&str, &str)] = &[
+    ("deploy/crd/volumeclones.yaml", "crds/volumeclones.yaml"),
+    ("deploy/monitoring/dashboard.json", "dashboard.json"),
+];
+
+const VALUES: &str = "\
+# Where the cluster finds the image that deploy/images/build made: the controller's own, and the agents'.
+image: volferry:latest
+imagePullPolicy: IfNotPresent
+
+# One leads, the others take over.
+replicas: 2
+
+# Clones by agents at once: in the cluster, and of these with their target in one namespace.
+limits:
+  clones: 32
+  clonesPerNamespace: 8
+
+# Of the controller. Agents have theirs from spec.agents.resources of each VolumeClone.
+resources:
+  requests:
+    cpu: 50m
+    memory: 64Mi
+  limits:
+    memory: 256Mi
+
+# For clusters with the Prometheus operator: scraping, alerts, and a ConfigMap with the dashboard for Grafana.
+monitoring:
+  enabled: false
+  # The namespace that Prometheus runs in.
+  namespace: monitoring
+";
+
+const DASHBOARD: &str = "\
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: volferry-dashboard
+  labels:
+    grafana_dashboard: \"1\"
+data:
+  dashboard.json: |
+    {{- .Files.Get \"dashboard.json\" | nindent 4 }}
+";
+
+const MADE: &str = "# Made by cargo xtask helm.\n";
+
+/// Writes the chart.
+pub(crate) fn run() -> Chore {
+    let read = |path: &str| fs::read_to_string(root().join(path)).ok();
+    for (path, text) in chart(&read)? {
+        let path = root().join(path);
+        let failed = |error| format!("{}: {error}", path.display());
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        fs::write(&path, text).map_err(failed)?;
+    }
+    Ok(Outcome::Ran)
+}
+
+/// Every file of the chart, by its path from the root. `read` gives the manifests.
+pub(crate) fn chart(
+    read: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, String)>, String> {
+    let text = |path: &str| read(path).ok_or_else(|| format!("{path} can't be read"));
+    let version = env!("CARGO_PKG_VERSION");
+    let about = format!(
+        "{MADE}apiVersion: v2\nname: volferry\ndescription: Clones Kubernetes volumes, and proves the clones\n\
+         type: application\nversion: {version}\nappVersion: \"{version}\"\nkubeVersion: \">=1.33.0-0\"\n"
+    );
+    let monitored =
+        |text: &str| format!("{{{{- if .Values.monitoring.enabled }}}}\n{text}{{{{- end }}}}\n");
+    let mut files = vec![
+        ("Chart.yaml".to_owned(), about),
+        ("values.yaml".to_owned(), format!("{MADE}{VALUES}")),
+        ("templates/dashboard.yaml".to_owned(), monitored(DASHBOARD)),
+    ];
+    for (from, to, is_monitoring, holes) in TEMPLATES {
+        let mut template = text(from)?;
+        // Helm would take it for its own.
+        if template.contains("{{") {
+            return Err(format!("{from} has {{{{ in it, which Helm would read"));
+        }
+        for (given, hole) in *holes {
+            if !template.contains(given) {
+                return Err(format!(
+                    "{from} has no longer {given:?}; xtask/src/helm.rs takes that out"
+                ));
+            }
+            template = template.replace(given, hole);
+        }
+        if *is_monitoring {
+            template = monitored(&template);
+        }
+        files.push((format!("templates/{to}"), template));
+    }
+    for (from, to) in COPIES {
+        files.push(((*to).to_owned(), text(from)?));
+    }
+    let within = |(path, text)| (format!("{CHART}/{path}"), text);
+    Ok(files.into_iter().map(within).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &str) -> Option<String> {
+        fs::read_to_string(root().join(path)).ok()
+    }
+
+    /// What Helm makes of a template with the chart's own values, as far as templates go here.
+    fn render(template: &str, chart: &[(String, String)]) -> String {
+        let values: &[(&str, &str)] = &[
+            ("{{ .Values.replicas }}", "2"),
+            ("{{ .Values.image | quote }}", "volferry:latest"),
+            ("{{ .Values.image }}", "volferry:latest"),
+            ("{{ .Values.imagePullPolicy }}", "IfNotPresent"),
+            ("{{ .Values.limits.clones }}", "32"),
+            ("{{ .Values.limits.clonesPerNamespace }}", "8"),
+            ("{{ .Values.monitoring.namespace }}", "monitoring"),
+            ("{{ .Release.Namespace }}", "volferry-system"),
+            ("{{- if .Values.monitoring.enabled }}\n", ""),
+            ("{{- end }}\n", ""),
+        ];
+        let mut text = template.to_owned();
+        for (hole, value) in values {
+            text = text.replace(hole, value);
+        }
+        let (_, values) = &chart[1];
+        let resources = values.split_once("resources:\n").unwrap().1;
+        let resources = resources.split("\n\n").next().unwrap();
+        let indented: Vec<_> = resources
+            .lines()
+            .map(|line| format!("{}{line}", " ".repeat(10)))
+            .collect();
+        let hole = "\n            {{- toYaml .Values.resources | nindent 12 }}";
+        text.replace(hole, &format!("\n{}", indented.join("\n")))
+    }
+
+    #[test]
+    fn the_charts_own_values_give_the_manifests_back() {
+        let chart = chart(&read).unwrap();
+        for (from, to, ..) in TEMPLATES {
+            let (_, template) = chart
+                .iter()
+                .find(|(path, _)| path.ends_with(&format!("/templates/{to}")))
+                .unwrap();
+            let rendered = render(template, &chart);
+            assert!(!rendered.contains("{{"), "{to}: {rendered}");
+            // The defaults of these flags, which a manifest need not name.
+            let flags = [
+                "--image-pull-policy=IfNotPresent",
+                "--clones-max=32",
+                "--clones-per-namespace-max=8",
+            ];
+            let kept = rendered
+                .lines()
+                .filter(|line| !flags.iter().any(|flag| line.trim() == format!("- {flag}")));
+            let kept: Vec<_> = kept.collect();
+            let given = read(from).unwrap();
+            assert_eq!(kept, given.lines().collect::<Vec<_>>(), "{from}");
+        }
+        for name in ["image", "replicas", "resources", "limits", "monitoring"] {
+            assert!(chart[1].1.contains(&format!("\n{name}:")), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_changed_its_form_is_told() {
+        let changed = |path: &str| {
+            let text = read(path)?;
+            Some(text.replace("replicas: 2", "replicas: 3"))
+        };
+        assert!(chart(&changed).unwrap_err().contains("replicas: 2"));
+        assert!(chart(&|_path: &str| None).is_err());
+    }
+}
