@@ -44,7 +44,8 @@ use crate::reason::Reason;
 use crate::world::{ClaimUser, Grant, Snapshot, SnapshotClass};
 
 /// The events that are kept: what backends say against making a claim's volume.
-const WARNINGS: &str = "involvedObject.kind=PersistentVolumeClaim,reason=ProvisioningFailed";
+pub(crate) const WARNINGS: &str =
+    "involvedObject.kind=PersistentVolumeClaim,reason=ProvisioningFailed";
 /// What `kubectl apply` leaves: the whole object once more.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Where an object is; the namespace of one that has none is empty.
@@ -104,6 +105,11 @@ impl<T: PartialEq> Shelf<T> {
             None => objects.remove(&place),
         };
         Some(Change { place, was, is })
+    }
+
+    /// Puts an object there that was read once.
+    pub(crate) fn put(&self, metadata: &ObjectMeta, object: Option<T>) {
+        let _change = self.set(place(metadata), object);
     }
 
     /// Takes away what is not in `present`.
@@ -251,10 +257,7 @@ impl Cache {
             Watch {
                 events: watcher(Api::all(client.clone()), all()),
                 shelf: |cache| &cache.claims,
-                project: |mut claim: PersistentVolumeClaim| {
-                    strip(&mut claim.metadata);
-                    Some(claim)
-                },
+                project: known_claim,
                 concerned: Self::concerned_by_claim,
             },
         );
@@ -307,19 +310,15 @@ impl Cache {
             Watch {
                 events: watcher(Api::all(client.clone()), all()),
                 shelf: |cache| &cache.storage_classes,
-                project: |mut class: StorageClass| {
-                    strip(&mut class.metadata);
-                    Some(class)
-                },
+                project: known_storage_class,
                 concerned: |_, _, _| Vec::new(),
             },
         );
-        let classes = snapshot_kind("VolumeSnapshotClass", "volumesnapshotclasses");
         self.keep(
             &mut tasks,
             wake,
             Watch {
-                events: watch_kind(client, &classes),
+                events: watch_kind(client, &snapshot_class_resource()),
                 shelf: |cache| &cache.snapshot_classes,
                 project: known_snapshot_class,
                 concerned: |_, _, _| Vec::new(),
@@ -592,7 +591,17 @@ fn stripped(mut metadata: ObjectMeta) -> ObjectMeta {
     metadata
 }
 
-fn known_pod(mut pod: Pod) -> Option<KnownPod> {
+pub(crate) fn known_claim(mut claim: PersistentVolumeClaim) -> Option<PersistentVolumeClaim> {
+    strip(&mut claim.metadata);
+    Some(claim)
+}
+
+pub(crate) fn known_storage_class(mut class: StorageClass) -> Option<StorageClass> {
+    strip(&mut class.metadata);
+    Some(class)
+}
+
+pub(crate) fn known_pod(mut pod: Pod) -> Option<KnownPod> {
     let user = ClaimUser::of(&pod);
     let is_agent = pod.labels().contains_key(CLONE_LABEL);
     let agent = is_agent.then(|| {
@@ -602,7 +611,7 @@ fn known_pod(mut pod: Pod) -> Option<KnownPod> {
     (agent.is_some() || user.is_some()).then_some(KnownPod { agent, user })
 }
 
-fn known_warning(event: CoreEvent) -> Option<Warning> {
+pub(crate) fn known_warning(event: CoreEvent) -> Option<Warning> {
     Some(Warning {
         claim: event.involved_object.name?,
         at: event.last_timestamp,
@@ -610,7 +619,7 @@ fn known_warning(event: CoreEvent) -> Option<Warning> {
     })
 }
 
-fn known_snapshot(mut found: DynamicObject) -> Option<KnownSnapshot> {
+pub(crate) fn known_snapshot(mut found: DynamicObject) -> Option<KnownSnapshot> {
     strip(&mut found.metadata);
     let status = &found.data["status"];
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -631,7 +640,7 @@ fn known_snapshot(mut found: DynamicObject) -> Option<KnownSnapshot> {
     })
 }
 
-fn known_snapshot_class(class: DynamicObject) -> Option<SnapshotClass> {
+pub(crate) fn known_snapshot_class(class: DynamicObject) -> Option<SnapshotClass> {
     const DEFAULT: &str = "snapshot.storage.kubernetes.io/is-default-class";
     let annotation = class.annotations().get(DEFAULT);
     Some(SnapshotClass {
@@ -652,9 +661,10 @@ pub(crate) fn grant_resource() -> ApiResource {
     ApiResource::from_gvk(&kind)
 }
 
-fn snapshot_kind(kind: &str, plural: &str) -> ApiResource {
-    let kind = GroupVersionKind::gvk(SNAPSHOT_GROUP, "v1", kind);
-    ApiResource::from_gvk_with_plural(&kind, plural)
+/// The kind of snapshot classes.
+pub(crate) fn snapshot_class_resource() -> ApiResource {
+    let kind = GroupVersionKind::gvk(SNAPSHOT_GROUP, "v1", "VolumeSnapshotClass");
+    ApiResource::from_gvk_with_plural(&kind, "volumesnapshotclasses")
 }
 
 fn watch_kind(

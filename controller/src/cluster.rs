@@ -30,7 +30,7 @@ use uuid::Uuid;
 use volferry_transport::mint::{self, MintError};
 
 use crate::api::{VolumeClone, VolumeCloneStatus};
-use crate::cache::{Cache, KnownPod, Wake, grant_resource, known_grant};
+use crate::cache::{self, Cache, KnownPod, Shelf, Wake, grant_resource, known_grant};
 use crate::claims::{VolumeMode, waits_for_clone};
 use crate::credentials::{ObserverCredentials, VALIDITY, trusted_authorities};
 use crate::decide::{Doomed, Note, Rebinding, Step};
@@ -238,6 +238,54 @@ impl Cluster {
                 })
             }
         }
+    }
+
+    /// The cluster as `clone` meets it now: for who looks once, and may read little but its namespaces.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub(crate) async fn around(
+        client: Client,
+        instance: String,
+        clone: &VolumeClone,
+    ) -> Result<Self> {
+        let cluster = Self::new(client, instance);
+        let cache = &cluster.cache;
+        let all = ListParams::default;
+        for here in namespaces(clone) {
+            let pods = cluster.namespaced(here);
+            read(&cache.pods, pods, all(), cache::known_pod).await?;
+            let claims = cluster.namespaced(here);
+            read(&cache.claims, claims, all(), cache::known_claim).await?;
+            let warnings = (cluster.namespaced(here), all().fields(cache::WARNINGS));
+            read(
+                &cache.warnings,
+                warnings.0,
+                warnings.1,
+                cache::known_warning,
+            )
+            .await?;
+            let snapshots = cluster.snapshots(here);
+            read(&cache.snapshots, snapshots, all(), cache::known_snapshot).await?;
+        }
+        let classes = Api::all(cluster.client.clone());
+        read(
+            &cache.storage_classes,
+            classes,
+            all(),
+            cache::known_storage_class,
+        )
+        .await?;
+        let kind = cache::snapshot_class_resource();
+        let classes = Api::all_with(cluster.client.clone(), &kind);
+        read(
+            &cache.snapshot_classes,
+            classes,
+            all(),
+            cache::known_snapshot_class,
+        )
+        .await?;
+        Ok(cluster)
     }
 
     fn known_clone(&self, namespace: &str, name: &str) -> Option<Arc<VolumeClone>> {
@@ -892,6 +940,26 @@ fn unless_there<T>(created: Result<T>) -> Result<()> {
         }) if status.reason == "AlreadyExists" => Ok(()),
         other => other.map(drop),
     }
+}
+
+/// Reads the objects of a kind once. Those of a kind that the cluster doesn't know are none.
+async fn read<K, T>(
+    shelf: &Shelf<T>,
+    objects: Api<K>,
+    params: ListParams,
+    project: fn(K) -> Option<T>,
+) -> Result<()>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+    T: PartialEq,
+{
+    let what = || format!("reading {}", objects.resource_url());
+    let list = known(call(what, objects.list(&params)).await)?;
+    for object in list.into_iter().flat_map(|list| list.items) {
+        let metadata = object.meta().clone();
+        shelf.put(&metadata, project(object));
+    }
+    Ok(())
 }
 
 /// Nothing where the cluster doesn't know the kind.

@@ -231,7 +231,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     volferry_transport::set_process_default();
-    match run(Arguments::parse()).await {
+    match Box::pin(run(Arguments::parse())).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("kubectl volferry: {error}");

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::api::{VolumeClone, VolumeCloneStatus};
 use crate::claims;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ClusterError, Look};
 use crate::decide::{Step, decide};
 use crate::names::{self, End, FINALIZER};
 use crate::objects::Object;
@@ -243,13 +243,12 @@ pub async fn examine(
         found.note(Verdict::Unsure, "way", text);
         return Ok(found);
     }
-    let cluster = Cluster::new(client.clone(), "doctor".to_owned());
-    let in_text = |error: crate::cluster::ClusterError| error.to_string();
-    let around = cluster.surroundings(&clone).await.map_err(in_text)?;
-    let target_claim = cluster
-        .claim(clone.target_namespace(), clone.target_claim())
-        .await
-        .map_err(in_text)?;
+    let in_text = |error: ClusterError| error.to_string();
+    let cluster = Cluster::around(client.clone(), "doctor".to_owned(), &clone);
+    let cluster = Box::pin(cluster).await.map_err(in_text)?;
+    let around = cluster.surroundings(&clone, Look::Full);
+    let around = Box::pin(around).await.map_err(in_text)?;
+    let target_claim = cluster.claim(clone.target_namespace(), clone.target_claim());
     classes(&around, &clone, target_claim.as_ref(), &mut found);
     let world = world(clone, settings, around, target_claim, now);
     let rehearsal = rehearse(world);
