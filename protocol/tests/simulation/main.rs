@@ -21,6 +21,7 @@
 
 mod block;
 mod fencing;
+mod intake;
 mod journal_file;
 mod network;
 mod realm;

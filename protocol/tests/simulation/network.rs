@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use volferry_protocol::message::Message;
+
 use super::realm::{Event, Realm};
 
 pub(crate) type ConnectionId = usize;
@@ -23,6 +25,9 @@ pub(crate) enum Side {
 pub(crate) trait Carried: Clone + std::fmt::Debug {
     /// The connection is over for who reads this.
     const LOST: Self;
+
+    /// What a control connection carries.
+    fn of_message(message: Message) -> Self;
 
     fn is_lost(&self) -> bool;
 }

@@ -13,6 +13,7 @@ use super::checker::generation_text;
 use super::content;
 use super::world::{Payload, World};
 use crate::fencing::{Checked, check};
+use crate::intake::lost;
 use crate::network::{ConnectionId, Purpose, Side};
 use crate::realm::{CLONE, Event};
 
@@ -119,7 +120,6 @@ impl World {
             .find(|lane| lane.connection == connection);
         // What was handed to a connection may be lost with it, its end included.
         let is_open_lane = lane.is_some_and(|lane| !lane.is_closed);
-        let lost = || Failure::new(FailureCode::Disconnected, "");
         match payload {
             Payload::Control(message) if is_control => {
                 let before = session.machine.watermark();
@@ -194,9 +194,8 @@ impl World {
         };
         agent.sent = session.machine.sent();
         let lanes = session.lanes.iter().map(|lane| lane.connection);
-        for connection in lanes.chain([session.control]) {
-            self.realm.send(connection, Side::Target, Payload::Lost);
-        }
+        self.realm
+            .hang_up(lanes.chain([session.control]), Side::Target);
     }
 
     fn start_round(&mut self, source: usize, transfer: Transfer) {

@@ -1,12 +1,10 @@
 //! The target agent as its driver would be: one session at a time, a standing between them, and a
 //! journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::frame::SessionToken;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
 use volferry_protocol::journal::{Checkpoint, JOURNAL_MAGIC, replay};
 use volferry_protocol::message::{Hello, Message};
@@ -20,6 +18,7 @@ use super::checker::{chunks_of, generation_of};
 use super::content;
 use super::world::{Payload, World};
 use crate::fencing::{Checked, Violation, check};
+use crate::intake::{Intake, Waiting, lost};
 use crate::network::{ConnectionId, Side};
 use crate::realm::{Broken, CLONE, Event};
 use crate::tag::Tag;
@@ -43,39 +42,16 @@ pub(crate) struct TargetAgent {
     writes_count: u64,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    control: ConnectionId,
-    hello: Hello,
-    epoch: u64,
-}
-
 /// A session at the target.
 #[derive(Debug)]
 pub(crate) struct TargetEnd {
     pub(crate) machine: TargetSession,
-    control: ConnectionId,
-    instance: Uuid,
+    intake: Intake,
     generation: usize,
-    token: SessionToken,
-    streams: u16,
-    numbers: BTreeSet<u16>,
-    lanes: BTreeMap<ConnectionId, Lane>,
-    frames_received: u64,
-    frames_written: u64,
     claims: ChunkSet,
-    /// Work that threads do, and that can't be called back.
-    in_flight: u64,
-    is_over: bool,
     /// It read back wrong, and what was told holds no longer.
     is_repairing: bool,
     pub(crate) is_read_back: bool,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    frames: u64,
-    is_ended: bool,
 }
 
 /// Work of a thread that is done.
@@ -88,11 +64,6 @@ pub(crate) enum Work {
     Flush,
     Journal,
     ReadBack,
-}
-
-/// A session that is cut, not at fault.
-fn lost() -> Failure {
-    Failure::new(FailureCode::Disconnected, "")
 }
 
 impl World {
@@ -151,9 +122,8 @@ impl World {
             Payload::Control(Message::Hello(hello)) => self.admit(connection, hello)?,
             Payload::Control(message) => {
                 let now = self.realm.now();
-                let sessions = self.target.sessions.iter();
-                let mut live = sessions.filter(|(_, session)| !session.is_over);
-                let epoch = live.find(|(_, session)| session.control == connection);
+                let mut sessions = self.target.sessions.iter();
+                let epoch = sessions.find(|(_, session)| session.intake.is_led_by(connection));
                 if let Some(epoch) = epoch.map(|(epoch, _)| *epoch) {
                     if let Some(session) = self.target.sessions.get_mut(&epoch) {
                         session.machine.handle_message(now, message);
@@ -162,30 +132,19 @@ impl World {
                 }
             }
             Payload::Preamble { number, token } => {
-                let session = self
-                    .target
-                    .sessions
-                    .values_mut()
-                    .find(|session| !session.is_over && session.token == token);
-                let session = session.filter(|session| {
-                    number < session.streams && !session.numbers.contains(&number)
-                });
-                if let Some(session) = session {
-                    session.numbers.insert(number);
-                    session.lanes.insert(connection, Lane::default());
-                } else {
-                    self.realm.send(connection, Side::Source, Payload::Lost);
+                let mut sessions = self.target.sessions.values_mut();
+                if !sessions.any(|session| session.intake.join(connection, number, token)) {
+                    self.realm.hang_up([connection], Side::Source);
                 }
             }
             Payload::Lost => self.target_lost(connection),
             Payload::End { frames } => {
-                if let Some((_, session, lane)) = self.lane(connection) {
-                    if lane.frames == frames {
-                        lane.is_ended = true;
-                    } else {
-                        let text = format!("{} frames of {frames}", lane.frames);
-                        session.fail(Failure::new(FailureCode::Protocol, text));
-                    }
+                if let Some((_, session)) = self.lane(connection)
+                    && let Some(came) = session.intake.end(connection, frames)
+                {
+                    let text = format!("{came} frames of {frames}");
+                    let failure = Failure::new(FailureCode::Protocol, text);
+                    session.machine.fail(failure);
                 }
                 self.realm.send(connection, Side::Source, Payload::Closed);
                 self.check_drained(connection);
@@ -200,23 +159,20 @@ impl World {
 
     fn session_of(&mut self, connection: ConnectionId) -> Option<&mut TargetEnd> {
         let mut sessions = self.target.sessions.values_mut();
-        sessions.find(|session| !session.is_over && session.control == connection)
+        sessions.find(|session| session.intake.is_led_by(connection))
     }
 
-    fn lane(&mut self, connection: ConnectionId) -> Option<(u64, &mut TargetSession, &mut Lane)> {
+    fn lane(&mut self, connection: ConnectionId) -> Option<(u64, &mut TargetEnd)> {
         let mut sessions = self.target.sessions.iter_mut();
-        sessions.find_map(|(epoch, session)| {
-            let lane = session.lanes.get_mut(&connection)?;
-            let is_live = !session.is_over && !lane.is_ended;
-            is_live.then_some((*epoch, &mut session.machine, lane))
-        })
+        let found = sessions.find(|(_, session)| session.intake.is_open(connection));
+        found.map(|(epoch, session)| (*epoch, session))
     }
 
     fn target_lost(&mut self, connection: ConnectionId) {
         if let Some(session) = self.session_of(connection) {
             session.machine.end(lost());
-        } else if let Some((_, machine, _)) = self.lane(connection) {
-            machine.fail(lost());
+        } else if let Some((_, session)) = self.lane(connection) {
+            session.machine.fail(lost());
         } else if let Some(waiting) = self
             .target
             .waiting
@@ -242,11 +198,11 @@ impl World {
                 };
                 let instance = waiting.hello.instance;
                 if let Some(before) = self.target.waiting.replace(waiting) {
-                    self.refuse(before.control, FailureCode::Disconnected);
+                    self.realm.refuse(before.control, FailureCode::Disconnected);
                 }
                 if self.setting.broken != Broken::Fence {
                     for session in self.target.sessions.values_mut() {
-                        let code = if session.instance == instance {
+                        let code = if session.intake.instance == instance {
                             FailureCode::Disconnected
                         } else {
                             FailureCode::Fenced
@@ -259,16 +215,9 @@ impl World {
             }
         };
         if let Some(code) = refusal {
-            self.refuse(control, code);
+            self.realm.refuse(control, code);
         }
         self.begin_waiting()
-    }
-
-    fn refuse(&mut self, control: ConnectionId, code: FailureCode) {
-        let refusal = Message::Error(Failure::new(code, ""));
-        self.realm
-            .send(control, Side::Source, Payload::Control(refusal));
-        self.realm.send(control, Side::Source, Payload::Lost);
     }
 
     /// Begins the session that waits, once nobody else can write.
@@ -289,26 +238,15 @@ impl World {
             verify: self.setting.verify,
             ..TargetLimits::default()
         };
-        let mut token = [0; 32];
-        token[..8].copy_from_slice(&self.realm.rng.u64().to_be_bytes());
+        let intake = Intake::new(&mut self.realm.rng, control, hello.instance);
         let mut machine = TargetSession::new(self.realm.now(), CLONE, epoch, String::new(), limits);
-        let instance = hello.instance;
         let generation = generation_of(&hello.generation);
         machine.handle_message(self.realm.now(), Message::Hello(hello));
         let session = TargetEnd {
             machine,
-            control,
-            instance,
+            intake,
             generation,
-            token: SessionToken(token),
-            streams: 0,
-            numbers: BTreeSet::new(),
-            lanes: BTreeMap::new(),
-            frames_received: 0,
-            frames_written: 0,
             claims: ChunkSet::default(),
-            in_flight: 0,
-            is_over: false,
             is_repairing: false,
             is_read_back: false,
         };
@@ -317,14 +255,10 @@ impl World {
     }
 
     fn data_frame(&mut self, connection: ConnectionId, payload: Payload) -> Checked {
-        let Some((epoch, _, lane)) = self.lane(connection) else {
+        let Some((epoch, session)) = self.lane(connection) else {
             return Ok(());
         };
-        lane.frames += 1;
-        let Some(session) = self.target.sessions.get_mut(&epoch) else {
-            return Ok(());
-        };
-        session.frames_received += 1;
+        session.intake.receive(connection);
         let (chunks, work) = match payload {
             Payload::Chunk { index, tag } => {
                 self.checker.arrives(index)?;
@@ -341,6 +275,9 @@ impl World {
                 Work::Compare { index, digest },
             ),
             _ => return Ok(()),
+        };
+        let Some(session) = self.target.sessions.get_mut(&epoch) else {
+            return Ok(());
         };
         if session.claims.intersects(chunks) {
             let text = format!("chunks {chunks} came twice");
@@ -364,7 +301,7 @@ impl World {
             self.realm.rng.micros(100, 50_000)
         };
         if let Some(session) = self.target.sessions.get_mut(&epoch) {
-            session.in_flight += 1;
+            session.intake.in_flight += 1;
         }
         let run = self.realm.target_run;
         self.realm.after(time, Event::Done { run, epoch, work });
@@ -379,8 +316,8 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
         };
-        session.in_flight -= 1;
-        let is_over = session.is_over;
+        session.intake.in_flight -= 1;
+        let is_over = session.intake.is_over;
         let is_frame = matches!(
             work,
             Work::Write { .. } | Work::Zero(_) | Work::Compare { .. }
@@ -397,7 +334,7 @@ impl World {
                     session
                         .machine
                         .handle_chunk(now, ChunkIndex(index), digest, data_len);
-                    session.frames_written += 1;
+                    session.intake.done();
                 }
             }
             Work::Zero(chunks) => {
@@ -406,7 +343,7 @@ impl World {
                 }
                 if !is_over {
                     session.machine.handle_zero(now, chunks);
-                    session.frames_written += 1;
+                    session.intake.done();
                 }
             }
             Work::Compare { index, digest } => {
@@ -418,7 +355,7 @@ impl World {
                             .machine
                             .handle_match(now, ChunkIndex(index), digest, data_len);
                     }
-                    session.frames_written += 1;
+                    session.intake.done();
                 }
             }
             Work::Flush => {
@@ -503,9 +440,10 @@ impl World {
         session.claims = chunks_of(&geometry, &standing.ledger.durable().collect::<Vec<_>>());
         self.target.standing = None;
         self.target.checkpoint = None;
-        session.streams = session
-            .machine
-            .handle_prepared(now, session.token, standing, offer);
+        session.intake.streams =
+            session
+                .machine
+                .handle_prepared(now, session.intake.token, standing, offer);
         Ok(())
     }
 
@@ -520,7 +458,7 @@ impl World {
     fn check_drained(&mut self, connection: ConnectionId) {
         let sessions = self.target.sessions.iter();
         let epoch = sessions
-            .filter(|(_, session)| session.lanes.contains_key(&connection))
+            .filter(|(_, session)| session.intake.has(connection))
             .map(|(epoch, _)| *epoch)
             .next();
         if let Some(epoch) = epoch {
@@ -535,10 +473,7 @@ impl World {
             return;
         };
         let due = session.machine.connections_due();
-        let all_came = due.is_some_and(|due| session.numbers.len() >= usize::from(due));
-        let all_ended = session.lanes.values().all(|lane| lane.is_ended);
-        let all_written = session.frames_received == session.frames_written;
-        if all_came && all_ended && all_written && !session.is_over {
+        if session.intake.is_drained(due) {
             session.machine.handle_drained(now);
         }
     }
@@ -568,7 +503,7 @@ impl World {
         };
         // The last word is said before the connection ends.
         if let Some(message) = session.machine.poll_message() {
-            let control = session.control;
+            let control = session.intake.control;
             match &message {
                 Message::Welcome(welcome) => {
                     let generation = session.generation;
@@ -615,10 +550,7 @@ impl World {
             }
             TargetAction::ReadBack => self.begin_work(epoch, Work::ReadBack),
             TargetAction::NextRound => {
-                session.numbers.clear();
-                session.lanes.clear();
-                session.frames_received = 0;
-                session.frames_written = 0;
+                session.intake.next_round();
                 session.claims = session.machine.written().cloned().unwrap_or_default();
             }
             TargetAction::Seal => session.machine.seal(now, 0, AgentStats::default()),
@@ -653,12 +585,8 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return;
         };
-        session.is_over = true;
-        let lanes = session.lanes.keys().copied();
-        let connections: Vec<_> = lanes.chain([session.control]).collect();
-        for connection in connections {
-            self.realm.send(connection, Side::Source, Payload::Lost);
-        }
+        let connections = session.intake.close();
+        self.realm.hang_up(connections, Side::Source);
     }
 
     /// A session that is over, and of which no thread works any more, leaves what it knows.
@@ -667,7 +595,7 @@ impl World {
             .target
             .sessions
             .get(&epoch)
-            .is_some_and(|session| session.is_over && session.in_flight == 0);
+            .is_some_and(|session| session.intake.is_over && session.intake.in_flight == 0);
         if !over {
             return Ok(());
         }

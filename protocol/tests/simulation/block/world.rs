@@ -68,6 +68,10 @@ pub(crate) enum Payload {
 impl Carried for Payload {
     const LOST: Self = Self::Lost;
 
+    fn of_message(message: Message) -> Self {
+        Self::Control(message)
+    }
+
     fn is_lost(&self) -> bool {
         matches!(self, Self::Lost)
     }

@@ -22,6 +22,7 @@ use super::files::{self, FileState, Name};
 use super::restore::Frame;
 use super::world::{Payload, World};
 use crate::fencing::{Checked, check};
+use crate::intake::lost;
 use crate::network::{ConnectionId, Purpose, Side};
 use crate::realm::{CLONE, Event};
 use crate::tag::Tag;
@@ -170,7 +171,6 @@ impl World {
         let is_control = session.control == connection;
         let mut lanes = session.lanes.iter_mut();
         let lane = lanes.find(|lane| lane.connection == connection && !lane.is_closed);
-        let lost = || Failure::new(FailureCode::Disconnected, "");
         match (payload, lane) {
             (Payload::Control(message), _) if is_control => {
                 let before = session.machine.watermark();
@@ -255,9 +255,8 @@ impl World {
         agent.digest = session.machine.digest();
         agent.sent.data_bytes += session.walk.map_or(0, |walk| walk.sent_bytes);
         let lanes = session.lanes.iter().map(|lane| lane.connection);
-        for connection in lanes.chain([session.control]) {
-            self.realm.send(connection, Side::Target, Payload::Lost);
-        }
+        self.realm
+            .hang_up(lanes.chain([session.control]), Side::Target);
     }
 
     fn start_walk(&mut self, source: usize, transfer: TreeTransfer) {

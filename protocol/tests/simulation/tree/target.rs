@@ -1,13 +1,11 @@
 //! The target agent of a tree as its driver would be: one session at a time, a journal in the target
 //! directory, a flush now and then.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::frame::SessionToken;
 use volferry_protocol::message::{Hello, Message};
 use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 use volferry_protocol::session::{Admission, Fence, Stage};
@@ -22,6 +20,7 @@ use super::disk::At;
 use super::restore::{Applied, Frame, Known, Restore, Reuse, read_back, record};
 use super::world::{Payload, World};
 use crate::fencing::{Checked, Violation, check};
+use crate::intake::{Intake, Waiting, lost};
 use crate::network::{ConnectionId, Side};
 use crate::realm::{Broken, CLONE, Event};
 
@@ -46,7 +45,7 @@ pub(crate) struct TargetAgent {
     /// By epoch; one runs, others may have work in flight.
     pub(crate) sessions: BTreeMap<u64, TargetEnd>,
     /// Was let in, and waits until the session before is over.
-    waiting: Option<(ConnectionId, Hello, u64)>,
+    waiting: Option<Waiting>,
     /// Frames that threads apply.
     applying: BTreeMap<u64, Frame>,
     applying_count: u64,
@@ -56,32 +55,16 @@ pub(crate) struct TargetAgent {
 #[derive(Debug)]
 pub(crate) struct TargetEnd {
     pub(crate) machine: TreeTargetSession,
-    control: ConnectionId,
-    instance: Uuid,
-    token: SessionToken,
-    streams: u16,
-    numbers: BTreeSet<u16>,
-    lanes: BTreeMap<ConnectionId, Lane>,
-    frames_received: u64,
-    frames_applied: u64,
+    intake: Intake,
     restore: Option<Restore>,
-    /// Work that threads do, and that can't be called back.
-    in_flight: u64,
     checkpoint: Checkpoint,
     summary: Option<TreeSummary>,
     /// What it is going to tell, while it concludes.
     receipt: Option<Box<Receipt>>,
-    is_over: bool,
     /// Why it is over.
     code: Option<FailureCode>,
     is_drained: bool,
     pub(crate) is_read_back: bool,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    frames: u64,
-    is_ended: bool,
 }
 
 /// Making durable what was finished.
@@ -106,11 +89,6 @@ pub(crate) enum Work {
     ReadBack,
     Prove,
     Conclude,
-}
-
-/// A session that is cut, not at fault.
-fn lost() -> Failure {
-    Failure::new(FailureCode::Disconnected, "")
 }
 
 impl World {
@@ -243,26 +221,15 @@ impl World {
             }
             Payload::Preamble { number, token } => {
                 let mut sessions = self.target.sessions.values_mut();
-                let session = sessions.find(|session| {
-                    let is_new = number < session.streams && !session.numbers.contains(&number);
-                    !session.is_over && session.token == token && is_new
-                });
-                if let Some(session) = session {
-                    session.numbers.insert(number);
-                    session.lanes.insert(connection, Lane::default());
-                } else {
-                    self.realm.send(connection, Side::Source, Payload::Lost);
+                if !sessions.any(|session| session.intake.join(connection, number, token)) {
+                    self.realm.hang_up([connection], Side::Source);
                 }
             }
             Payload::Lost => self.target_lost(connection),
             Payload::End { frames } => {
-                if let Some((_, session)) = self.lane(connection)
-                    && let Some(lane) = session.lanes.get_mut(&connection)
-                {
-                    lane.is_ended = true;
-                    check(lane.frames == frames, || {
-                        format!("{} frames of {frames}", lane.frames)
-                    })?;
+                if let Some((_, session)) = self.lane(connection) {
+                    let came = session.intake.end(connection, frames);
+                    check(came.is_none(), || format!("{came:?} frames of {frames}"))?;
                 }
                 self.realm.send(connection, Side::Source, Payload::Closed);
                 self.check_drained();
@@ -275,17 +242,13 @@ impl World {
 
     fn session_of(&mut self, connection: ConnectionId) -> Option<&mut TargetEnd> {
         let mut sessions = self.target.sessions.values_mut();
-        sessions.find(|session| !session.is_over && session.control == connection)
+        sessions.find(|session| session.intake.is_led_by(connection))
     }
 
     fn lane(&mut self, connection: ConnectionId) -> Option<(u64, &mut TargetEnd)> {
-        let sessions = self.target.sessions.iter_mut();
-        let is_live = |session: &TargetEnd| {
-            let lane = session.lanes.get(&connection);
-            !session.is_over && lane.is_some_and(|lane| !lane.is_ended)
-        };
-        let mut sessions = sessions.filter(|(_, session)| is_live(session));
-        sessions.next().map(|(epoch, session)| (*epoch, session))
+        let mut sessions = self.target.sessions.iter_mut();
+        let found = sessions.find(|(_, session)| session.intake.is_open(connection));
+        found.map(|(epoch, session)| (*epoch, session))
     }
 
     fn target_lost(&mut self, connection: ConnectionId) {
@@ -293,12 +256,12 @@ impl World {
             session.machine.end(lost());
         } else if let Some((_, session)) = self.lane(connection) {
             session.machine.fail(lost());
-        } else if let Some((_, _, epoch)) = self
+        } else if let Some(waiting) = self
             .target
             .waiting
-            .take_if(|(control, ..)| *control == connection)
+            .take_if(|waiting| waiting.control == connection)
         {
-            self.target.fence.release(epoch);
+            self.target.fence.release(waiting.epoch);
         }
     }
 
@@ -307,17 +270,22 @@ impl World {
         self.realm
             .trace(|| format!("target: {} is {admission:?}", hello.instance.as_u128()));
         match admission {
-            Admission::Busy => self.refuse(control, FailureCode::Busy),
-            Admission::Fenced => self.refuse(control, FailureCode::Fenced),
+            Admission::Busy => self.realm.refuse(control, FailureCode::Busy),
+            Admission::Fenced => self.realm.refuse(control, FailureCode::Fenced),
             Admission::Granted(epoch) => {
                 self.checker.fencing.granted(&hello)?;
                 let instance = hello.instance;
-                if let Some((before, ..)) = self.target.waiting.replace((control, hello, epoch)) {
-                    self.refuse(before, FailureCode::Disconnected);
+                let waiting = Waiting {
+                    control,
+                    hello,
+                    epoch,
+                };
+                if let Some(before) = self.target.waiting.replace(waiting) {
+                    self.realm.refuse(before.control, FailureCode::Disconnected);
                 }
                 if self.setting.broken != Broken::Fence {
                     for session in self.target.sessions.values_mut() {
-                        let code = match session.instance == instance {
+                        let code = match session.intake.instance == instance {
                             true => FailureCode::Disconnected,
                             false => FailureCode::Fenced,
                         };
@@ -330,23 +298,20 @@ impl World {
         self.begin_waiting()
     }
 
-    fn refuse(&mut self, control: ConnectionId, code: FailureCode) {
-        let refusal = Message::Error(Failure::new(code, ""));
-        self.realm
-            .send(control, Side::Source, Payload::Control(refusal));
-        self.realm.send(control, Side::Source, Payload::Lost);
-    }
-
     /// Begins the session that waits, once nobody else can write.
     fn begin_waiting(&mut self) -> Checked {
         let is_free = self.target.sessions.is_empty() || self.setting.broken == Broken::Fence;
         let waiting = self.target.waiting.take_if(|_| is_free);
-        let Some((control, hello, epoch)) = waiting else {
+        let Some(Waiting {
+            control,
+            hello,
+            epoch,
+        }) = waiting
+        else {
             return Ok(());
         };
         self.checker.fencing.session_begins(epoch)?;
-        let mut token = [0; 32];
-        token[..8].copy_from_slice(&self.realm.rng.u64().to_be_bytes());
+        let intake = Intake::new(&mut self.realm.rng, control, hello.instance);
         let limits = TreeLimits {
             streams_max: 4,
             terms: TreeTerms::default(),
@@ -355,24 +320,14 @@ impl World {
         let earlier = self.target.earlier.clone();
         let now = self.realm.now();
         let mut machine = TreeTargetSession::new(now, CLONE, epoch, String::new(), limits, earlier);
-        let instance = hello.instance;
         machine.handle_message(now, Message::Hello(hello));
         let session = TargetEnd {
             machine,
-            control,
-            instance,
-            token: SessionToken(token),
-            streams: 0,
-            numbers: BTreeSet::new(),
-            lanes: BTreeMap::new(),
-            frames_received: 0,
-            frames_applied: 0,
+            intake,
             restore: None,
-            in_flight: 0,
             checkpoint: Checkpoint::default(),
             summary: None,
             receipt: None,
-            is_over: false,
             code: None,
             is_drained: false,
             is_read_back: false,
@@ -385,10 +340,7 @@ impl World {
         let Some((epoch, session)) = self.lane(connection) else {
             return Ok(());
         };
-        if let Some(lane) = session.lanes.get_mut(&connection) {
-            lane.frames += 1;
-        }
-        session.frames_received += 1;
+        session.intake.receive(connection);
         self.target.applying_count += 1;
         let id = self.target.applying_count;
         self.target.applying.insert(id, frame);
@@ -404,7 +356,7 @@ impl World {
             _ => rng.micros(100, 50_000),
         };
         if let Some(session) = self.target.sessions.get_mut(&epoch) {
-            session.in_flight += 1;
+            session.intake.in_flight += 1;
         }
         self.after_work(time, epoch, work);
     }
@@ -427,8 +379,8 @@ impl World {
                 false => Ok(()),
             };
         }
-        session.in_flight -= 1;
-        let is_over = session.is_over;
+        session.intake.in_flight -= 1;
+        let is_over = session.intake.is_over;
         match work {
             Work::Prepare if is_over => {}
             Work::Prepare => self.prepared(epoch)?,
@@ -566,8 +518,8 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
         };
-        session.streams = session.machine.handle_prepared(
-            session.token,
+        session.intake.streams = session.machine.handle_prepared(
+            session.intake.token,
             restore.durable_bytes,
             restore.offers(),
             restore.compares(),
@@ -594,7 +546,7 @@ impl World {
         let (Some(frame), Some(session)) = (frame, session) else {
             return Ok(());
         };
-        session.frames_applied += 1;
+        session.intake.done();
         let Some(restore) = &mut session.restore else {
             return Ok(());
         };
@@ -609,7 +561,7 @@ impl World {
         }
         let applied = restore.apply(&mut self.disk, frame);
         let taken_bytes = restore.data_bytes;
-        if session.is_over {
+        if session.intake.is_over {
             return Ok(());
         }
         session.machine.set_taken(taken_bytes);
@@ -695,7 +647,7 @@ impl World {
         };
         restore.durable_bytes += news;
         session.machine.handle_durable(restore.durable_bytes);
-        if session.is_over {
+        if session.intake.is_over {
             session.is_drained = true;
             return Ok(());
         }
@@ -742,10 +694,7 @@ impl World {
     fn check_drained(&mut self) {
         for session in self.target.sessions.values_mut() {
             let due = session.machine.connections_due();
-            let all_came = due.is_some_and(|due| session.numbers.len() >= usize::from(due));
-            let all_ended = session.lanes.values().all(|lane| lane.is_ended);
-            let all_applied = session.frames_received == session.frames_applied;
-            if all_came && all_ended && all_applied && !session.is_over {
+            if session.intake.is_drained(due) {
                 session.machine.handle_drained();
             }
         }
@@ -775,7 +724,7 @@ impl World {
         };
         // The last word is said before the connection ends.
         if let Some(message) = session.machine.poll_message() {
-            let control = session.control;
+            let control = session.intake.control;
             if let Message::Watermark(told) = &message
                 && session.machine.stage() != Stage::Handshake
             {
@@ -842,12 +791,8 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return;
         };
-        session.is_over = true;
-        let lanes = session.lanes.keys().copied();
-        let connections: Vec<_> = lanes.chain([session.control]).collect();
-        for connection in connections {
-            self.realm.send(connection, Side::Source, Payload::Lost);
-        }
+        let connections = session.intake.close();
+        self.realm.hang_up(connections, Side::Source);
     }
 
     /// What was written is not what was read: nothing of it is to be gone on from.
@@ -863,7 +808,7 @@ impl World {
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());
         };
-        if !session.is_over || session.in_flight > 0 {
+        if !session.intake.is_over || session.intake.in_flight > 0 {
             return Ok(());
         }
         let has_more =
