@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use volferry_protocol::frame::SessionToken;
 use volferry_protocol::message::Message;
 
 use super::realm::{Event, Realm};
@@ -30,6 +31,36 @@ pub(crate) trait Carried: Clone + std::fmt::Debug {
     fn of_message(message: Message) -> Self;
 
     fn is_lost(&self) -> bool;
+}
+
+/// What travels between two agents, of which data connections carry `Frame`.
+#[derive(Clone, Debug)]
+pub(crate) enum Payload<Frame> {
+    Control(Message),
+    Preamble {
+        number: u16,
+        token: SessionToken,
+    },
+    Frame(Frame),
+    End {
+        frames: u64,
+    },
+    /// The target has read all until the end.
+    Closed,
+    /// The connection is over for who reads this.
+    Lost,
+}
+
+impl<Frame: Clone + std::fmt::Debug> Carried for Payload<Frame> {
+    const LOST: Self = Self::Lost;
+
+    fn of_message(message: Message) -> Self {
+        Self::Control(message)
+    }
+
+    fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost)
+    }
 }
 
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use volferry_protocol::session::{SourceAction, SourceSession, Stage};
 
 use super::checker::generation_text;
 use super::content;
-use super::world::{Payload, World};
+use super::world::{Frame, Payload, World};
 use crate::fencing::{Checked, check};
 use crate::intake::lost;
 use crate::network::{ConnectionId, Purpose, Side};
@@ -260,7 +260,7 @@ impl World {
         let content = self.checker.content();
         let tag = content[index as usize];
         let is_due = |at: u64| at < count && !transfer.skip.contains(ChunkIndex(at));
-        let payload = if tag == 0 {
+        let frame = if tag == 0 {
             let zeros = (index..index + 4)
                 .take_while(|at| is_due(*at) && content[*at as usize] == 0)
                 .count() as u64;
@@ -269,7 +269,7 @@ impl World {
                 end: ChunkIndex(index + zeros),
             };
             session.machine.handle_zero(chunks);
-            Payload::Zero(chunks)
+            Frame::Zero(chunks)
         } else {
             let digest = content::digest(&geometry, index as usize, tag);
             let at = ChunkIndex(index);
@@ -282,15 +282,15 @@ impl World {
                 } else {
                     digest
                 };
-                Payload::Offer { index, digest }
+                Frame::Offer { index, digest }
             } else {
                 let data_len = content::data_len(&geometry, index as usize, tag);
                 session.machine.handle_chunk(at, digest, data_len);
-                Payload::Chunk { index, tag }
+                Frame::Chunk { index, tag }
             }
         };
-        let chunks = match &payload {
-            Payload::Zero(chunks) => chunks.start.0..chunks.end.0,
+        let chunks = match &frame {
+            Frame::Zero(chunks) => chunks.start.0..chunks.end.0,
             _ => index..index + 1,
         };
         session.next = chunks.end;
@@ -298,7 +298,8 @@ impl World {
         for at in chunks {
             self.checker.source_sends(generation, at as usize, tag);
         }
-        self.realm.send(connection, Side::Target, payload);
+        self.realm
+            .send(connection, Side::Target, Payload::Frame(frame));
         let pause = self.pace();
         self.realm.after(pause, Event::Read(source, connection));
         if index % 4 == 3 {

@@ -16,7 +16,7 @@ use volferry_protocol::session::{
 
 use super::checker::{chunks_of, generation_of};
 use super::content;
-use super::world::{Payload, World};
+use super::world::{Frame, Payload, World};
 use crate::fencing::{Checked, Violation, check};
 use crate::intake::{Intake, Waiting, lost};
 use crate::network::{ConnectionId, Side};
@@ -150,9 +150,7 @@ impl World {
                 self.check_drained(connection);
             }
             Payload::Closed => {}
-            Payload::Chunk { .. } | Payload::Zero(_) | Payload::Offer { .. } => {
-                self.data_frame(connection, payload)?;
-            }
+            Payload::Frame(frame) => self.data_frame(connection, frame)?,
         }
         self.settle_target()
     }
@@ -254,13 +252,13 @@ impl World {
         self.settle_target()
     }
 
-    fn data_frame(&mut self, connection: ConnectionId, payload: Payload) -> Checked {
+    fn data_frame(&mut self, connection: ConnectionId, frame: Frame) -> Checked {
         let Some((epoch, session)) = self.lane(connection) else {
             return Ok(());
         };
         session.intake.receive(connection);
-        let (chunks, work) = match payload {
-            Payload::Chunk { index, tag } => {
+        let (chunks, work) = match frame {
+            Frame::Chunk { index, tag } => {
                 self.checker.arrives(index)?;
                 self.target.writes_count += 1;
                 let id = self.target.writes_count;
@@ -269,12 +267,11 @@ impl World {
                     Work::Write { index, tag, id },
                 )
             }
-            Payload::Zero(chunks) => (chunks, Work::Zero(chunks)),
-            Payload::Offer { index, digest } => (
+            Frame::Zero(chunks) => (chunks, Work::Zero(chunks)),
+            Frame::Offer { index, digest } => (
                 ChunkRange::one(ChunkIndex(index)),
                 Work::Compare { index, digest },
             ),
-            _ => return Ok(()),
         };
         let Some(session) = self.target.sessions.get_mut(&epoch) else {
             return Ok(());

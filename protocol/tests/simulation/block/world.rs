@@ -4,9 +4,7 @@ use std::time::Instant;
 
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::FailureCode;
-use volferry_protocol::frame::SessionToken;
 use volferry_protocol::geometry::{ChunkRange, ChunkSize, Geometry};
-use volferry_protocol::message::Message;
 use volferry_protocol::receipt::Verified;
 
 use super::checker::Checker;
@@ -16,7 +14,7 @@ use super::source::SourceAgent;
 use super::target::{TargetAgent, Work};
 use crate::fencing::Checked;
 use crate::journal_file::JournalFile;
-use crate::network::{Carried, ConnectionId};
+use crate::network::{self, ConnectionId};
 use crate::realm::{Broken, Realm, Scene};
 use crate::tag::Tag;
 
@@ -39,42 +37,14 @@ pub(crate) struct Setting {
     pub(crate) broken: Broken,
 }
 
-/// What travels.
+pub(crate) type Payload = network::Payload<Frame>;
+
+/// What a data connection carries.
 #[derive(Clone, Debug)]
-pub(crate) enum Payload {
-    Control(Message),
-    Preamble {
-        number: u16,
-        token: SessionToken,
-    },
-    Chunk {
-        index: u64,
-        tag: Tag,
-    },
+pub(crate) enum Frame {
+    Chunk { index: u64, tag: Tag },
     Zero(ChunkRange),
-    Offer {
-        index: u64,
-        digest: Digest,
-    },
-    End {
-        frames: u64,
-    },
-    /// The target has read all until the end.
-    Closed,
-    /// The connection is over for who reads this.
-    Lost,
-}
-
-impl Carried for Payload {
-    const LOST: Self = Self::Lost;
-
-    fn of_message(message: Message) -> Self {
-        Self::Control(message)
-    }
-
-    fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost)
-    }
+    Offer { index: u64, digest: Digest },
 }
 
 #[derive(Debug)]

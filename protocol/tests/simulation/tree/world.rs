@@ -3,8 +3,6 @@
 use std::time::{Duration, Instant};
 
 use volferry_protocol::failure::FailureCode;
-use volferry_protocol::frame::SessionToken;
-use volferry_protocol::message::Message;
 use volferry_protocol::receipt::Verified;
 
 use super::checker::Checker;
@@ -15,7 +13,7 @@ use super::source::SourceAgent;
 use super::target::{REPAIRS_MAX, TargetAgent, Work};
 use crate::fencing::Checked;
 use crate::journal_file::JournalFile;
-use crate::network::{Carried, ConnectionId};
+use crate::network::{self, ConnectionId};
 use crate::realm::{Broken, Realm, Scene};
 
 /// What a run is set to do.
@@ -35,35 +33,7 @@ pub(crate) struct Setting {
     pub(crate) broken: Broken,
 }
 
-/// What travels.
-#[derive(Clone, Debug)]
-pub(crate) enum Payload {
-    Control(Message),
-    Preamble {
-        number: u16,
-        token: SessionToken,
-    },
-    Frame(Frame),
-    End {
-        frames: u64,
-    },
-    /// The target has read all until the end.
-    Closed,
-    /// The connection is over for who reads this.
-    Lost,
-}
-
-impl Carried for Payload {
-    const LOST: Self = Self::Lost;
-
-    fn of_message(message: Message) -> Self {
-        Self::Control(message)
-    }
-
-    fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost)
-    }
-}
+pub(crate) type Payload = network::Payload<Frame>;
 
 #[derive(Debug)]
 pub(crate) struct World {
