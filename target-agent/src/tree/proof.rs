@@ -65,3 +65,35 @@ impl ProofFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use volferry_protocol::failure::FailureCode;
+
+    use super::*;
+
+    const CLONE: Uuid = Uuid::from_u128(7);
+
+    #[test]
+    fn what_is_no_proof_counts_as_absent_and_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(format!("{CLONE}.proof"));
+        for bytes in [&b""[..], b"VFPROOF\x02 of the future", &[0xff; 4096]] {
+            std::fs::write(&path, bytes).unwrap();
+            let (file, proof) = ProofFile::open(directory.path(), CLONE).unwrap();
+            assert_eq!(proof, None);
+            file.remove().unwrap();
+            assert!(!path.exists());
+            file.remove().unwrap();
+        }
+    }
+
+    #[test]
+    fn two_agents_do_not_share_a_proof() {
+        let directory = tempfile::tempdir().unwrap();
+        let _held = ProofFile::open(directory.path(), CLONE).unwrap();
+        let failure = ProofFile::open(directory.path(), CLONE).unwrap_err();
+        assert_eq!(failure.code, FailureCode::TargetInUse);
+        let _other = ProofFile::open(directory.path(), Uuid::from_u128(8)).unwrap();
+    }
+}
