@@ -94,8 +94,17 @@ impl CpuMeter {
     #[must_use]
     pub fn total(&self) -> Duration {
         let live = lock(&self.shared.live);
-        let running: u64 = live.iter().filter_map(|tid| running_nanos(*tid)).sum();
+        let nanos = live.iter().filter_map(|tid| nanos_of(*tid));
+        let running: u64 = nanos.map(|nanos| nanos.running).sum();
         Duration::from_nanos(running + self.shared.ended.load(Ordering::Relaxed))
+    }
+
+    /// Time for which the live threads had a processor, or waited for one that others had.
+    #[must_use]
+    pub fn wanted(&self) -> Duration {
+        let live = lock(&self.shared.live);
+        let nanos = live.iter().filter_map(|tid| nanos_of(*tid));
+        Duration::from_nanos(nanos.map(|nanos| nanos.running + nanos.waiting).sum())
     }
 }
 
@@ -128,10 +137,21 @@ impl Drop for CountedThread {
     }
 }
 
-/// What a live thread has used: the first field of its schedstat (Linux, sched-stats.rst).
-fn running_nanos(tid: i32) -> Option<u64> {
+/// What a live thread has had of the processors.
+struct Nanos {
+    running: u64,
+    /// It could have run, and others did.
+    waiting: u64,
+}
+
+/// The first two fields of a thread's schedstat (Linux, sched-stats.rst).
+fn nanos_of(tid: i32) -> Option<Nanos> {
     let stat = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
-    stat.split_whitespace().next()?.parse().ok()
+    let mut fields = stat.split_whitespace().map(str::parse);
+    Some(Nanos {
+        running: fields.next()?.ok()?,
+        waiting: fields.next()?.ok()?,
+    })
 }
 
 fn lock(live: &Mutex<BTreeSet<i32>>) -> MutexGuard<'_, BTreeSet<i32>> {
@@ -189,9 +209,11 @@ mod tests {
                     "a live thread: {:?}",
                     meter.total()
                 );
+                assert!(meter.wanted() >= used / 2);
             });
             scope.spawn(|| burn(used * 10));
         });
+        assert_eq!(meter.wanted(), Duration::ZERO, "nobody lives");
         assert!(
             meter.total() >= used,
             "an ended thread: {:?}",

@@ -113,7 +113,7 @@ impl<T: Carried, C: Connector + 'static> Streams<T, C> {
                     wire_bytes: self.progress.wire_bytes.sum(),
                     source: self.progress.waits(),
                     target,
-                    cpu: self.cpu.total(),
+                    cpu: self.cpu.wanted(),
                 };
                 self.wanted = self.growth.look(Instant::now(), look);
             } else {

@@ -18,9 +18,9 @@ const WINDOW: Duration = Duration::from_secs(3);
 /// The part of the time that the network has to be what limits.
 const SHARE_LEAST: f64 = 0.5;
 
-/// The part of the processors that this agent may use at most. On a fast network it waits for its peer
-/// too, but uses more: encryption counts as network, and no further connection makes it cheaper. On a
-/// machine of two cores with the peer beside it an agent uses almost half.
+/// The part of the processors that this agent may use or wait for at most. On a fast network it waits for its
+/// peer too, but wants more of them: encryption counts as network, and no further connection makes it
+/// cheaper. On a machine of two cores with the peer beside it an agent uses almost half.
 const BUSY_MOST: f64 = 0.25;
 
 /// The part of the gain that connections would bring if each brought as much as those before, which
@@ -36,7 +36,7 @@ pub(super) struct Look {
     pub(super) source: Waits,
     /// The same of the target, as it told last.
     pub(super) target: Option<Waits>,
-    /// Processor time of this agent so far.
+    /// Time so far for which this agent's threads had a processor, or waited for one.
     pub(super) cpu: Duration,
 }
 
