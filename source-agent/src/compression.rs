@@ -14,6 +14,13 @@ use volferry_protocol::zero_map::ZeroMap;
 /// How often `auto` looks at what was seen.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How much is queued at most while `auto` knows nothing yet: what is queued leaves as it is, and on a slow
+/// network that takes longer than to find out. Enough to keep the connections busy meanwhile.
+const UNDECIDED_BYTES_MAX: u64 = 8 << 20;
+
+/// What a thread waits before it looks again whether it may go on.
+const UNDECIDED_PAUSE: Duration = Duration::from_millis(5);
+
 /// What the threads of a session share.
 #[derive(Debug)]
 pub(crate) struct Compression {
@@ -65,8 +72,14 @@ impl Compression {
 
     /// Compresses the payload of `chunk` to its front, or leaves it as it is.
     pub(crate) fn compress(&self, zero_map: &ZeroMap, chunk: &mut [u8]) -> Option<Compressed> {
+        let mut method = self.method();
+        // It ends soon, whatever the connections do: a rate of nothing is one, too.
+        while method.is_none() && self.holds_back() {
+            std::thread::sleep(UNDECIDED_PAUSE);
+            method = self.method();
+        }
         self.queued_bytes.add(zero_map.data_len().into());
-        let method = self.method()?;
+        let method = method?;
         let mut press = self.presses().pop().unwrap_or_default();
         let compress = || {
             let data_runs = zero_map.runs().filter(|run| !run.is_zero);
@@ -105,6 +118,17 @@ impl Compression {
             tracing::debug!(%compression, "compression changes");
         }
         method
+    }
+
+    /// Whether enough is queued for as long as nothing is known.
+    fn holds_back(&self) -> bool {
+        let Choice::Auto(looking) = &self.choice else {
+            return false;
+        };
+        let looking = looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen();
+        let queued = seen.queued_bytes.saturating_sub(seen.sent_bytes);
+        looking.auto.is_undecided() && queued >= UNDECIDED_BYTES_MAX
     }
 
     fn seen(&self) -> Seen {

@@ -33,6 +33,10 @@ const KEPT: f64 = 0.97;
 const BEYOND_LEAST: f64 = 0.5;
 const BEYOND_MOST: f64 = 0.2;
 
+/// A rate in bytes a second below which any processor makes the first step of Zstandard pay: it makes several
+/// times as much of it.
+const SLOW: f64 = 50e6;
+
 /// How long a step that was no use is not tried again: at first, and at most.
 const PAUSE_LEAST: Duration = Duration::from_secs(2);
 const PAUSE_MOST: Duration = Duration::from_secs(64);
@@ -56,6 +60,8 @@ pub struct Auto {
     ladder: Vec<Method>,
     /// How many steps up; 0 is without compression.
     rung: usize,
+    /// Whether a rate was measured.
+    has_measured: bool,
     /// Where the measurement began; `None` while what was read before the last step still leaves.
     since: Option<(Instant, Seen)>,
     /// What had been queued at the last step.
@@ -77,6 +83,7 @@ impl Auto {
                 .filter(|method| codecs.holds(method.codec()))
                 .collect(),
             rung: 0,
+            has_measured: false,
             since: None,
             queued_before: 0,
             trial: None,
@@ -92,6 +99,12 @@ impl Auto {
         self.ladder.get(below).copied()
     }
 
+    /// Whether nothing is known yet: what is queued meanwhile leaves as it is, so it should be little.
+    #[must_use]
+    pub const fn is_undecided(&self) -> bool {
+        !self.has_measured
+    }
+
     /// Looks at what was seen until `now`. To be called a few times in a second.
     pub fn look(&mut self, now: Instant, seen: Seen) {
         let Some((then, before)) = self.since else {
@@ -105,6 +118,7 @@ impl Auto {
             return;
         }
         self.since = Some((now, seen));
+        self.has_measured = true;
         let rate = bytes(seen.sent_bytes.saturating_sub(before.sent_bytes)) / elapsed.as_secs_f64();
         if let Some((from, rate_there)) = self.trial.take() {
             let least = if self.rung > from { GAIN } else { KEPT };
@@ -121,7 +135,7 @@ impl Auto {
             return;
         }
         let to = match beyond(&before, &seen) {
-            Some(part) if part >= BEYOND_LEAST => self.rung.saturating_add(1),
+            Some(part) if part >= BEYOND_LEAST => self.next_up(rate),
             Some(part) if part <= BEYOND_MOST => self.rung.saturating_sub(1),
             _ => self.rung,
         };
@@ -130,6 +144,17 @@ impl Auto {
             self.trial = Some((self.rung, rate));
             self.step(to, seen);
         }
+    }
+
+    /// The next rung up: on a slow network at once the one that pays there.
+    fn next_up(&self, rate: f64) -> usize {
+        let is_fast = |method: &Method| *method == Method::Zstd(Level::FASTEST);
+        let next = self.rung.saturating_add(1);
+        let strong = self.ladder.iter().position(is_fast);
+        let strong = strong
+            .filter(|_| rate < SLOW)
+            .map(|at| at.saturating_add(1));
+        strong.map_or(next, |strong| strong.max(next))
     }
 
     const fn step(&mut self, rung: usize, seen: Seen) {
@@ -252,6 +277,23 @@ mod tests {
         clone.run(20);
         assert_eq!(clone.auto.method(), Some(Method::Zstd(Level::DEFAULT)));
         assert!(clone.run(60) > 68 * MB);
+    }
+
+    #[test]
+    fn on_a_slow_network_the_first_step_is_the_one_that_pays() {
+        let mut clone = Clone::new(&slow_network, 0.9);
+        assert!(clone.auto.is_undecided());
+        clone.run(1);
+        assert!(!clone.auto.is_undecided());
+        assert_eq!(clone.auto.method(), Some(Method::Zstd(Level::FASTEST)));
+        let fast = |method| 10 * slow_network(method);
+        let mut clone = Clone::new(&fast, 0.9);
+        clone.run(1);
+        assert_eq!(clone.auto.method(), Some(Method::Lz4));
+        let mut auto = Auto::new([super::super::Codec::Lz4].into_iter().collect());
+        assert_eq!(auto.next_up(1e6), 1);
+        auto.rung = 1;
+        assert_eq!(auto.next_up(1e6), 2, "which the ladder cuts");
     }
 
     #[test]
