@@ -289,7 +289,8 @@ pub enum TransportProtocol {
     Tcp,
     /// QUIC.
     Quic,
-    /// Whichever suits the path.
+    /// TLS 1.3 over TCP on a short path. On a long one QUIC, unless the kernel's TCP measures the path as
+    /// `bbr` does. QUIC also where TCP can't connect.
     Auto,
 }
 

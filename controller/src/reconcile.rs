@@ -57,6 +57,9 @@ const FULL_LOOK_EVERY: Duration = Duration::from_secs(600);
 const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(30);
 /// How long what was done may take to be seen: then a watch has been lost, or somebody undid it.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
+/// How long a clone has to look as if it failed before it has: there is no way back, and a watch may
+/// not have told yet of what was mended just now.
+const FAILS_AFTER: Duration = Duration::from_secs(2);
 /// The pause after a first error; it doubles with each that follows.
 const ERROR_PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause after an error or a refusal.
@@ -97,6 +100,8 @@ struct Memory {
     /// What was done and was not seen yet, and when it was.
     expected: Vec<Expected>,
     acted_at: Option<Instant>,
+    /// Since when it looks as if the clone failed.
+    fails_since: Option<Instant>,
 }
 
 /// What a glance showed.
@@ -245,6 +250,9 @@ impl<O: Observe> Context<O> {
             self.keep_place(&world, &decision);
         }
         let clone = &world.clone;
+        if let Some(pause) = self.may_still_mend(clone, &decision) {
+            return Ok(Action::requeue(pause));
+        }
         let is_over = clone
             .status
             .as_ref()
@@ -425,6 +433,21 @@ impl<O: Observe> Context<O> {
         };
         let pause = LOOK_FOR_ROOM_EVERY.min(Duration::from_secs(left));
         (waits && !pause.is_zero()).then_some(pause)
+    }
+
+    /// How long to wait before a failure is believed.
+    fn may_still_mend(&self, clone: &VolumeClone, decision: &Decision) -> Option<Duration> {
+        let status = decision.status.as_ref();
+        let fails = status.is_some_and(|status| status.phase == Phase::Failed);
+        self.memory(clone, |memory| {
+            if !fails {
+                memory.fails_since = None;
+                return None;
+            }
+            let since = memory.fails_since.get_or_insert_with(Instant::now);
+            let left = FAILS_AFTER.checked_sub(since.elapsed());
+            left.filter(|left| !left.is_zero())
+        })
     }
 
     /// How long to wait for what was done last to be seen: else it would be done again.

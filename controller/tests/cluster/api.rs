@@ -7,19 +7,25 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Bytes, Frame};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::http::request;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// How a planned call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +95,8 @@ struct State {
     latency: Duration,
     /// How long each event of a watch takes, one after the other.
     lag: Duration,
+    /// Watches of this kind tell nothing.
+    mute: Option<String>,
     now: i64,
 }
 
@@ -140,6 +148,11 @@ impl FakeApi {
     /// Watches are behind: each event comes so long after the one before.
     pub(crate) fn lag(&self, lag: Duration) {
         self.state().lag = lag;
+    }
+
+    /// Watches of a kind tell nothing any more.
+    pub(crate) fn mute(&self, plural: &str) {
+        self.state().mute = Some(plural.to_owned());
     }
 
     /// Nothing of this kind is made while `words` are set.
@@ -258,7 +271,31 @@ impl FakeApi {
         self.changed.send_replace(version);
     }
 
-    async fn answer(&self, request: Request<Body>) -> Answer {
+    /// Serves a client of another process. Dropped, it ends.
+    pub(crate) async fn serve(&self, listener: TcpListener) -> Infallible {
+        let mut connections = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let api = self.clone();
+            connections.spawn(async move {
+                let service = service_fn(|request: Request<Incoming>| {
+                    let api = api.clone();
+                    async move { Ok::<_, Infallible>(api.answer(request).await) }
+                });
+                let connection = http1::Builder::new();
+                // A client that goes is no concern.
+                let _ended = connection
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    }
+
+    async fn answer<B>(&self, request: Request<B>) -> Answer
+    where
+        B: hyper::body::Body,
+        B::Error: Debug,
+    {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let path = head.uri.path().to_owned();
@@ -488,10 +525,20 @@ impl State {
                         object.clone()
                     }
                 });
-                let items: Vec<_> = items.collect();
+                // As from a server: in pages, of the version that the first one had.
+                let limit = query.get("limit").and_then(|it| it.parse().ok());
+                let token = query.get("continue").and_then(|it| it.split_once('/'));
+                let (version, skipped) = token.map_or_else(
+                    || (self.version.to_string(), 0),
+                    |(version, skipped)| (version.to_owned(), skipped.parse().unwrap()),
+                );
+                let mut items = items.skip(skipped);
+                let page: Vec<_> = items.by_ref().take(limit.unwrap_or(usize::MAX)).collect();
+                let next =
+                    (items.next().is_some()).then(|| format!("{version}/{}", skipped + page.len()));
                 Ok(json!({
-                    "apiVersion": "v1", "kind": "List", "items": items,
-                    "metadata": {"resourceVersion": self.version.to_string()},
+                    "apiVersion": "v1", "kind": "List", "items": page,
+                    "metadata": {"resourceVersion": version, "continue": next},
                 }))
             }
             "get" => self.found(place).cloned(),
@@ -652,6 +699,9 @@ impl State {
     }
 
     fn next_event(&self, watched: &mut Watched) -> Next {
+        if self.mute.as_ref() == Some(&watched.place.plural) {
+            return Next::Nothing;
+        }
         if watched.since < self.oldest {
             let line = json!({"type": "ERROR", "object": {
                 "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired",

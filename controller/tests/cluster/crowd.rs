@@ -4,15 +4,17 @@
 //! one after the other show as time, as they do in a cluster.
 
 use std::collections::BTreeMap;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 use volferry_controller::reconcile::Limits;
 
-use super::Scene;
 use super::api::{Call, FakeApi};
 use super::nodes::{Nodes, text};
+use super::{LIMITS, Scene};
 
 /// How many.
 const COUNT: usize = 1000;
@@ -209,4 +211,90 @@ async fn a_thousand_clones_are_looked_at_soon_and_cost_little() {
         clones.iter().filter(|clone| running(clone)).count(),
         limits.overall
     );
+}
+
+/// The program itself, in a cluster that is large: what it takes of memory, and that it is told to take
+/// no more.
+#[tokio::test]
+#[ignore = "it takes a minute and more, and looks at a process"]
+async fn the_program_needs_little_memory_for_a_thousand_clones() {
+    const OTHERS: usize = 10_000;
+    const MEMORY_MAX_KIB: u64 = 150 << 10;
+    let api = FakeApi::new();
+    let nodes = Nodes::new(api.clone(), Duration::from_secs(5)).without_storage();
+    let mut scene = Scene::of(api.clone(), nodes, LIMITS);
+    scene.controller.abort();
+    scene.controller = tokio::spawn(std::future::pending());
+    for number in 0..NAMESPACES {
+        scene.namespace(&home(number));
+    }
+    for number in 0..OTHERS {
+        for name in ["from", "to"] {
+            bound_claim(&api, &home(number), &format!("{name}-{number}"));
+        }
+        scene.user_pod_named(&format!("app-{number}"), &home(number), "app");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move { api.serve(listener).await });
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    let of = json!({"apiVersion": "v1", "kind": "Config", "current-context": "it",
+        "clusters": [{"name": "it", "cluster": {"server": format!("http://{address}")}}],
+        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        "users": [{"name": "it", "user": {}}]});
+    std::fs::write(&config, of.to_string()).unwrap();
+    let controller = Command::new(env!("CARGO_BIN_EXE_volferry-controller"))
+        .args([
+            "--image",
+            "volferry:1",
+            "--namespace",
+            "volferry-system",
+            "--name",
+            "it",
+        ])
+        .args(["--health-listen", "127.0.0.1:0", "--log", "warn"])
+        .env("KUBECONFIG", &config)
+        .spawn()
+        .unwrap();
+    let controller = Killed(controller);
+    let status = format!("/proc/{}/status", controller.0.id());
+    let peak_kib = || -> u64 {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let are_known = |scene: &Scene| scene.api.watches().len() >= 8;
+    scene.until("watches", are_known).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    println!("{} KiB before there are clones", peak_kib());
+    make_clones(&scene);
+    let taken = until_all(&scene, |phases| !phases.contains_key("")).await;
+    println!(
+        "{} KiB when all were looked at, after {taken:?}",
+        peak_kib()
+    );
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let phases = phases(&scene);
+    println!(
+        "{} KiB at last, {phases:?}, {} calls",
+        peak_kib(),
+        scene.api.calls().len()
+    );
+    assert!(phases.get("Ready") > Some(&0), "{phases:?}");
+    assert!(peak_kib() < MEMORY_MAX_KIB, "{} KiB", peak_kib());
+    serving.abort();
+}
+
+/// A process that ends with the test, however that ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }

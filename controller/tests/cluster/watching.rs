@@ -94,6 +94,36 @@ async fn a_clone_that_is_deleted_while_watches_are_behind_leaves_nothing() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_mended_just_now_fails_nothing() {
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    tokio::time::sleep(SHORT).await;
+    scene.api.lag(LAG);
+    // Of the claim's end its watch tells after all this, of the clone another one at once.
+    for number in 0..3 {
+        let noted = json!({"metadata": {"annotations": {"note": number.to_string()}}});
+        scene
+            .api
+            .change("persistentvolumeclaims", "home", "to", &noted);
+    }
+    scene.api.delete("persistentvolumeclaims", "home", "to");
+    let template = json!({"target": {"claimTemplate": {"metadata": {"name": "to"}}}});
+    scene.clone("clone", &template);
+    let is_over = |scene: &Scene| {
+        let phase = scene.status("clone")["phase"].clone();
+        phase == "Ready" || phase == "Failed"
+    };
+    scene.until("its end", is_over).await;
+    assert_eq!(
+        scene.status("clone")["phase"],
+        "Ready",
+        "{}",
+        scene.status("clone")
+    );
+}
+
 /// How long it takes until the clone goes on.
 async fn until_it_goes_on(scene: &Scene) -> Duration {
     let began = Instant::now();
@@ -168,6 +198,29 @@ async fn a_cluster_may_not_know_grants_or_snapshots_until_later() {
     scene.until_phase("clone", "Ready").await;
     assert_eq!(scene.status("clone")["strategy"], "Snapshot");
     scene.until_clean().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn consent_that_was_taken_back_counts_though_no_watch_told() {
+    let scene = cross_namespace_for(SHORT);
+    scene.api.mute("referencegrants");
+    scene
+        .until("a target", |scene| !scene.api.all("pods").is_empty())
+        .await;
+    scene.api.delete("referencegrants", "away", "grant");
+    let is_refused = |scene: &Scene| {
+        scene.status("clone")["conditions"]
+            .to_string()
+            .contains("NotGranted")
+    };
+    scene.until("a refusal", is_refused).await;
+    tokio::time::sleep(SHORT * 10).await;
+    let pods = scene.api.all("pods");
+    assert!(
+        pods.iter()
+            .all(|pod| pod["metadata"]["namespace"] == "home"),
+        "{pods:#?}"
+    );
 }
 
 fn at_most(overall: usize, per_node: usize) -> Limits {
