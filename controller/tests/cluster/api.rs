@@ -272,6 +272,7 @@ impl FakeApi {
     }
 
     /// Serves a client of another process. Dropped, it ends.
+    #[expect(clippy::infinite_loop, reason = "it is said by the type")]
     pub(crate) async fn serve(&self, listener: TcpListener) -> Infallible {
         let mut connections = JoinSet::new();
         loop {
