@@ -207,9 +207,14 @@ fn appear(world: &mut World, object: &Object) {
     }
 }
 
-/// `claim` with a volume.
+/// `claim` with a volume; but what a backend is to fill stays without: how that goes can't be known.
 fn bound(mut claim: PersistentVolumeClaim) -> PersistentVolumeClaim {
     let spec = claim.spec.get_or_insert_default();
+    if spec.data_source.is_some() {
+        claim.metadata.uid = Some(claim.name_any());
+        claim.status.get_or_insert_default().phase = Some("Pending".to_owned());
+        return claim;
+    }
     spec.volume_name.get_or_insert_with(|| "volume".to_owned());
     let capacity = spec.resources.as_ref().and_then(|it| it.requests.clone());
     claim.metadata.uid = Some(claim.name_any());
@@ -627,7 +632,11 @@ async fn try_out(client: &Client, object: &Object, found: &mut Diagnosis) {
     };
     let namespace = shown.namespace().unwrap_or_default();
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
-    let what = format!("{} in {namespace}", kind.to_lowercase());
+    let described = object.describe();
+    let word = described
+        .rsplit_once(' ')
+        .map_or("object", |(word, _name)| word);
+    let what = format!("{word} in {namespace}");
     match api.create(&dry_run(), &shown).await {
         Ok(_) => found.note(Verdict::Fine, what, "the API server takes it"),
         Err(error) => {

@@ -87,6 +87,8 @@ struct State {
     watch_faults: HashMap<usize, Fault>,
     /// Refuses to make a kind, in these words.
     refusals: HashMap<String, String>,
+    /// Kinds that users are told not to be allowed to read.
+    forbidden: Vec<String>,
     /// Whether the cluster has ever heard of snapshots.
     knows_snapshots: bool,
     /// Whether it has never heard of grants.
@@ -162,6 +164,11 @@ impl FakeApi {
             Some(words) => state.refusals.insert(plural.to_owned(), words.to_owned()),
             None => state.refusals.remove(plural),
         };
+    }
+
+    /// Tells users that they may not read a kind.
+    pub(crate) fn forbid(&self, plural: &str) {
+        self.state().forbidden.push(plural.to_owned());
     }
 
     /// Installs the kinds of snapshots.
@@ -548,11 +555,26 @@ impl State {
                     .as_str()
                     .unwrap_or_default()
                     .to_owned();
+                if place.plural == "selfsubjectaccessreviews" {
+                    let mut review = body;
+                    let kind = review["spec"]["resourceAttributes"]["resource"].clone();
+                    let is_allowed = !self.forbidden.iter().any(|forbidden| kind == **forbidden);
+                    review["status"] = json!({"allowed": is_allowed});
+                    return Ok(review);
+                }
                 let place = Place {
                     name,
                     ..place.clone()
                 };
-                self.create(&place, body)
+                let is_trial = query.get("dryRun").is_some_and(|it| it == "All");
+                let was_there = self.objects.contains_key(&place);
+                let made = self.create(&place, body);
+                if is_trial && !was_there {
+                    self.objects.remove(&place);
+                    self.events
+                        .retain(|(.., object)| made.as_ref() != Ok(object));
+                }
+                made
             }
             "update" => {
                 self.check_version(place, &body)?;

@@ -8,6 +8,7 @@
 mod api;
 mod bench;
 mod crowd;
+mod doctor;
 mod nodes;
 mod populator;
 mod storage;
