@@ -277,11 +277,12 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             println!("{}", receipt.json);
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Bench(arguments) => bench(client, namespace, *arguments).await,
+        Verb::Bench(arguments) => Box::pin(bench(client, namespace, *arguments)).await,
         Verb::Doctor { ends, installation } => {
             let wanted = wanted(&ends, &namespace)?;
             let settings = installation.settings(&client).await;
-            let found = doctor::examine(&client, &wanted, settings, Timestamp::now()).await?;
+            let found = doctor::examine(&client, &wanted, settings, Timestamp::now());
+            let found = Box::pin(found).await?;
             print!("{}", found.render());
             Ok(match found.is_hopeful() {
                 true => ExitCode::SUCCESS,
@@ -488,7 +489,7 @@ async fn bench(
         signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
     let bench = Bench::new(client, asked, |step| eprintln!("{step}"));
     let outcome = tokio::select! {
-        outcome = bench.run() => outcome,
+        outcome = Box::pin(bench.run()) => outcome,
         _ = tokio::signal::ctrl_c() => Err("it was told to end".to_owned()),
         _ = terminate.recv() => Err("it was told to end".to_owned()),
     };

@@ -52,7 +52,8 @@ async fn ask(scene: &Scene, spec: &Value) -> Diagnosis {
         namespace: "volferry-system".to_owned(),
     };
     let before = scene.api.inventory();
-    let found = examine(&scene.api.client(), &wanted, Ok(settings), now()).await;
+    let client = scene.api.client();
+    let found = Box::pin(examine(&client, &wanted, Ok(settings), now())).await;
     assert_eq!(scene.api.inventory(), before, "nothing is made");
     found.unwrap()
 }
