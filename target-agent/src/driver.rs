@@ -230,6 +230,11 @@ where
             let clone_id = progress.clone_id();
             progress.set_durable(standing.ledger.watermark().durable_bytes);
             progress.set_checkpoint(standing.checkpoint(clone_id, self.epoch));
+            // Another source may have been let write over what was proven.
+            let digest = standing.ledger.volume_digest();
+            self.held
+                .receipt
+                .take_if(|receipt| Some(receipt.digest) != digest);
             self.held.standing = Some(standing);
         }
         match (outcome, drained) {

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use uuid::Uuid;
 use volferry_protocol::failure::{Failure, FailureCode};
 
@@ -38,12 +39,16 @@ impl StateFile {
             .write(true)
             .open(directory.join(format!("{clone_id}.lock")))
             .map_err(|error| cannot("open its lock", error))?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let text = format!(
-                "the {what} {} is in use by another target agent of this clone; end that first",
-                path.display()
-            );
-            return Err(Failure::new(FailureCode::TargetInUse, text));
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let text = format!(
+                    "the {what} {} is in use by another target agent of this clone; end that first",
+                    path.display()
+                );
+                return Err(Failure::new(FailureCode::TargetInUse, text));
+            }
+            Err(errno) => return Err(cannot("take its lock", errno.into())),
         }
         Ok(Self {
             directory: directory.to_owned(),

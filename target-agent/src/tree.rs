@@ -75,7 +75,11 @@ pub(crate) fn open(config: &TargetConfig, clone_id: Uuid) -> Result<HeldTree, Fa
         None => Earlier::default(),
     };
     if earlier.receipt.is_none() {
-        target.check_free().map_err(of_tree)?;
+        // A volume that comes becomes a file of the directory, which may be there already. Whether the
+        // clone goes on in it, says the volume's own journal.
+        let keeps_journal = config.state_dir.is_some() || config.resume_from.is_some();
+        let expected = keeps_journal.then_some(DISK_IMAGE);
+        target.check_free(expected).map_err(of_tree)?;
     }
     Ok(HeldTree {
         fence,
@@ -151,7 +155,7 @@ where
             drop(held);
             return serve_image(config, context, target, ask.hello, ask.stream, greeter).await;
         }
-        if let Err(failure) = check_options(config) {
+        if let Err(failure) = check_options(config).and_then(|()| held.check_free()) {
             refuse(ask.stream, failure.clone()).await;
             context.metrics.count_failure(&failure);
             return Err(failure);
@@ -184,27 +188,31 @@ where
         volume: config.volume.join(DISK_IMAGE),
         ..config.clone()
     };
-    let ask = check_room(&image, &target, &hello)
-        .and_then(|()| open_volume(&image, context.progress.clone_id()))
-        .and_then(|mut held| {
-            let epoch = held.fence.ask(&hello, Ok::<(), Failure>(()))?;
-            Ok((held, epoch))
-        });
-    match ask {
-        Ok((held, epoch)) => {
-            let ask = Ask {
-                hello,
-                epoch,
-                stream,
-            };
-            serve_volume(&image, context, held, Some(ask), greeter).await
-        }
+    let opened = check_room(&image, &target, &hello)
+        .and_then(|()| open_volume(&image, context.progress.clone_id()));
+    let mut held = match opened {
+        Ok(held) => held,
         Err(failure) => {
             refuse(stream, failure.clone()).await;
             context.metrics.count_failure(&failure);
-            Err(failure)
+            return Err(failure);
         }
-    }
+    };
+    // Only the volume's own journal knows who was shut out. That another may come is no reason to end.
+    let asked = match held.fence.ask(&hello, Ok::<(), Failure>(())) {
+        Ok(epoch) => Some(Ask {
+            hello,
+            epoch,
+            stream,
+        }),
+        Err(failure) => {
+            tracing::warn!("a session was turned away: {failure}");
+            context.metrics.count_rejection(failure.code.label());
+            refuse(stream, failure).await;
+            None
+        }
+    };
+    serve_volume(&image, context, held, asked, greeter).await
 }
 
 /// Refuses a block volume up front that can't fit beside what the filesystem needs for itself.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use volferry_tests::MIB;
 use volferry_tests::agents::Agent;
 use volferry_tests::device::{Loop, Mount};
-use volferry_tests::http::get;
+use volferry_tests::http::{eventually, get, progress};
 use volferry_tests::identity::{HOUR, Identity};
 use volferry_tests::programs::Ended;
 use volferry_tests::proxy::{Ending, Fault, Way};
@@ -176,6 +176,74 @@ fn a_killed_target_goes_on_from_its_journal() {
     let target = trial.start_target_with_journal(&[]);
     let receipt = trial.ends_well(held.source, target);
     assert_resumed(&receipt, durable, unsafe_bytes);
+}
+
+/// What becomes a file of a directory has its journal in the state directory, like any volume.
+#[test]
+fn a_killed_target_goes_on_with_a_volume_in_a_directory() {
+    let trial = Trial::default();
+    fs::create_dir(&trial.target_volume).unwrap();
+    let held = hold_with_journal(&trial, &[]);
+    kill(held.target);
+    trial.proxy.open();
+    let target = trial.start_target_with_journal(&[]);
+    let _proven = held.source.end().succeeded();
+    let _proven = target.end().succeeded();
+    let disk_image = trial.target_volume.join("disk.img");
+    volume::assert_same(&trial.source_volume, &disk_image, trial.size);
+    let receipt = trial.agents.receipt(Role::Target);
+    assert_eq!(number(&receipt, "resumed_bytes"), held.durable_bytes);
+}
+
+/// A file of that name that nobody began is in the way of a tree, and of a volume.
+#[test]
+fn what_is_no_volume_of_the_clone_stays_in_a_directory() {
+    let trial = Trial::of(MIB);
+    volume::create_dense(&trial.source_volume, trial.size, 7);
+    fs::create_dir(&trial.target_volume).unwrap();
+    let disk_image = trial.target_volume.join("disk.img");
+    fs::write(&disk_image, "theirs").unwrap();
+    let tree = trial.agents.path("tree");
+    fs::create_dir(&tree).unwrap();
+    for source_volume in [&trial.source_volume, &tree] {
+        let target = trial.start_target_with_journal(&[]);
+        let address = trial.proxy.address();
+        let source = trial.agents.start_source(address, source_volume, &[]);
+        target.end().failed(4, &["target_in_use"]);
+        source.end().failed(4, &["target_in_use"]);
+        assert_eq!(fs::read_to_string(&disk_image).unwrap(), "theirs");
+    }
+}
+
+/// A receipt says what is there. Nobody gets that of what was written over since.
+#[test]
+fn what_was_proven_is_proven_no_more_when_another_source_has_written() {
+    let trial = Trial::default();
+    let mut target = trial.start_target_with_journal(&["--resume", "digest"]);
+    trial.proxy.hold_chunks_after(Trial::PASSED);
+    let source = trial.start_source(&[]);
+    trial.proxy.wait_until_it_holds();
+    // What the target says comes so late that the source does not live to hear that the clone is proven.
+    trial.proxy.delay(Way::ToSource, Duration::from_secs(6));
+    trial.proxy.open();
+    let admin = target.admin();
+    eventually("that the clone is proven", || {
+        progress(admin)["stage"] == "done"
+    });
+    kill(source);
+    trial.proxy.end_all(Ending::Reset);
+    trial.proxy.delay(Way::ToSource, Duration::ZERO);
+
+    volume::flip(&trial.source_volume, 17);
+    volume::flip(&trial.source_volume, 20 * MIB);
+    trial.proxy.hold_chunks_after(CHUNK);
+    let another = trial.start_source(&[]);
+    trial.proxy.wait_until_it_holds();
+    kill(another);
+    trial.proxy.open();
+    target.signal(Signal::TERM);
+    assert_ne!(target.end().code(), 0);
+    assert_eq!(failure_code(&trial, Role::Target), "cancelled");
 }
 
 /// A clone with a journal that is held in the middle.

@@ -65,7 +65,7 @@ mod worker;
 pub use held::Reuse;
 pub use worker::RestoreWorker;
 
-use below::{create, exists, list, make_directory, remove};
+use below::{SOME, create, exists, list, make_directory, remove};
 use large::LargeFiles;
 use sweep::{Names, Noted};
 use worker::Entered;
@@ -129,7 +129,7 @@ impl TreeTarget {
         options: TreeTargetOptions,
     ) -> Result<Self, TreeError> {
         let target = Self::claim(path, clone_id, options)?;
-        target.check_free()?;
+        target.check_free(None)?;
         Ok(target)
     }
 
@@ -184,14 +184,23 @@ impl TreeTarget {
         Ok(target)
     }
 
-    /// Refuses a directory that holds something, unless the clone goes on in it or that may be
-    /// overwritten.
+    /// Refuses a directory that holds something beside `expected`, unless the clone goes on in it or that
+    /// may be overwritten.
     ///
     /// # Errors
     /// When there is something, or nobody can say.
-    pub fn check_free(&self) -> Result<(), TreeError> {
-        let is_allowed = self.options.overwrite || self.goes_on || self.options.reuse.compares();
-        match self.first_entry()?.filter(|_| !is_allowed) {
+    pub fn check_free(&self, expected: Option<&str>) -> Result<(), TreeError> {
+        if self.options.overwrite || self.goes_on || self.options.reuse.compares() {
+            return Ok(());
+        }
+        let own = self.staging_name();
+        let is_foreign = |name: &[u8]| {
+            let is_expected = expected.is_some_and(|expected| expected.as_bytes() == name);
+            name != LOST_AND_FOUND && name != own && !is_expected
+        };
+        let found = list(&self.root, 1, is_foreign)
+            .map_err(|error| StorageError::io(Operation::List, &self.path)(error))?;
+        match found.into_iter().next() {
             None => Ok(()),
             Some(name) => Err(TreeError::NotEmpty {
                 path: self.path.clone(),
@@ -281,14 +290,6 @@ impl TreeTarget {
         })
     }
 
-    fn first_entry(&self) -> Result<Option<Vec<u8>>, TreeError> {
-        let names = list(&self.root)
-            .map_err(|error| StorageError::io(Operation::List, &self.path)(error))?;
-        let own = self.staging_name();
-        let mut names = names.into_iter();
-        Ok(names.find(|name| name != LOST_AND_FOUND && *name != own))
-    }
-
     /// Makes the directory ready to take the tree in the session `epoch`, the first or a later one:
     /// everything that an earlier one wrote with has ended. `remembered` is what a later run of this end
     /// has to know of the runs of the source agent.
@@ -314,19 +315,27 @@ impl TreeTarget {
         let clears = !keeps && (self.options.delete_extra || is_own_only);
         // Whether there was anything but what the clone keeps for itself.
         let mut is_alone = true;
-        for name in list(&self.root).map_err(StorageError::io(Operation::List, &self.path))? {
-            let is_own = self.goes_on && name == staging_name;
-            if name == LOST_AND_FOUND || is_own {
-                continue;
-            }
-            // What another clone left goes in any case.
-            if clears || is_staging(&name) {
-                remove(&self.root, &name).map_err(StorageError::io(
+        loop {
+            let goes = |name: &[u8]| {
+                let is_own = self.goes_on && name == staging_name;
+                if name == LOST_AND_FOUND || is_own {
+                    return false;
+                }
+                // What another clone left goes in any case.
+                let goes = clears || is_staging(name);
+                is_alone &= goes;
+                goes
+            };
+            let names = list(&self.root, SOME, goes)
+                .map_err(StorageError::io(Operation::List, &self.path))?;
+            for name in &names {
+                remove(&self.root, name).map_err(StorageError::io(
                     Operation::Remove,
-                    &self.path.join(show(&name)),
+                    &self.path.join(show(name)),
                 ))?;
-            } else {
-                is_alone = false;
+            }
+            if names.len() < SOME {
+                break;
             }
         }
         metadata::open_up(self.root.as_fd());
@@ -415,10 +424,10 @@ impl TreeTarget {
             .parts()
             .map(|partial| partial.file.to_string().into_bytes())
             .collect();
-        for name in list(&root)? {
-            if name != JOURNAL && !parts.contains(&name) {
-                remove(&root, &name)?;
-            }
+        // A handful: what a session keeps beside its files, and those that came in part.
+        let is_left = |name: &[u8]| name != JOURNAL && !parts.contains(name);
+        for name in list(&root, usize::MAX, is_left)? {
+            remove(&root, &name)?;
         }
         make_directory(&root, LINKS)?;
         let links = open_directory(&root, LINKS)?;

@@ -345,7 +345,7 @@ fn what_is_proven_is_concluded_by_whoever_comes_next() {
         assert!(target.bears_out(witness).unwrap());
         target.conclude(root.as_ref(), false).unwrap();
         assert!(target.bears_out(witness).unwrap());
-        let refused = target.check_free().unwrap_err();
+        let refused = target.check_free(None).unwrap_err();
         assert!(matches!(refused, TreeError::NotEmpty { .. }), "{refused}");
         assert_eq!(digest(&to).summary.digest, read.digest);
         assert!(!staging.exists());

@@ -58,6 +58,16 @@ pub(crate) struct HeldTree {
     pub(crate) proofs: Option<Arc<ProofFile>>,
 }
 
+impl HeldTree {
+    /// Refuses a tree where the directory holds something that may not be overwritten.
+    pub(crate) fn check_free(&self) -> Result<(), Failure> {
+        match &self.target {
+            Some(target) => target.check_free(None).map_err(|error| of_tree(&error)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<S> Receiver<S> for HeldTree
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -1,7 +1,7 @@
 //! What is done to names of a directory that is open.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -44,14 +44,24 @@ pub(super) fn rename(from: &OwnedFd, name: &[u8], to: &OwnedFd, new_name: &[u8])
     }
 }
 
-/// The names in a directory, which is expected to hold a handful.
-pub(super) fn list(directory: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+/// Names that are held in memory of a directory that may have any number of them.
+pub(super) const SOME: usize = 4096;
+
+/// The first names in a directory that are wanted, at most so many.
+pub(super) fn list(
+    directory: impl AsFd,
+    most: usize,
+    mut is_wanted: impl FnMut(&[u8]) -> bool,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
+        if name != b"." && name != b".." && is_wanted(name) {
             names.push(name.to_vec());
+        }
+        if names.len() >= most {
+            break;
         }
     }
     Ok(names)
@@ -81,7 +91,7 @@ fn remove_directory(above: &OwnedFd, name: &[u8], on_step: &mut impl FnMut()) ->
     metadata::open_up(directory.as_fd());
     let mut moved = 0_u64;
     loop {
-        let names = list_some(directory.as_fd())?;
+        let names = list(&directory, SOME, |_| true)?;
         if names.is_empty() {
             break;
         }
@@ -99,7 +109,7 @@ fn remove_directory(above: &OwnedFd, name: &[u8], on_step: &mut impl FnMut()) ->
             let inner = open_directory(&directory, name)?;
             metadata::open_up(inner.as_fd());
             loop {
-                let names = list_some(inner.as_fd())?;
+                let names = list(&inner, SOME, |_| true)?;
                 if names.is_empty() {
                     break;
                 }
@@ -151,23 +161,6 @@ fn is_directory(directory: &OwnedFd, name: &[u8]) -> bool {
     stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-/// Some of the names in a directory, however many there are.
-fn list_some(directory: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
-    const SOME: usize = 4096;
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-        if names.len() == SOME {
-            break;
-        }
-    }
-    Ok(names)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -187,7 +180,7 @@ mod tests {
         let directory = OwnedFd::from(File::open(root.path()).unwrap());
         let mut steps = 0;
         remove_and_tell(&directory, b"extra", &mut || steps += 1).unwrap();
-        assert!(list(&directory).unwrap().is_empty());
+        assert!(list(&directory, 1, |_| true).unwrap().is_empty());
         assert!(steps >= 9, "{steps} steps");
     }
 
