@@ -344,6 +344,18 @@ impl Cluster {
         claim.map(|claim| (*claim).clone())
     }
 
+    /// A claim as it is now, if it is there.
+    ///
+    /// # Errors
+    /// When the call fails.
+    pub async fn claim_now(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>> {
+        self.find(namespace, name).await
+    }
+
     /// A volume, if it is there and not about to go.
     ///
     /// # Errors

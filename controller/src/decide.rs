@@ -237,16 +237,21 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn go_on(&mut self) -> Result<Going, Stop> {
-        self.check_deadline()?;
+        let prime = self.status.prime.as_ref();
+        let is_proven = self.status.receipt.is_some();
+        let is_cloned = prime.is_some_and(|prime| prime.volume.is_some());
+        // What is complete is not thrown away because its hand-over takes long.
+        if !is_proven && !is_cloned {
+            self.check_deadline()?;
+        }
         if self.world.clone.spec.suspend {
             return Err(self.suspend());
         }
         // What is complete is handed over, whatever becomes of the source.
-        if self.status.receipt.is_some() {
+        if is_proven {
             return self.hand_over(Reason::Proven);
         }
-        let prime = self.status.prime.as_ref();
-        if prime.is_some_and(|prime| prime.volume.is_some()) {
+        if is_cloned {
             return self.hand_over(Reason::ClonedByBackend);
         }
         let strategy = match self.status.strategy {
@@ -514,16 +519,13 @@ fn clean_up(world: &World) -> Vec<Step> {
 /// template if it holds no complete clone. It must never be taken for one.
 fn tear_down(world: &World) -> Decision {
     let mut steps = clean_up(world);
-    let is_ready = world
-        .clone
-        .status
-        .as_ref()
-        .is_some_and(|status| status.phase == Phase::Ready);
+    let status = world.clone.status.as_ref();
+    let is_complete = status.is_some_and(|status| is_complete(world, status));
     let unproven = world
         .belongings
         .iter()
         .filter(|other| is_target_claim(world, other));
-    let unproven: Vec<_> = unproven.filter(|_| !is_ready).collect();
+    let unproven: Vec<_> = unproven.filter(|_| !is_complete).collect();
     let staying = unproven.iter().filter(|claim| !claim.is_deleting);
     steps.extend(staying.map(|claim| Step::Delete((*claim).into())));
     let others = world.belongings.iter();
@@ -539,6 +541,18 @@ fn tear_down(world: &World) -> Decision {
         steps,
         again: Some(LOOK_SOON),
         ..Decision::default()
+    }
+}
+
+/// Whether the target claim holds a complete clone.
+fn is_complete(world: &World, status: &VolumeCloneStatus) -> bool {
+    let of_target = world.target_claim.as_ref();
+    let of_target = of_target.and_then(|claim| claim.spec.as_ref()?.volume_name.as_ref());
+    match &status.prime {
+        _ if status.phase == Phase::Ready => true,
+        // Filled in its place; it may be the target's already.
+        Some(prime) => prime.volume.is_some() && prime.volume.as_ref() == of_target,
+        None => status.receipt.is_some(),
     }
 }
 

@@ -401,6 +401,11 @@ impl<O: Observe> Context<O> {
         let volume = prime.and_then(|prime| prime.volume.clone()).or(bound);
         if let Some(volume) = volume {
             world.prime_volume = self.cluster.volume(&volume).await?;
+            // A volume that is handed over to a claim that was replaced meanwhile would be lost.
+            world.target_claim = self
+                .cluster
+                .claim_now(clone.target_namespace(), clone.target_claim())
+                .await?;
         }
         self.memory(clone, |memory| memory.looked_at = Some(Instant::now()));
         Ok(())

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::PrimeStatus;
 use crate::names::{self, End};
 use crate::objects::{self, EndPlan, PodPlan, View};
 use crate::world::{ClaimUser, Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
@@ -1357,6 +1358,51 @@ fn a_deleted_clone_leaves_nothing_but_what_is_proven() {
             .belongings
             .retain(|belonging| kept && belonging.kind == Kind::Claim);
         assert_eq!(decide_in(&mut world).0, ["RemoveFinalizer"], "{phase:?}");
+    }
+}
+
+/// A volume that was filled, and is on its way from the prime claim to the target claim.
+fn handed_over(is_bound: bool) -> World {
+    let template = json!({"deadlineSeconds": 60,
+        "target": {"claimTemplate": {"metadata": {"name": "to"}}}});
+    let mut world = under_way(&template);
+    let mut ours = belonging(&world, Kind::Claim, End::Target);
+    ours.name = "to".to_owned();
+    world.belongings = vec![ours];
+    let change = match is_bound {
+        true => json!({"spec": {"volumeName": "filled"}}),
+        false => json!({"spec": {"volumeName": null}, "status": {"phase": "Pending"}}),
+    };
+    world.target_claim = Some(claim("home", "to", &change));
+    let status = world.clone.status.as_mut().unwrap();
+    status.prime = Some(PrimeStatus {
+        namespace: "home".to_owned(),
+        volume: Some("filled".to_owned()),
+    });
+    world
+}
+
+#[test]
+fn a_hand_over_has_no_deadline() {
+    let mut world = handed_over(false);
+    world.now = at(3600);
+    let (_, _) = decide_in(&mut world);
+    let status = world.clone.status.as_ref().unwrap();
+    let failed = status
+        .conditions
+        .iter()
+        .any(|condition| condition.reason == "DeadlineExceeded");
+    assert!(!failed, "{status:?}");
+}
+
+#[test]
+fn a_claim_that_was_given_its_volume_outlives_the_clone() {
+    for is_bound in [true, false] {
+        let mut world = handed_over(is_bound);
+        world.clone.metadata.deletion_timestamp = Some(Time(at(0)));
+        let (steps, _) = decide_in(&mut world);
+        let is_removed = steps.contains(&"delete Claim home/to".to_owned());
+        assert_eq!(is_removed, !is_bound, "{steps:?}");
     }
 }
 
