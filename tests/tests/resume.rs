@@ -243,7 +243,9 @@ fn what_was_proven_is_proven_no_more_when_another_source_has_written() {
     trial.proxy.open();
     target.signal(Signal::TERM);
     assert_ne!(target.end().code(), 0);
-    assert_eq!(failure_code(&trial, Role::Target), "cancelled");
+    // Whichever it notices first.
+    let code = failure_code(&trial, Role::Target);
+    assert!(code == "cancelled" || code == "disconnected", "{code}");
 }
 
 /// A clone with a journal that is held in the middle.
