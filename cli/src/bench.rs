@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
-use volferry_agent::options::{
-    TransportOptions, TreeOptions, parse_chunk_size, parse_duration, parse_size,
-};
+use volferry_agent::options::{TransportOptions, TreeOptions, parse_duration, parse_size};
 use volferry_agent::trace::{self, Sample};
 use volferry_benchmark::compare::Comparison;
 use volferry_benchmark::profile::Profile;
@@ -21,7 +19,6 @@ use volferry_benchmark::settings::{Settings, Tuning};
 use volferry_benchmark::stop::Stop;
 use volferry_benchmark::{Cloner, page, table};
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::receipt::Receipt;
 use volferry_source_agent::SourceConfig;
 use volferry_storage::TargetOptions;
@@ -30,7 +27,7 @@ use volferry_transport::TransportChoice;
 
 use crate::copy::{image_for, make_directory, refuse_nested, refuse_same};
 use crate::output::{self, Steps};
-use crate::pair;
+use crate::pair::{self, ChunkOptions};
 
 /// Arguments of `volferry bench`.
 #[derive(Debug, Args)]
@@ -140,18 +137,8 @@ struct RunArguments {
     #[command(flatten)]
     tree: TreeOptions,
 
-    /// Chunk size, a power of two from 64KiB to 8MiB
-    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_chunk_size)]
-    chunk_size: ChunkSize,
-
-    /// Memory for chunks in flight at each end, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64)]
-    #[arg(value_parser = clap::value_parser!(u32).range(16..=65536))]
-    memory_mib: u32,
-
-    /// Read and write through the page cache
-    #[arg(long)]
-    buffered: bool,
+    #[command(flatten)]
+    chunks: ChunkOptions,
 
     /// Print the report as JSON instead of tables
     #[arg(long)]
@@ -232,10 +219,10 @@ fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings 
         budget_bytes: arguments.budget_bytes,
         drop_caches: arguments.drop_caches,
         tuning: Tuning {
-            chunk_size: arguments.chunk_size,
+            chunk_size: arguments.chunks.chunk_size,
             streams: arguments.streams.unwrap_or(defaults.streams),
-            memory_bytes: (arguments.memory_mib as usize) << 20,
-            direct: !arguments.buffered,
+            memory_bytes: arguments.chunks.memory_bytes(),
+            direct: !arguments.chunks.buffered,
             quic: arguments.transport.transport == Some(TransportChoice::Quic),
             ..defaults
         },

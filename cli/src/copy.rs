@@ -5,14 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use uuid::Uuid;
-use volferry_agent::options::{
-    TransportOptions, TreeOptions, parse_chunk_size, parse_part, parse_size,
-};
+use volferry_agent::options::{TransportOptions, TreeOptions, parse_part, parse_size};
 use volferry_agent::outcome;
 use volferry_agent::trace::{Recorder, Sample};
 use volferry_protocol::compression::Wanted;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
 use volferry_storage::tree::disk_image_in;
 use volferry_storage::{TargetOptions, same_volume};
@@ -20,7 +17,7 @@ use volferry_target_agent::options::ResumeOptions;
 use volferry_target_agent::{Reflink, TargetConfig};
 
 use crate::output::{self, Meter};
-use crate::pair;
+use crate::pair::{self, ChunkOptions};
 
 /// Arguments of `volferry copy`.
 #[derive(Debug, Args)]
@@ -90,18 +87,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     transport: TransportOptions,
 
-    /// Chunk size, a power of two from 64KiB to 8MiB; the digest depends on it
-    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_chunk_size)]
-    chunk_size: ChunkSize,
-
-    /// Memory for chunks in flight at each end, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64)]
-    #[arg(value_parser = clap::value_parser!(u32).range(16..=65536))]
-    memory_mib: u32,
-
-    /// Read and write through the page cache
-    #[arg(long)]
-    buffered: bool,
+    #[command(flatten)]
+    chunks: ChunkOptions,
 
     /// Print the receipt as one JSON object
     #[arg(long)]
@@ -164,14 +151,14 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
         make_directory(&arguments.target)?;
     }
     let reflink = reflink(arguments, source_path)?;
-    let memory_bytes = (arguments.memory_mib as usize) << 20;
+    let memory_bytes = arguments.chunks.memory_bytes();
     let source = SourceConfig::new(source_path.to_owned());
     // Between two ends in one process there is no network that could limit.
     let streams = arguments.streams.unwrap_or(source.streams);
     let source = SourceConfig {
-        chunk_size: arguments.chunk_size,
+        chunk_size: arguments.chunks.chunk_size,
         memory_bytes,
-        direct: !arguments.buffered,
+        direct: !arguments.chunks.buffered,
         manifest: arguments.manifest.clone(),
         terms: arguments.tree.terms(),
         allow_changed: arguments.allow_changed,
@@ -186,7 +173,7 @@ fn copy(arguments: &Arguments) -> outcome::Outcome {
             overwrite: arguments.overwrite,
             zero_tail: arguments.zero_tail,
             preallocate: arguments.preallocate,
-            direct: !arguments.buffered,
+            direct: !arguments.chunks.buffered,
         },
         reflink,
         memory_bytes,

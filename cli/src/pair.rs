@@ -4,10 +4,11 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use clap::Args;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 use volferry_agent::cpu::CpuMeter;
-use volferry_agent::options::TransportOptions;
+use volferry_agent::options::{TransportOptions, parse_chunk_size};
 use volferry_agent::outcome::Outcome;
 use volferry_agent::patience::PatienceLimits;
 use volferry_agent::progress::{End, Report};
@@ -15,9 +16,34 @@ use volferry_agent::run::{Context, runtime};
 use volferry_agent::shutdown::shutdown;
 use volferry_agent::trace;
 use volferry_protocol::failure::{Failure, FailureClass, FailureCode};
+use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
 use volferry_target_agent::TargetConfig;
 use volferry_transport::{CredentialsDir, Dialer, Role, TransportChoice, mint};
+
+/// How both agents cut, hold and reach a volume.
+#[derive(Debug, Args)]
+pub(crate) struct ChunkOptions {
+    /// Chunk size, a power of two from 64KiB to 8MiB; the digest depends on it
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_chunk_size)]
+    pub(crate) chunk_size: ChunkSize,
+
+    /// Memory for chunks in flight at each end, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(16..=65536))]
+    memory_mib: u32,
+
+    /// Read and write through the page cache
+    #[arg(long)]
+    pub(crate) buffered: bool,
+}
+
+impl ChunkOptions {
+    /// Bytes for chunks in flight at each end.
+    pub(crate) const fn memory_bytes(&self) -> usize {
+        (self.memory_mib as usize) << 20
+    }
+}
 
 /// How long the credentials of a clone in one process are valid: longer than any clone takes.
 const VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
