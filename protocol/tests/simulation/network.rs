@@ -93,6 +93,21 @@ impl Connection {
     }
 }
 
+impl<Frame: Clone + std::fmt::Debug, Work> Realm<Payload<Frame>, Work> {
+    /// A data connection of a source that says which one it is.
+    pub(crate) fn open_data(
+        &mut self,
+        source: usize,
+        number: u16,
+        token: SessionToken,
+    ) -> ConnectionId {
+        let connection = self.connect(source, Purpose::Data);
+        let preamble = Payload::Preamble { number, token };
+        self.send(connection, Side::Target, preamble);
+        connection
+    }
+}
+
 impl<P: Carried, Work> Realm<P, Work> {
     pub(crate) fn connect(&mut self, source: usize, purpose: Purpose) -> ConnectionId {
         self.connections.push(Connection {

@@ -204,13 +204,7 @@ impl World {
             .trace(|| format!("source {source} begins a round, offers: {offered}"));
         let lanes: Vec<_> = (0..transfer.streams)
             .map(|number| {
-                let token = transfer.token;
-                let connection = self.realm.connect(source, Purpose::Data);
-                self.realm.send(
-                    connection,
-                    Side::Target,
-                    Payload::Preamble { number, token },
-                );
+                let connection = self.realm.open_data(source, number, transfer.token);
                 Lane::new(connection)
             })
             .collect();
@@ -319,10 +313,8 @@ impl World {
         let Some(number) = session.machine.handle_joined() else {
             return;
         };
-        let connection = self.realm.connect(source, Purpose::Data);
+        let connection = self.realm.open_data(source, number, token);
         session.lanes.push(Lane::new(connection));
-        let preamble = Payload::Preamble { number, token };
-        self.realm.send(connection, Side::Target, preamble);
         let pause = self.pace();
         self.realm.after(pause, Event::Read(source, connection));
     }

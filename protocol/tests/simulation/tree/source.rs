@@ -266,10 +266,7 @@ impl World {
         self.checker.walks(epoch);
         let mut lanes = vec![];
         for number in 0..transfer.streams {
-            let token = transfer.token;
-            let connection = self.realm.connect(source, Purpose::Data);
-            let preamble = Payload::Preamble { number, token };
-            self.realm.send(connection, Side::Target, preamble);
+            let connection = self.realm.open_data(source, number, transfer.token);
             let pause = self.pace();
             self.realm.after(pause, Event::Read(source, connection));
             lanes.push(Lane::new(connection));
@@ -357,10 +354,8 @@ impl World {
         let Some(number) = session.machine.handle_joined() else {
             return;
         };
-        let connection = self.realm.connect(source, Purpose::Data);
+        let connection = self.realm.open_data(source, number, token);
         session.lanes.push(Lane::new(connection));
-        let preamble = Payload::Preamble { number, token };
-        self.realm.send(connection, Side::Target, preamble);
         let pause = self.pace();
         self.realm.after(pause, Event::Read(source, connection));
     }
