@@ -345,6 +345,16 @@ fn of_two_sources_one_clones_the_tree() {
     assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
 }
 
+/// The first source goes on where it was stopped, and finds that `second` holds the clone, which ends well.
+#[track_caller]
+fn is_shut_out(held: Held, second: Agent) {
+    held.source.signal(Signal::CONT);
+    let _shut_out = held.source.end().failed(5, &["another run"]);
+    held.trial.proxy.open();
+    let receipt = ends_well(&held.trial, second, held.target);
+    assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
+}
+
 /// The journal remembers it: a source that was paused meanwhile comes back to another run of the target,
 /// and is turned away for good.
 #[test]
@@ -355,11 +365,7 @@ fn who_was_shut_out_stays_out_when_the_target_was_restarted() {
     wait_until_at_least(held.target.admin(), "sessions", 2);
     held.restart(Role::Target);
     wait_until_at_least(held.target.admin(), "sessions", 1);
-    held.source.signal(Signal::CONT);
-    let _shut_out = held.source.end().failed(5, &["another run"]);
-    held.trial.proxy.open();
-    let receipt = ends_well(&held.trial, second, held.target);
-    assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
+    is_shut_out(held, second);
 }
 
 /// The same where the target was started again before the other took over.
@@ -370,11 +376,7 @@ fn who_held_the_clone_before_the_target_was_restarted_is_shut_out() {
     held.restart(Role::Target);
     let second = held.trial.start_source(&["--take-over"]);
     wait_until_at_least(held.target.admin(), "sessions", 1);
-    held.source.signal(Signal::CONT);
-    let _shut_out = held.source.end().failed(5, &["another run"]);
-    held.trial.proxy.open();
-    let receipt = ends_well(&held.trial, second, held.target);
-    assert!(number(&receipt, "resumed_bytes") >= held.durable_bytes);
+    is_shut_out(held, second);
 }
 
 #[test]
