@@ -23,6 +23,8 @@ pub(crate) struct Seen {
     pub(crate) restarts: i32,
     /// How the container ended the last time that it ended.
     pub(crate) last_end: Option<Ended>,
+    /// When the container ended that is not started again, if that is known.
+    pub(crate) ended_at: Option<Timestamp>,
 }
 
 /// What a pod does.
@@ -50,8 +52,6 @@ pub(crate) enum State {
     Failed {
         /// The API's words.
         message: String,
-        /// When its container ended, if that is known.
-        at: Option<Timestamp>,
     },
 }
 
@@ -129,6 +129,7 @@ impl Seen {
             state: state(pod, &status, container),
             restarts: container.map_or(0, |container| container.restart_count),
             last_end: container.and_then(last_end),
+            ended_at: container.and_then(ended_at),
         }
     }
 }
@@ -141,7 +142,6 @@ fn state(pod: &Pod, status: &PodStatus, container: Option<&ContainerStatus>) -> 
         Some("Succeeded") => State::Succeeded,
         Some("Failed") => State::Failed {
             message: failed_words(status, container),
-            at: container.and_then(ended_at),
         },
         Some("Running") => match container.and_then(waiting) {
             Some((reason, message)) => State::Waiting { reason, message },

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use volferry_protocol::receipt::{Receipt, Verified};
 
@@ -32,19 +33,20 @@ pub(super) const POLL_EVERY: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_secs(5);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How long a target agent may run on when its source has ended well. It waits for a minute where it
+/// can't know that the source has heard of the receipt.
+const UNHEARD_MAX: Duration = Duration::from_secs(90);
 
 impl Planner<'_> {
     pub(super) fn host_assisted(&mut self) -> Result<Going, Stop> {
         let target = self.world.pod(End::Target).map(Seen::of);
-        let source = self.world.pod(End::Source).map(Seen::of);
-        // Either end has it only when all is durable and both digests agree.
-        let ends = [&target, &source].into_iter().flatten();
-        let proof = ends
-            .filter_map(|seen| seen.last_end.as_ref())
-            .find_map(|end| match end {
-                Ended::Proven(receipt, json) => Some((receipt.as_ref(), json)),
-                _ => None,
-            });
+        let mut source = self.world.pod(End::Source).map(Seen::of);
+        // The target has it only when all is durable and both digests agree. The source shows the same
+        // one, but whoever may make pods in its namespace can have it show any.
+        let proof = match target.as_ref().and_then(|seen| seen.last_end.as_ref()) {
+            Some(Ended::Proven(receipt, json)) => Some((receipt.as_ref(), json)),
+            _ => None,
+        };
         if let Some((receipt, json)) = proof {
             self.prove(receipt, json);
             // While bytes travel claims are not looked at.
@@ -67,6 +69,13 @@ impl Planner<'_> {
             let words = seen.last_end.as_ref().map_or("nothing", Ended::words);
             let message = format!("the target agent ended without a receipt; it left: {words}");
             return Err(Stop::fail(Reason::AgentFailed, message));
+        }
+        if let (Some(source), Some(target)) = (&mut source, &target)
+            && is_forsaken(source, target, self.world.now)
+        {
+            source.state = State::Failed {
+                message: "it ended well, and the target agent runs on".to_owned(),
+            };
         }
         for (end, seen) in [(End::Target, &target), (End::Source, &source)] {
             self.attempts(end).node = seen.as_ref().and_then(|seen| seen.node.clone());
@@ -178,7 +187,7 @@ impl Planner<'_> {
         }
         let limit = self.world.clone.spec.backoff_limit;
         let words = match (&seen.state, &seen.last_end) {
-            (State::Failed { message, .. }, _) => message.clone(),
+            (State::Failed { message }, _) => message.clone(),
             (_, Some(end)) => end.words().to_owned(),
             _ => String::new(),
         };
@@ -191,7 +200,7 @@ impl Planner<'_> {
             );
             return Err(Stop::fail(Reason::BackoffLimitExceeded, message));
         }
-        let State::Failed { at, .. } = &seen.state else {
+        let State::Failed { .. } = &seen.state else {
             return Ok(());
         };
         let now = self.world.now;
@@ -202,7 +211,7 @@ impl Planner<'_> {
                 .saturating_add(seen.restarts)
                 .saturating_add(1);
             attempts.replaced_uid = Some(seen.uid.clone());
-            attempts.failed_at = Some(Time(at.unwrap_or(now)));
+            attempts.failed_at = Some(Time(seen.ended_at.unwrap_or(now)));
             attempts.last_failure = Some(words.clone());
         }
         let message = format!("the {} agent's pod failed: {words}", end.label());
@@ -483,6 +492,15 @@ fn attached_to(source: &PersistentVolumeClaim, around: &Surroundings) -> Option<
 pub(super) fn selected_node(claim: &PersistentVolumeClaim) -> Option<String> {
     let node = claim.annotations().get(SELECTED_NODE_ANNOTATION);
     node.filter(|_| !claims::is_bound(claim)).cloned()
+}
+
+/// Whether the source ended well and left a target that waits for it: the target was lost before it
+/// showed its receipt and has begun anew, or the source's word was not to be trusted.
+fn is_forsaken(source: &Seen, target: &Seen, now: Timestamp) -> bool {
+    let is_waiting = matches!(target.state, State::Running { is_ready: true, .. });
+    let since = source.ended_at.map(|at| now.duration_since(at));
+    let since = since.and_then(|since| Duration::try_from(since).ok());
+    source.state == State::Succeeded && is_waiting && since.is_some_and(|it| it > UNHEARD_MAX)
 }
 
 /// Whether an agent gets privileges: only for files, and only where an administrator lets it.

@@ -101,6 +101,14 @@ fn database() -> ClaimUser {
     .unwrap()
 }
 
+/// The consent that any claim is cloned into namespace `home`.
+fn grant_to_home() -> Grant {
+    of(json!({
+        "from": [{"group": "volferry.io", "kind": "VolumeClone", "namespace": "home"}],
+        "to": [{"group": "", "kind": "PersistentVolumeClaim"}],
+    }))
+}
+
 fn around(world: &mut World) -> &mut Surroundings {
     world.surroundings.as_mut().unwrap()
 }
@@ -495,10 +503,7 @@ fn a_pod_in_another_namespace_lends_nobody_its_rights() {
             "nodeSelector": {"disk": "fast"}},
     });
     let mut world = world(&spec);
-    around(&mut world).grants = vec![of(json!({
-        "from": [{"group": "volferry.io", "kind": "VolumeClone", "namespace": "home"}],
-        "to": [{"group": "", "kind": "PersistentVolumeClaim"}],
-    }))];
+    around(&mut world).grants = vec![grant_to_home()];
     let made = |decision: &Decision| {
         let mut pods = decision.steps.iter().filter_map(|step| match step {
             Step::Apply(Object::Pod(pod)) => Some(serde_json::to_value(pod).unwrap()),
@@ -560,10 +565,7 @@ fn auto_takes_the_backend_where_it_can_and_says_why_not() {
         if let Some(annotations) = backend {
             with_backend(&mut world, &annotations);
         }
-        around(&mut world).grants = vec![of(json!({
-            "from": [{"group": "volferry.io", "kind": "VolumeClone", "namespace": "home"}],
-            "to": [{"group": "", "kind": "PersistentVolumeClaim"}],
-        }))];
+        around(&mut world).grants = vec![grant_to_home()];
         decide_in(&mut world);
         let status = world.clone.status.unwrap();
         assert_eq!(
@@ -1181,6 +1183,63 @@ fn without_a_receipt_nothing_is_proven() {
         Reason::AgentFailed,
         "without a receipt",
     );
+}
+
+/// An agent's pod that ended well at this second, and left `message`.
+fn ended_well(world: &World, end: End, seconds: i64, message: &str) -> Pod {
+    let mut ended = container(&json!({"state": {"terminated": {
+        "exitCode": 0, "message": message, "finishedAt": at(seconds).to_string()}}}));
+    ended["status"]["phase"] = json!("Succeeded");
+    pod(world, end, &ended)
+}
+
+#[test]
+fn a_receipt_of_the_source_proves_nothing() {
+    for spec in [json!({}), json!({"source": {"namespace": "away"}})] {
+        let mut world = under_way(&spec);
+        around(&mut world).grants = vec![grant_to_home()];
+        decide_in(&mut world);
+        let target = pod(&world, End::Target, &json!({}));
+        let source = ended_well(&world, End::Source, 0, &receipt());
+        world.pods = vec![target, source];
+
+        // The target may not have ended yet.
+        world.now = at(60);
+        let (steps, _) = decide_in(&mut world);
+        assert_eq!(steps, Vec::<String>::new());
+        let status = world.clone.status.clone().unwrap();
+        assert_eq!((status.phase, &status.receipt), (Phase::Cloning, &None));
+
+        // It was lost before it showed a receipt, or there was none.
+        world.now = at(91);
+        let (steps, _) = decide_in(&mut world);
+        let namespace = world.clone.source_namespace();
+        assert_eq!(
+            steps,
+            [format!("delete Pod {namespace}/volferry-UID-source")]
+        );
+        let status = world.clone.status.clone().unwrap();
+        assert_eq!(status.receipt, None);
+        assert_eq!(status.attempts.source.failures, 1);
+        assert_eq!(condition(&world, "Progressing").1, "AgentReplaced");
+
+        // Without a target there is nobody to believe.
+        world.pods.remove(0);
+        let (steps, _) = decide_in(&mut world);
+        assert_eq!(steps, ["apply pod home/volferry-UID-target"]);
+        assert_eq!(world.clone.status.clone().unwrap().receipt, None);
+
+        // Nor beside one that ended and has none.
+        world
+            .pods
+            .push(ended_well(&world, End::Target, 95, "nothing"));
+        check_stop(
+            world,
+            Phase::Failed,
+            Reason::AgentFailed,
+            "the target agent ended without a receipt",
+        );
+    }
 }
 
 #[test]

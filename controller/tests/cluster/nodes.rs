@@ -262,8 +262,8 @@ impl Nodes {
         for pod in [target, source] {
             let (namespace, name) = place(pod);
             let end = text(&pod["metadata"]["labels"]["volferry.io/end"]);
-            let ended =
-                json!({"terminated": {"exitCode": 0, "message": receipt, "reason": "Completed"}});
+            let ended = json!({"terminated": {"exitCode": 0, "message": receipt, "reason": "Completed",
+                    "finishedAt": super::now().to_string()}});
             let status = json!({"status": {"phase": "Succeeded",
                 "containerStatuses": [container(&end, false, ended)]}});
             self.api.change("pods", &namespace, &name, &status);
@@ -352,7 +352,8 @@ fn base64(text: &str) -> Vec<u8> {
     bytes.0
 }
 
-fn receipt(clone: &str) -> String {
+/// What both agents leave when a clone is proven.
+pub(crate) fn receipt(clone: &str) -> String {
     let agent = json!({"agent": "a", "cpu_seconds": 1.0, "peak_memory_bytes": 1});
     json!({
         "receipt_version": 1, "clone_id": clone, "digest": "11".repeat(32), "chunk_size": 1_048_576,

@@ -8,7 +8,7 @@ use volferry_controller::reconcile::Limits;
 
 use super::api::Fault;
 use super::strategies::backend;
-use super::{SHORT, SHORTEST, Scene, away, cross_namespace_for, merged, populator, uid};
+use super::{SHORT, SHORTEST, Scene, away, cross_namespace_for, merged, nodes, populator, uid};
 
 #[tokio::test(start_paused = true)]
 async fn each_watch_fails_in_turn_and_nothing_changes() {
@@ -319,4 +319,30 @@ async fn a_pod_of_the_source_namespace_is_never_taken_for_the_target() {
             .all(|pod| pod["metadata"]["namespace"] == "away")
     };
     scene.until("an empty namespace", is_gone).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_shows_a_receipt_of_its_own_is_not_believed() {
+    let scene = cross_namespace_for(SHORT);
+    scene.until_phase("clone", "Cloning").await;
+    let uid = uid(&scene);
+    let source = format!("volferry-{uid}-source");
+    let of_source = |scene: &Scene| {
+        let pod = scene.api.get("pods", "away", &source);
+        pod.map(|pod| nodes::text(&pod["metadata"]["uid"]))
+    };
+    let first = of_source(&scene);
+    assert!(first.is_some());
+    let forged = nodes::receipt(&uid).replace(&"11".repeat(32), &"22".repeat(32));
+    let ended = json!({"exitCode": 0, "message": forged, "finishedAt": super::now().to_string()});
+    let status = json!({"status": {"phase": "Succeeded", "containerStatuses": [{
+        "name": "source", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+        "state": {"terminated": ended}}]}});
+    scene.api.change("pods", "away", &source, &status);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(scene.status("clone")["phase"], "Cloning");
+    scene.until_phase("clone", "Ready").await;
+    let status = scene.status("clone");
+    assert_eq!(status["receipt"]["digest"], "11".repeat(32));
+    assert_eq!(status["attempts"]["source"]["failures"], 1, "{status}");
 }
