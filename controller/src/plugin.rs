@@ -2,8 +2,10 @@
 //! beyond reading.
 
 pub mod bench;
+pub mod cancel;
 pub mod doctor;
 pub mod installation;
+pub mod logs;
 
 use std::fmt::Write as _;
 

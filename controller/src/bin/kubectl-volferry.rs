@@ -10,11 +10,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use futures::{AsyncBufReadExt, TryStreamExt};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams, LogParams, PostParams, Preconditions};
+use kube::api::{ListParams, PostParams};
 use kube::config::KubeConfigOptions;
 use kube::{Api, Client, Config, ResourceExt};
 use serde_json::json;
@@ -22,8 +20,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 use volferry_controller::api::{Phase, TransportProtocol, VolumeClone};
 use volferry_controller::claims::{self, VolumeMode};
-use volferry_controller::names::{self, End};
+use volferry_controller::names::End;
 use volferry_controller::plugin::bench::{Asked, Bench, Placement};
+use volferry_controller::plugin::cancel::cancel;
+use volferry_controller::plugin::logs::logs;
 use volferry_controller::plugin::{doctor, in_words, installation, report, table};
 use volferry_controller::world::Settings;
 
@@ -291,9 +291,22 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
         }
         Verb::Logs { name, end, follow } => {
             let clone = clones.get(&name).await.map_err(in_words)?;
-            logs(&client, &clone, end.map(WhichEnd::end), follow).await
+            let say = |line: &str| println!("{line}");
+            let ended = logs(&client, &clone, end.map(WhichEnd::end), follow, say).await;
+            let Err(failures) = ended else {
+                return Ok(ExitCode::SUCCESS);
+            };
+            for failure in &failures {
+                eprintln!("{failure}");
+            }
+            Err(format!(
+                "agents have pods while a clone runs; kubectl volferry status {name} says how it stands"
+            ))
         }
-        Verb::Cancel { name } => cancel(&clones, &name).await,
+        Verb::Cancel { name } => {
+            println!("{}", cancel(&clones, &name).await?);
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Clone { ends, watch } => {
             let made = wanted(&ends, &namespace)?;
             let namespace = made.target_namespace().to_owned();
@@ -308,82 +321,6 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             }
         }
     }
-}
-
-/// Prints the logs of the agents' pods, each line with its end where there are two.
-async fn logs(
-    client: &Client,
-    clone: &VolumeClone,
-    end: Option<End>,
-    follow: bool,
-) -> Result<ExitCode, String> {
-    let ends = End::ALL
-        .into_iter()
-        .filter(|one| end.is_none_or(|end| end == *one));
-    let each = ends.map(|one| async move {
-        let pods: Api<Pod> = Api::namespaced(client.clone(), one.namespace(clone));
-        let name = names::name(clone, one);
-        let params = LogParams {
-            follow,
-            ..LogParams::default()
-        };
-        let failed = |error| format!("no log of the {} agent: {error}", one.label());
-        let lines = pods.log_stream(&name, &params).await;
-        let mut lines = lines.map_err(|error| failed(in_words(error)))?.lines();
-        while let Some(line) = lines
-            .try_next()
-            .await
-            .map_err(|error| failed(error.to_string()))?
-        {
-            match end {
-                Some(_) => println!("{line}"),
-                None => println!("{:8}{line}", one.label()),
-            }
-        }
-        Ok::<_, String>(())
-    });
-    let ended = futures::future::join_all(each).await;
-    let failures: Vec<_> = ended.into_iter().filter_map(Result::err).collect();
-    for failure in &failures {
-        eprintln!("{failure}");
-    }
-    if !failures.is_empty() {
-        eprintln!(
-            "agents have pods while a clone runs; kubectl volferry status {} says how it stands",
-            clone.name_any()
-        );
-        return Ok(ExitCode::FAILURE);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Deletes a clone and waits until nothing of it is left.
-async fn cancel(clones: &Api<VolumeClone>, name: &str) -> Result<ExitCode, String> {
-    let clone = clones.get(name).await.map_err(in_words)?;
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: clone.metadata.uid.clone(),
-            resource_version: None,
-        }),
-        ..DeleteParams::background()
-    };
-    clones.delete(name, &params).await.map_err(in_words)?;
-    loop {
-        let left = clones.get_metadata_opt(name).await.map_err(in_words)?;
-        if left.is_none_or(|left| left.metadata.uid != clone.metadata.uid) {
-            break;
-        }
-        tokio::time::sleep(WATCH_EVERY).await;
-    }
-    let phase = clone.status.as_ref().map(|status| status.phase);
-    let (namespace, target) = (clone.target_namespace(), clone.target_claim());
-    let fate = match (phase, &clone.spec.target.claim_template) {
-        (Some(Phase::Ready), _) => "is complete and stays",
-        (_, Some(_)) => "was not complete and is gone",
-        (_, None) => "stays, and what it holds is not to be used",
-    };
-    println!("volumeclone {namespace}/{name} ended; the claim {target} {fate}");
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the status, with `watch` until the clone has ended. A clone that failed is a failure.

@@ -10,6 +10,7 @@ mod bench;
 mod crowd;
 mod doctor;
 mod nodes;
+mod plugin;
 mod populator;
 mod storage;
 mod strategies;
