@@ -2,8 +2,8 @@
 //! selectors, metadata-only lists, watches with bookmarks that are cut and outdated, and calls that fail
 //! as planned.
 //!
-//! It knows no schemas, quotas, admission or field ownership: an apply is a merge in which lists are
-//! replaced. It collects no garbage, so that what a controller forgets stays to be seen.
+//! What a client makes or replaces has to fit the published schemas. It knows no quotas, admission or
+//! field ownership: an apply is a merge in which lists are replaced. It collects no garbage, so that what a controller forgets stays to be seen.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -26,6 +26,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use super::published;
 
 /// How a planned call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -366,6 +368,11 @@ impl FakeApi {
         };
         let separator = if subresource.is_empty() { "" } else { "/" };
         let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        // A merge patch is a part of an object: what it makes of that is not looked at.
+        if matches!(verb, "create" | "update" | "patch") && body["kind"].is_string() {
+            let faults = published::faults(&body);
+            assert!(faults.is_empty(), "{verb} {body}: {faults:?}");
+        }
         let names = [&body["regarding"]["name"], &body["metadata"]["name"]];
         let name = names.into_iter().find_map(Value::as_str);
         let call = Call {

@@ -12,6 +12,7 @@ mod doctor;
 mod nodes;
 mod plugin;
 mod populator;
+mod published;
 mod storage;
 mod strategies;
 mod watching;
