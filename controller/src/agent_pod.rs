@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use serde::Deserialize;
 use volferry_protocol::receipt::Receipt;
 
+use crate::names::END_LABEL;
 use crate::reason::Reason;
 
 /// An agent's pod as it was seen.
@@ -121,7 +122,10 @@ impl Seen {
     #[must_use]
     pub(crate) fn of(pod: &Pod) -> Self {
         let status = pod.status.clone().unwrap_or_default();
-        let container = status.container_statuses.iter().flatten().next();
+        // Others may have been put beside the agent's, which is named after its end.
+        let end = pod.labels().get(END_LABEL);
+        let mut containers = status.container_statuses.iter().flatten();
+        let container = containers.find(|found| end.is_none_or(|end| found.name == *end));
         let spec = pod.spec.as_ref();
         Self {
             uid: pod.uid().unwrap_or_default(),

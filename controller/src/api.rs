@@ -89,6 +89,8 @@ pub const GROUP: &str = "volferry.io";
     validation = Rule::new("self.strategy == oldSelf.strategy").message("the strategy can't be changed"),
     validation = Rule::new("self.verify == oldSelf.verify").message("how the clone is verified can't be changed"),
     validation = Rule::new("self.resume == oldSelf.resume").message("what the clone goes on from can't be changed"),
+    validation = Rule::new("self.transport.protocol == oldSelf.transport.protocol").message("the protocol can't be changed; make another VolumeClone"),
+    validation = Rule::new("!(has(self.source.persistentVolumeClaim) && has(self.target.persistentVolumeClaim) && !has(self.source.__namespace__) && self.source.persistentVolumeClaim.name == self.target.persistentVolumeClaim.name)").message("a claim can't be cloned to itself; name another target"),
     validation = Rule::new("!(self.strategy == 'CsiClone' && has(self.source.volumeSnapshot))").message("a snapshot is restored, not cloned: choose Auto, Snapshot or HostAssisted"),
 )]
 pub struct VolumeCloneSpec {
@@ -138,8 +140,8 @@ pub struct VolumeCloneSpec {
     /// there.
     #[serde(default)]
     pub suspend: bool,
-    /// Seconds after its end at which this object is deleted; without, never. The target claim
-    /// stays.
+    /// Seconds after its end at which this object is deleted; without, never. A target claim that is
+    /// complete stays; one that was made for a clone that failed goes too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub ttl_seconds_after_finished: Option<i64>,

@@ -164,6 +164,8 @@ pub(crate) struct KnownSnapshot {
 pub(crate) struct Warning {
     /// The claim's name.
     pub(crate) claim: String,
+    /// Its uid.
+    pub(crate) uid: String,
     /// When it was said last.
     pub(crate) at: Option<Time>,
     /// In the backend's words.
@@ -614,6 +616,7 @@ pub(crate) fn known_pod(mut pod: Pod) -> Option<KnownPod> {
 pub(crate) fn known_warning(event: CoreEvent) -> Option<Warning> {
     Some(Warning {
         claim: event.involved_object.name?,
+        uid: event.involved_object.uid?,
         at: event.last_timestamp,
         message: event.message?,
     })

@@ -155,7 +155,7 @@ impl Expected {
                 doomed.name.clone(),
                 doomed.uid.clone(),
             )),
-            Step::Attest { claim, receipt } => Some(Self::Attested(
+            Step::Attest { claim, receipt, .. } => Some(Self::Attested(
                 clone.target_namespace().to_owned(),
                 claim.clone(),
                 receipt.clone(),
@@ -422,32 +422,26 @@ impl Cluster {
             let pods: Api<Pod> = self.namespaced(namespace);
             let params = ListParams::default().labels(&selector(clone));
             let what = || format!("listing the agents' pods in {namespace}");
-            found.extend(call(what, pods.list(&params)).await?);
+            let mut listed = call(what, pods.list(&params)).await?.items;
+            listed.retain(|pod| {
+                let is_at = |end: &End| {
+                    end.namespace(clone) == namespace && pod.name_any() == name(clone, *end)
+                };
+                End::ALL.iter().any(is_at)
+            });
+            found.extend(listed);
         }
         Ok(found)
     }
 
     /// What else was made for a clone, as far as it is known; no Secrets.
     pub(crate) fn belongings(&self, clone: &VolumeClone) -> Vec<Belonging> {
-        let (home, away) = (clone.target_namespace(), clone.source_namespace());
-        let (prime, target) = (prime_name(clone), clone.target_claim().to_owned());
-        let (of_source, of_target) = (name(clone, End::Source), name(clone, End::Target));
-        let mut places = vec![
-            (Kind::Snapshot, away, &of_source),
-            (Kind::Claim, away, &of_source),
-            (Kind::Claim, home, &prime),
-            (Kind::Claim, home, &target),
-            (Kind::NetworkPolicy, away, &of_source),
-            (Kind::NetworkPolicy, home, &of_target),
-            (Kind::ConfigMap, home, &of_target),
-        ];
-        if home != away {
-            places.push((Kind::Claim, away, &prime));
-        }
-        let known = places.into_iter().filter_map(|(kind, namespace, name)| {
-            let metadata = self.known_metadata(kind, namespace, name)?;
-            is_of(&metadata, clone).then(|| belonging(kind, namespace, metadata))
-        });
+        let known = places(clone)
+            .into_iter()
+            .filter_map(|(kind, namespace, name)| {
+                let metadata = self.known_metadata(kind, namespace, &name)?;
+                is_of(&metadata, clone).then(|| belonging(kind, namespace, metadata))
+            });
         known.collect()
     }
 
@@ -469,6 +463,7 @@ impl Cluster {
     /// # Errors
     /// When a call fails.
     pub async fn belongings_now(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
+        let places = places(clone);
         let mut found = Vec::new();
         for namespace in namespaces(clone) {
             for kind in Kind::ALL {
@@ -486,7 +481,13 @@ impl Cluster {
                     }
                     Kind::Snapshot => self.list_snapshots(namespace, clone).await?,
                 };
-                let of_kind = of_kind.into_iter();
+                // Labels are copied together with what bears them: only names tell what is ours.
+                let of_kind = of_kind.into_iter().filter(|metadata| {
+                    let is_it = |(of, at, name): &(Kind, &str, String)| {
+                        *of == kind && *at == namespace && metadata.name.as_ref() == Some(name)
+                    };
+                    places.iter().any(is_it)
+                });
                 found.extend(of_kind.map(|metadata| belonging(kind, namespace, metadata)));
             }
         }
@@ -623,8 +624,13 @@ impl Cluster {
 
     /// What went wrong with making a claim's volume, oldest first.
     fn warnings(&self, namespace: &str, claim: &str) -> Vec<String> {
+        let known = self.cache.claims.get(namespace, claim);
+        let Some(uid) = known.and_then(|claim| claim.metadata.uid.clone()) else {
+            return Vec::new();
+        };
+        // An Event outlives its claim, and another may have the name.
         let mut found = self.cache.warnings.in_namespace(namespace);
-        found.retain(|(_, warning)| warning.claim == claim);
+        found.retain(|(_, warning)| warning.claim == claim && warning.uid == uid);
         found.sort_by(|(_, a), (_, b)| a.at.cmp(&b.at));
         let messages = found
             .into_iter()
@@ -747,9 +753,15 @@ impl Cluster {
             Step::Apply(object) => self.apply(object).await,
             Step::Delete(doomed) => self.delete(doomed).await,
             Step::Rebind(rebinding) => self.rebind(rebinding).await,
-            Step::Attest { claim, receipt } => {
+            Step::Attest {
+                claim,
+                uid,
+                receipt,
+            } => {
                 let claims: Api<PersistentVolumeClaim> = self.namespaced(clone.target_namespace());
-                let patch = json!({"metadata": {"annotations": {RECEIPT_ANNOTATION: receipt}}});
+                let patch = json!({
+                    "metadata": {"uid": uid, "annotations": {RECEIPT_ANNOTATION: receipt}},
+                });
                 let what = || format!("noting the receipt on claim {claim}");
                 let params = PatchParams::default();
                 let patched = call(what, claims.patch(claim, &params, &Patch::Merge(patch))).await;
@@ -1001,7 +1013,29 @@ fn delete_params(uid: &str) -> DeleteParams {
     }
 }
 
-/// Whether an object was made for `clone`.
+/// Where what is made for `clone` can be, Secrets and pods too.
+fn places(clone: &VolumeClone) -> Vec<(Kind, &str, String)> {
+    let (home, away) = (clone.target_namespace(), clone.source_namespace());
+    let (of_source, of_target) = (name(clone, End::Source), name(clone, End::Target));
+    let prime = prime_name(clone);
+    let mut places = vec![
+        (Kind::Snapshot, away, of_source.clone()),
+        (Kind::Claim, away, of_source.clone()),
+        (Kind::Claim, home, prime.clone()),
+        (Kind::Claim, home, clone.target_claim().to_owned()),
+        (Kind::Secret, away, of_source.clone()),
+        (Kind::Secret, home, of_target.clone()),
+        (Kind::NetworkPolicy, away, of_source),
+        (Kind::NetworkPolicy, home, of_target.clone()),
+        (Kind::ConfigMap, home, of_target),
+    ];
+    if home != away {
+        places.push((Kind::Claim, away, prime));
+    }
+    places
+}
+
+/// Whether an object bears the label of `clone`.
 fn is_of(metadata: &ObjectMeta, clone: &VolumeClone) -> bool {
     let labels = metadata.labels.as_ref();
     let label = labels.and_then(|labels| labels.get(CLONE_LABEL));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
 
 use crate::names::{EXPIRY_ANNOTATION, End, name};
 use crate::objects::{IDENTITY_KEYS, OBSERVER_CERTIFICATE, OBSERVER_KEY};
@@ -17,21 +18,47 @@ pub const VALIDITY: Duration = Duration::from_secs(12 * 3600);
 /// controller may be away for hours.
 const RENEW_BEFORE: Duration = Duration::from_secs(4 * 3600);
 
+/// How long it may take until a pod sees what was written into its Secret: the kubelet looks once a
+/// minute, and after what it remembers of it.
+const SEEN_WITHIN: Duration = Duration::from_secs(120);
+
+/// How much older than its credentials a pod is at least that had others before: clocks differ.
+const OLDER_BY: Duration = Duration::from_secs(30);
+
 /// Whether the credentials end soon. Missing ones are not renewed but made.
 #[must_use]
 pub fn should_renew(world: &World) -> bool {
     End::ALL.into_iter().any(|end| {
-        let name = name(&world.clone, end);
-        let mut secrets = world.belongings_of(Kind::Secret);
-        let secret = secrets
-            .find(|secret| secret.name == name && secret.namespace == end.namespace(&world.clone));
-        let expiry = secret.and_then(|secret| secret.annotations.get(EXPIRY_ANNOTATION));
-        let expiry = expiry.and_then(|seconds| Timestamp::from_second(seconds.parse().ok()?).ok());
-        expiry.is_some_and(|expiry| {
+        expiry(world, end).is_some_and(|expiry| {
             let left = Duration::try_from(expiry.duration_since(world.now)).unwrap_or_default();
             left < RENEW_BEFORE
         })
     })
+}
+
+/// Whether the target's credentials were made when its `pod` was there already, and so lately that it may
+/// not have seen them: it would turn away a source that shows such.
+#[must_use]
+pub fn are_unseen_by(pod: &Pod, world: &World) -> bool {
+    let validity = SignedDuration::try_from(VALIDITY).unwrap_or_default();
+    let made_at = expiry(world, End::Target).and_then(|expiry| expiry.checked_sub(validity).ok());
+    let (Some(made_at), Some(started_at)) = (made_at, pod.creation_timestamp()) else {
+        return false;
+    };
+    let since = |from: Timestamp, to: Timestamp| {
+        Duration::try_from(to.duration_since(from)).unwrap_or_default()
+    };
+    since(started_at.0, made_at) > OLDER_BY && since(made_at, world.now) < SEEN_WITHIN
+}
+
+/// When the credentials of `end` end.
+fn expiry(world: &World, end: End) -> Option<Timestamp> {
+    let name = name(&world.clone, end);
+    let mut secrets = world.belongings_of(Kind::Secret);
+    let secret = secrets
+        .find(|secret| secret.name == name && secret.namespace == end.namespace(&world.clone))?;
+    let seconds = secret.annotations.get(EXPIRY_ANNOTATION)?.parse().ok()?;
+    Timestamp::from_second(seconds).ok()
 }
 
 /// By what the controller asks a target for its progress.

@@ -16,6 +16,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
 use crate::api::{FailureStatus, Phase, Strategy, StrategyChoice, VolumeClone, VolumeCloneStatus};
+use crate::claims;
 use crate::names::{FINALIZER, RECEIPT_ANNOTATION};
 use crate::objects::Object;
 use crate::reason::Reason;
@@ -78,11 +79,27 @@ pub enum Step {
     Attest {
         /// The claim.
         claim: String,
+        /// Its uid: another by the same name holds something else.
+        uid: String,
         /// The receipt, in one line.
         receipt: String,
     },
     /// Delete the `VolumeClone` itself: its time is over.
     Expire,
+}
+
+impl Step {
+    /// What is made or changed, where the API server may well refuse it: a quota, a policy, a webhook.
+    pub(crate) fn makes(&self) -> Option<String> {
+        match self {
+            Self::Apply(object) => Some(object.describe()),
+            Self::Mint => Some("the credentials of both agents".to_owned()),
+            Self::Rebind(Rebinding { volume, claim, .. }) => {
+                Some(format!("volume {volume} for claim {claim}"))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A volume and the claim that it is given to.
@@ -294,6 +311,13 @@ impl<'a> Planner<'a> {
         let around = self.around()?;
         self.check_consent(around)?;
         self.check_source(around)?;
+        let clone = &self.world.clone;
+        let source = clone.spec.source.persistent_volume_claim.as_ref();
+        let is_same = source.is_some_and(|source| source.name == clone.target_claim());
+        if is_same && !clone.is_cross_namespace() {
+            let message = "a claim can't be cloned to itself; name another target";
+            return Err(Stop::fail(Reason::SourceIsTarget, message));
+        }
         self.present_target()?;
         let considered = choose(self.world, around);
         let wanted = match self.world.clone.spec.strategy {
@@ -411,21 +435,9 @@ impl<'a> Planner<'a> {
             self.note(false, going.reason, going.message.clone());
             return Some(going.again);
         }
-        // What was refused stays to be read until it is no more refused.
-        let rejection = self
-            .world
-            .rejection
-            .as_ref()
-            .filter(|_| !self.steps.is_empty());
-        match rejection {
-            Some(rejection) => {
+        match self.rejection() {
+            Some((reason, words)) => {
                 self.status.phase = Phase::Pending;
-                let reason = if rejection.message.contains("exceeded quota") {
-                    Reason::QuotaExceeded
-                } else {
-                    Reason::Rejected
-                };
-                let words = format!("{}: {}", rejection.what, rejection.message);
                 self.condition(Condition::Progressing, false, reason, &words);
             }
             None => self.condition(Condition::Progressing, true, going.reason, &going.message),
@@ -434,12 +446,29 @@ impl<'a> Planner<'a> {
         Some(going.again)
     }
 
+    /// What was refused stays to be read until it is no more refused.
+    fn rejection(&self) -> Option<(Reason, String)> {
+        let rejection = self.world.rejection.as_ref()?;
+        self.steps.iter().find_map(Step::makes)?;
+        let reason = if rejection.message.contains("exceeded quota") {
+            Reason::QuotaExceeded
+        } else {
+            Reason::Rejected
+        };
+        Some((reason, format!("{}: {}", rejection.what, rejection.message)))
+    }
+
     fn settle_hold(&mut self, reason: Reason, message: &str, again: Duration) -> Option<Duration> {
         self.status.phase = match reason {
             Reason::Suspended => Phase::Suspended,
             _ => Phase::Pending,
         };
-        self.condition(Condition::Progressing, false, reason, message);
+        match self.rejection() {
+            Some((reason, words)) => {
+                self.condition(Condition::Progressing, false, reason, &words);
+            }
+            None => self.condition(Condition::Progressing, false, reason, message),
+        }
         self.condition(Condition::Ready, false, reason, "");
         if self.status.strategy.is_none() {
             self.condition(Condition::Accepted, false, reason, message);
@@ -469,11 +498,18 @@ fn finished(world: &World, status: &VolumeCloneStatus) -> Decision {
         .receipt
         .as_ref()
         .filter(|_| status.phase == Phase::Ready);
-    if let (Some(receipt), Some(claim)) = (receipt, &world.target_claim) {
+    // One that was made later by the same name holds something else.
+    let ended_at = status.finished_at.as_ref();
+    let target = world.target_claim.as_ref().filter(|claim| {
+        let made_at = claim.creation_timestamp();
+        made_at.is_none_or(|made_at| ended_at.is_none_or(|ended_at| made_at <= *ended_at))
+    });
+    if let (Some(receipt), Some(claim)) = (receipt, target) {
         let attested = claim.annotations().get(RECEIPT_ANNOTATION);
         if attested != Some(&receipt.json) {
             steps.push(Step::Attest {
                 claim: claim.name_any(),
+                uid: claim.uid().unwrap_or_default(),
                 receipt: receipt.json.clone(),
             });
         }
@@ -546,8 +582,12 @@ fn tear_down(world: &World) -> Decision {
 
 /// Whether the target claim holds a complete clone.
 fn is_complete(world: &World, status: &VolumeCloneStatus) -> bool {
-    let of_target = world.target_claim.as_ref();
-    let of_target = of_target.and_then(|claim| claim.spec.as_ref()?.volume_name.as_ref());
+    // Its name is written into the claim before the volume is the claim's.
+    let bound = world
+        .target_claim
+        .as_ref()
+        .filter(|claim| claims::is_bound(claim));
+    let of_target = bound.and_then(|claim| claim.spec.as_ref()?.volume_name.as_ref());
     match &status.prime {
         _ if status.phase == Phase::Ready => true,
         // Filled in its place; it may be the target's already.

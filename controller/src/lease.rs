@@ -2,8 +2,9 @@
 //!
 //! A holder renews it every few seconds. Another takes it over when it has not changed for its whole
 //! duration by the other's own clock, so that clocks need not agree. Each write names the version that it
-//! replaces, so of two that try one wins. Even two leaders for a moment would do no harm: every write of
-//! theirs is either the same or refused.
+//! replaces, so of two that try one wins. Two leaders for a moment would decide nothing both, since a status
+//! is written in the place of the version that was read; but both could make credentials, each with an
+//! authority of its own. So a holder ends before another may begin, however slow the API server answers.
 
 use std::time::Duration;
 
@@ -80,12 +81,17 @@ impl Candidate {
     /// Goes on leading; returns when that is over.
     pub async fn keep(&self) {
         let mut renewed_at = Instant::now();
-        while renewed_at.elapsed() < HOLD_TIME {
-            tokio::time::sleep(LOOK_EVERY).await;
-            match self.renew().await {
-                Ok(true) => renewed_at = Instant::now(),
-                Ok(false) => return,
-                Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
+        loop {
+            let renewed = async {
+                tokio::time::sleep(LOOK_EVERY).await;
+                (Instant::now(), self.renew().await)
+            };
+            let renewed = tokio::time::timeout_at(renewed_at + HOLD_TIME, renewed).await;
+            match renewed {
+                // Others count from when they see it, which is later.
+                Ok((began_at, Ok(true))) => renewed_at = began_at,
+                Ok((_, Ok(false))) | Err(_) => return,
+                Ok((_, Err(error))) => tracing::warn!(%error, "the lease could not be renewed"),
             }
         }
     }

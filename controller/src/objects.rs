@@ -174,8 +174,18 @@ pub fn pod(clone: &VolumeClone, settings: &Settings, plan: &PodPlan) -> Pod {
         merge_under(&mut metadata.labels, &agents.labels);
         merge_under(&mut metadata.annotations, &agents.annotations);
     }
+    let annotations = metadata.annotations.get_or_insert_default();
+    // What agents talk over is TLS of their own, and their policies let no mesh through. A proxy beside the
+    // agent would also keep the pod from ending.
+    for (mesh, off) in [
+        ("sidecar.istio.io/inject", "false"),
+        ("linkerd.io/inject", "disabled"),
+    ] {
+        annotations
+            .entry(mesh.to_owned())
+            .or_insert_with(|| off.to_owned());
+    }
     if let EndPlan::Source { target, .. } = &plan.end {
-        let annotations = metadata.annotations.get_or_insert_default();
         annotations.insert(TARGET_ANNOTATION.to_owned(), target.to_string());
     }
     Pod {
@@ -663,7 +673,9 @@ pub fn target_claim(
     // It belongs to its user, not to the clone: no owner, so that it stays.
     let found_by = metadata(clone, End::Target);
     let mut labels = template.metadata.labels.clone();
-    labels.extend(found_by.labels.unwrap_or_default());
+    // Only what it is found by: what application it is of, its user knows.
+    let found_by_labels = found_by.labels.unwrap_or_default().into_iter();
+    labels.extend(found_by_labels.filter(|(key, _)| key == CLONE_LABEL || key == END_LABEL));
     let mut annotations = template.metadata.annotations.clone();
     annotations.extend(found_by.annotations.unwrap_or_default());
     Some(PersistentVolumeClaim {

@@ -33,6 +33,7 @@ reasons! {
     Accepted: "source and target can be cloned, and the source's namespace consents";
     SourceNotFound: "the source claim or snapshot does not exist";
     SourceNotBound: "the source claim has no volume yet";
+    SourceIsTarget: "source and target are the same claim";
     SourceInUse: "other pods use the source claim";
     SnapshotNotReady: "the snapshot can't be restored yet";
     TargetNotFound: "the target claim does not exist";

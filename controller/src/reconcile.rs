@@ -30,10 +30,9 @@ use crate::cluster::{Cluster, ClusterError, Expected, Look};
 use crate::credentials::ObserverCredentials;
 use crate::decide::{Decision, Step, decide, pinned_nodes};
 use crate::metrics::{Metrics, Outcome};
-use crate::names::{CLONE_ANNOTATION, CLONE_LABEL, End, FINALIZER, prime_name};
-use crate::objects::Object;
+use crate::names::{End, FINALIZER, prime_name};
 use crate::observer::Observe;
-use crate::world::{Rejection, Settings, TargetReport, World};
+use crate::world::{Kind, Rejection, Settings, TargetReport, World};
 
 /// How many clones may run at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,16 +142,22 @@ impl<O: Observe> Context<O> {
 
     /// Reconciles everything until `stop` is done and what is under way has ended.
     pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()> + Send + Sync + 'static) {
-        let (wake, woken) = mpsc::channel(WAKES_MAX);
+        let (wake, mut woken) = mpsc::channel(WAKES_MAX);
         let stop = stop.boxed().shared();
         // Dropped, they end.
         let _watches = self.cluster.watch(&wake);
         tokio::select! {
             () = self.cluster.until_known() => (),
+            // Whoever is woken before all is known is looked at then, as all are. With nobody to take them
+            // these would fill the channel, and hold up the watches that are waited for.
+            () = async { while woken.recv().await.is_some() {} } => return,
             () = stop.clone() => return,
         }
         self.remember_running();
         let clones = self.cluster.clones();
+        let all = clones.state();
+        let all = all.iter().map(|clone| Ok(ObjectRef::from_obj(&**clone)));
+        let all = stream::iter(all.collect::<Vec<_>>());
         self.metrics.lead(clones.clone());
         // It runs once: another time nothing would be watched.
         let _again = self.wake.set(wake);
@@ -169,7 +174,7 @@ impl<O: Observe> Context<O> {
             |clone, error, context| context.pause_after(&clone, error),
             self,
             clones,
-            woken.take_until(stop),
+            all.chain(woken).take_until(stop),
             Config::default().concurrency(RECONCILES_MAX),
         );
         reconciled
@@ -183,19 +188,15 @@ impl<O: Observe> Context<O> {
 
     /// Lets in what runs already, before anything else is.
     fn remember_running(&self) {
-        for pod in self.cluster.all_agent_pods() {
-            let Some(pod) = &pod.agent else { continue };
-            let shown = pod.annotations().get(CLONE_ANNOTATION);
-            let (Some(uid), Some((namespace, _))) = (
-                pod.labels().get(CLONE_LABEL),
-                shown.and_then(|it| it.split_once('/')),
-            ) else {
+        for clone in self.cluster.clones().state() {
+            // Anybody can label pods.
+            if self.cluster.agent_pods(&clone).is_empty() {
                 continue;
-            };
-            let mut memories = self.memories();
-            let memory = memories.entry(uid.clone()).or_default();
-            memory.is_admitted = true;
-            namespace.clone_into(&mut memory.namespace);
+            }
+            self.memory(&clone, |memory| {
+                memory.is_admitted = true;
+                clone.target_namespace().clone_into(&mut memory.namespace);
+            });
         }
     }
 
@@ -514,7 +515,11 @@ impl<O: Observe> Context<O> {
         let mut others: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         let pods = self.cluster.all_agent_pods();
         for user in pods.iter().filter_map(|pod| pod.user.as_ref()) {
-            if let (Some(node), Some(uid)) = (&user.node, &user.clone) {
+            let (Some(node), Some(uid)) = (&user.node, &user.clone) else {
+                continue;
+            };
+            // Anybody can label pods.
+            if memories.get(uid).is_some_and(|memory| memory.is_admitted) {
                 others.entry(node).or_default().insert(uid);
             }
         }
@@ -559,11 +564,16 @@ impl<O: Observe> Context<O> {
 
     /// Gives the place back that a clone doesn't take: it waits for something else, or needs no agents.
     fn keep_place(&self, world: &World, decision: &Decision) {
-        let starts = |step: &Step| matches!(step, Step::Apply(Object::Pod(_)));
+        let makes = |step: &Step| matches!(step, Step::Apply(_));
         let status = world.clone.status.as_ref();
         let has_begun = status
             .is_some_and(|status| status.progress.is_some() || status.attempts.target.failures > 0);
-        let keeps = decision.steps.iter().any(starts) || !world.pods.is_empty() || has_begun;
+        // A snapshot is taken for agents that follow.
+        let is_at_it = world.belongings_of(Kind::Snapshot).next().is_some();
+        let keeps = decision.steps.iter().any(makes)
+            || !world.pods.is_empty()
+            || has_begun
+            || (is_at_it && status.is_some_and(|it| !it.phase.is_finished()));
         if !keeps {
             self.memory(&world.clone, |memory| self.set_admitted(memory, false));
         }
@@ -677,13 +687,11 @@ impl<O: Observe> Context<O> {
         step: &Step,
         error: ClusterError,
     ) -> Result<Action, ClusterError> {
-        let (Some(message), Step::Apply(object)) = (error.refusal(), step) else {
+        let (Some(message), Some(what)) = (error.refusal(), step.makes()) else {
             return Err(error);
         };
-        let rejection = Rejection {
-            what: object.describe(),
-            message: message.to_owned(),
-        };
+        let message = message.to_owned();
+        let rejection = Rejection { what, message };
         Ok(Action::requeue(self.memory(clone, |memory| {
             self.set_admitted(memory, false);
             let is_new = memory.rejection.as_ref() != Some(&rejection);

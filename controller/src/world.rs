@@ -109,8 +109,14 @@ impl ClaimUser {
             .as_ref()
             .and_then(|status| status.phase.as_deref());
         let volumes = pod.spec.iter().flat_map(|spec| &spec.volumes).flatten();
-        let mounted = volumes.filter_map(|volume| volume.persistent_volume_claim.as_ref());
-        let claims: Vec<_> = mounted.map(|claim| claim.claim_name.clone()).collect();
+        let claims = volumes.filter_map(|volume| {
+            let claim = volume.persistent_volume_claim.as_ref();
+            // Kubernetes names the claim of an ephemeral volume so.
+            let ephemeral = volume.ephemeral.as_ref();
+            let ephemeral = ephemeral.map(|_| format!("{}-{}", pod.name_any(), volume.name));
+            claim.map(|claim| claim.claim_name.clone()).or(ephemeral)
+        });
+        let claims: Vec<_> = claims.collect();
         if claims.is_empty() || matches!(phase, Some("Succeeded" | "Failed")) {
             return None;
         }

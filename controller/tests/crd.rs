@@ -169,6 +169,11 @@ fn what_makes_no_sense_is_refused() {
         "one of the three",
     );
     check(json!({"strategy": "HostAssisted"}), "");
+    let to_itself = json!({"target": {"persistentVolumeClaim": {"name": "from"}}});
+    check(to_itself.clone(), "to itself");
+    let mut of_another = to_itself;
+    of_another["source"] = json!({"namespace": "away"});
+    check(of_another, "");
     check(json!({"strategy": "CsiClone", "target": referring}), "");
     check(json!({"strategy": "CsiClone", "target": template}), "");
     check(json!({"strategy": "Snapshot", "target": template}), "");
@@ -238,6 +243,12 @@ fn what_is_under_way_stays_as_it_is() {
         json!({"verify": "Readback"}),
         "how the clone is verified",
     );
+    check(
+        unchanged.clone(),
+        json!({"transport": {"protocol": "Quic"}}),
+        "the protocol can't be changed",
+    );
+    check(unchanged.clone(), json!({"transport": {"streams": 2}}), "");
     check(
         unchanged,
         json!({"resume": "None"}),

@@ -17,7 +17,7 @@ use volferry_protocol::receipt::{Receipt, Verified};
 
 use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Step, Stop};
 use crate::agent_pod::{Ended, Seen, State};
-use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus};
+use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus, Verify};
 use crate::claims::{self, VolumeMode};
 use crate::credentials;
 use crate::names::{End, SELECTED_NODE_ANNOTATION, TARGET_ANNOTATION, name};
@@ -33,6 +33,9 @@ pub(super) const POLL_EVERY: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_secs(5);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// An agent ends so that has waited in vain. Whether its peer comes back it can't know: that takes longer
+/// where a node was lost, and another attempt goes on from what is durable.
+const STALLED: &str = "stalled";
 /// How long a target agent may run on when its source has ended well. It waits for a minute where it
 /// can't know that the source has heard of the receipt.
 const UNHEARD_MAX: Duration = Duration::from_secs(90);
@@ -48,6 +51,7 @@ impl Planner<'_> {
             _ => None,
         };
         if let Some((receipt, json)) = proof {
+            self.check_receipt(receipt)?;
             self.prove(receipt, json);
             // While bytes travel claims are not looked at.
             return match &self.status.prime {
@@ -83,6 +87,10 @@ impl Planner<'_> {
                 self.judge(end, seen)?;
             }
         }
+        // Also while the target waits: it must not start with what has ended meanwhile.
+        if target.is_some() && credentials::should_renew(self.world) {
+            self.steps.push(Step::Mint);
+        }
         let address = match target.map(|seen| seen.state) {
             None => {
                 self.check_backoff(End::Target)?;
@@ -98,9 +106,6 @@ impl Planner<'_> {
             }) => address,
             Some(_) => return Ok(preparing(STARTING)),
         };
-        if credentials::should_renew(self.world) {
-            self.steps.push(Step::Mint);
-        }
         let dialed = self.world.pod(End::Source).map(|pod| dials(pod, address));
         match (source.map(|seen| seen.state), dialed) {
             (None, _) => {
@@ -181,6 +186,7 @@ impl Planner<'_> {
             is_retryable: false,
             text,
         }) = &seen.last_end
+            && code != STALLED
         {
             let message = format!("the {} agent: {text} ({code})", end.label());
             return Err(Stop::fail(Reason::AgentFailed, message));
@@ -253,30 +259,19 @@ impl Planner<'_> {
         let around = self.around()?;
         self.check_consent(around)?;
         self.check_source(around)?;
-        let source = self.source_claim(around)?;
         if self.world.pod(End::Source).is_none() {
             self.check_source_use(around)?;
         }
-        // Before a claim is made: one that queues takes no storage.
+        // Before a claim or a snapshot is made: one that queues takes no storage.
         if let Err(waits_for) = &world.admission {
             return Err(Stop::hold(Reason::Queued, waits_for));
         }
+        let source = self.source_claim(around)?;
         let target = self.target_claim(&source)?;
         if self.status.prime.is_none() {
             self.check_target_use(around)?;
         }
-        let missing = |kind| {
-            End::ALL
-                .into_iter()
-                .filter(move |end| !world.has(kind, end.namespace(clone), &name(clone, *end)))
-        };
-        if missing(Kind::Secret).next().is_some() {
-            self.steps.push(Step::Mint);
-        }
-        for end in missing(Kind::NetworkPolicy) {
-            let policy = objects::policy(clone, &world.settings, end);
-            self.apply(Object::NetworkPolicy(Box::new(policy)));
-        }
+        self.provide();
         let checkpoint = self.status.checkpoint.clone();
         if let Some(checkpoint) = &checkpoint {
             let map = objects::checkpoint(clone, checkpoint);
@@ -304,6 +299,25 @@ impl Planner<'_> {
         Ok(preparing(STARTING))
     }
 
+    /// Has credentials and policies of both ends be there, and good for a while.
+    fn provide(&mut self) {
+        let world = self.world;
+        let clone = &world.clone;
+        let missing = |kind| {
+            End::ALL
+                .into_iter()
+                .filter(move |end| !world.has(kind, end.namespace(clone), &name(clone, *end)))
+        };
+        let lacks = missing(Kind::Secret).next().is_some() || credentials::should_renew(world);
+        if lacks && !self.steps.contains(&Step::Mint) {
+            self.steps.push(Step::Mint);
+        }
+        for end in missing(Kind::NetworkPolicy) {
+            let policy = objects::policy(clone, &world.settings, end);
+            self.apply(Object::NetworkPolicy(Box::new(policy)));
+        }
+    }
+
     /// Makes the source's pod, once the target listens at `address`.
     fn make_source(&mut self, address: IpAddr) -> Result<Going, Stop> {
         let world = self.world;
@@ -314,6 +328,12 @@ impl Planner<'_> {
         let source = self.source_claim(around)?;
         self.check_source_use(around)?;
         let target = self.target_claim(&source)?;
+        self.provide();
+        let target_pod = world.pod(End::Target);
+        let are_new = target_pod.is_some_and(|pod| credentials::are_unseen_by(pod, world));
+        if are_new || self.steps.contains(&Step::Mint) {
+            return Ok(preparing("new credentials reach the target's pod"));
+        }
         let (view, _) = objects::views(mode(&source), mode(&target));
         // The claim itself may change, whatever was taken of it.
         let is_restored = clone
@@ -432,6 +452,27 @@ impl Planner<'_> {
         source
             .filter(|source| source.name_any() == claim.name_any())
             .and_then(|source| attached_to(source, around))
+    }
+
+    /// Whether what the target shows proves this clone, and as much as was asked for.
+    fn check_receipt(&self, receipt: &Receipt) -> Result<(), Stop> {
+        let clone = &self.world.clone;
+        let is_enough = match clone.spec.verify {
+            Verify::None => true,
+            Verify::Digest => receipt.verified != Verified::None,
+            Verify::Readback => receipt.verified == Verified::Readback,
+        };
+        if is_enough && receipt.clone_id.to_string() == clone.uid() {
+            return Ok(());
+        }
+        let message = format!(
+            "the target agent's receipt is of clone {}, verified by {:?}; it should be of clone {}, by {:?}",
+            receipt.clone_id,
+            receipt.verified,
+            clone.uid(),
+            clone.spec.verify,
+        );
+        Err(Stop::fail(Reason::AgentFailed, message))
     }
 
     /// The clone is proven: the receipt is kept, the pods may go.

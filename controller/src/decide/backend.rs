@@ -75,6 +75,7 @@ impl Planner<'_> {
                 })
             }
             None => {
+                self.check_consent(around)?;
                 let driver = source_driver(around);
                 let class = driver
                     .and_then(|driver| snapshot_class(around, driver))

@@ -164,7 +164,7 @@ impl Planner<'_> {
         };
         let name = prime_name(clone);
         let of_claim = |claim: &PersistentVolumeClaim| claim.spec.as_ref()?.volume_name.clone();
-        // Noted before anything else happens: the prime claim may go, the volume is what counts.
+        // Noted before anything else happens: once it is handed over the prime claim may go.
         if prime.volume.is_none() {
             let found = world.prime_claim.as_ref().and_then(of_claim);
             prime.volume = Some(found.ok_or_else(|| lost(&format!("claim {name}")))?);
@@ -197,8 +197,8 @@ impl Planner<'_> {
                 Some(Step::Apply(Object::Claim(Box::new(made))))
             }
             Some(target) if is_for(volume, target) => None,
-            // Somebody else's is nothing to give away.
-            Some(_) if !is_of(volume, &namespace, &name) => {
+            // Somebody else's is nothing to give away, nor what its driver may be deleting.
+            Some(_) if !is_held(volume, &namespace, &name) => {
                 return Err(lost(&format!("volume {volume_name} of claim {name}")));
             }
             Some(target) => Some(Step::Rebind(Rebinding {
@@ -268,15 +268,19 @@ fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     owner.is_some_and(|owner| owner.uid.is_some() && owner.uid == claim.metadata.uid)
 }
 
-/// Whether the volume is that of the claim by this name.
-fn is_of(volume: &PersistentVolume, namespace: &str, name: &str) -> bool {
+/// Whether the volume is that of the claim by this name, and the claim is still there: a volume whose claim
+/// went is `Released`, and with the reclaim policy `Delete` it is deleted before its object is.
+fn is_held(volume: &PersistentVolume, namespace: &str, name: &str) -> bool {
+    let status = volume.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref());
     let owner = volume
         .spec
         .as_ref()
         .and_then(|spec| spec.claim_ref.as_ref());
-    owner.is_some_and(|owner| {
+    let is_its = owner.is_some_and(|owner| {
         owner.namespace.as_deref() == Some(namespace) && owner.name.as_deref() == Some(name)
-    })
+    });
+    is_its && phase == Some("Bound")
 }
 
 fn lost(what: &str) -> Stop {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::api::PrimeStatus;
+use crate::credentials;
 use crate::names::{self, End};
 use crate::objects::{self, EndPlan, PodPlan, View};
 use crate::world::{ClaimUser, Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
@@ -173,6 +174,9 @@ fn pod(world: &World, end: End, change: &Value) -> Pod {
         pod["metadata"]["annotations"][names::TARGET_ANNOTATION] = json!("10.0.0.7");
     }
     merge(&mut pod, change);
+    if let Some(name) = pod.pointer_mut("/status/containerStatuses/0/name") {
+        *name = json!(end.label());
+    }
     of(pod)
 }
 
@@ -189,12 +193,29 @@ fn under_way(spec: &Value) -> World {
     let mut world = world(spec);
     let (_, decision) = decide_in(&mut world);
     assert!(decision.status.is_some());
-    for end in End::ALL {
-        for kind in [Kind::Secret, Kind::NetworkPolicy] {
-            world.belongings.push(belonging(&world, kind, end));
-        }
-    }
+    world.belongings = provided(&world);
     world
+}
+
+/// Credentials and policies of both ends.
+fn provided(world: &World) -> Vec<Belonging> {
+    let of_end = |end| [Kind::Secret, Kind::NetworkPolicy].map(|kind| belonging(world, kind, end));
+    End::ALL.into_iter().flat_map(of_end).collect()
+}
+
+/// The target agent is there with all that it needs.
+fn target_runs(world: &mut World) {
+    world.pods = vec![pod(world, End::Target, &json!({}))];
+    world.belongings = provided(world);
+}
+
+/// Has the credentials end at this second.
+fn expire(world: &mut World, seconds: i64) {
+    let expiry = at(seconds).as_second().to_string();
+    for belonging in &mut world.belongings {
+        let annotation = (names::EXPIRY_ANNOTATION.to_owned(), expiry.clone());
+        belonging.annotations.extend([annotation]);
+    }
 }
 
 fn belonging(world: &World, kind: Kind, end: End) -> Belonging {
@@ -259,11 +280,7 @@ fn a_clone_goes_from_pods_to_proof() {
     );
     assert_eq!(condition(&world, "Accepted").0, "True");
 
-    for end in End::ALL {
-        for kind in [Kind::Secret, Kind::NetworkPolicy] {
-            world.belongings.push(belonging(&world, kind, end));
-        }
-    }
+    world.belongings = provided(&world);
     world.pods = vec![pod(&world, End::Target, &json!({}))];
     world.pods[0]
         .status
@@ -427,7 +444,7 @@ fn a_source_in_use_is_treated_as_asked() {
     for (access, node) in [(once, Some("node-7")), ("ReadWriteMany", None)] {
         let mut world = in_use("Allow", access);
         decide_in(&mut world);
-        world.pods = vec![pod(&world, End::Target, &json!({}))];
+        target_runs(&mut world);
         let (_, decision) = decide_in(&mut world);
         let pinned = decision.steps.iter().find_map(|step| match step {
             Step::Apply(Object::Pod(pod)) => Some(pod.spec.clone().unwrap().affinity),
@@ -515,7 +532,7 @@ fn a_pod_in_another_namespace_lends_nobody_its_rights() {
     assert_eq!(target["spec"]["serviceAccountName"], "boss");
     assert_eq!(target["metadata"]["labels"]["app"], "bank");
     assert_eq!(target["metadata"]["labels"]["volferry.io/end"], "target");
-    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    target_runs(&mut world);
     let source = made(&decide_in(&mut world).1);
     assert_eq!(source["metadata"]["namespace"], "away");
     assert_eq!(source["metadata"]["labels"]["volferry.io/end"], "source");
@@ -780,7 +797,7 @@ fn a_source_in_use_is_cloned_by_a_snapshot_where_that_is_wanted() {
         "it stays with the snapshot"
     );
     assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
-    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    target_runs(&mut world);
     let restored = claim("home", &names::name(&world.clone, End::Source), &json!({}));
     around(&mut world).restored_claim = Some(restored);
     let (_, decision) = decide_in(&mut world);
@@ -804,14 +821,14 @@ fn agents_read_a_snapshot_from_a_claim_of_its_own() {
         uid: "shot-uid".to_owned(),
         is_ready: true,
         restore_bytes: Some(1 << 30),
-        volume_mode: Some(crate::claims::VolumeMode::Block),
+        volume_mode: Some(claims::VolumeMode::Block),
         class: Some("shots".to_owned()),
         error: None,
     });
     let (steps, _) = decide_in(&mut world);
     assert_eq!(steps[0], "apply claim home/volferry-UID-source");
     assert_eq!(steps.last().unwrap(), "apply pod home/volferry-UID-target");
-    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    target_runs(&mut world);
     let (_, decision) = decide_in(&mut world);
     let source = serde_json::to_string(&format!("{:?}", decision.steps)).unwrap();
     assert!(source.contains("--source-generation=shot-uid"), "{source}");
@@ -826,7 +843,7 @@ fn a_snapshot_that_was_taken_in_vain_vouches_for_nothing() {
         is_ready: true,
         ..Snapshot::default()
     });
-    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    target_runs(&mut world);
     let (steps, decision) = decide_in(&mut world);
     assert_eq!(steps, ["apply pod home/volferry-UID-source"]);
     let source = format!("{:?}", decision.steps);
@@ -852,6 +869,7 @@ fn volume_modes_convert_and_tails_are_zeroed() {
                 args.extend(made.unwrap());
                 let end = [End::Target, End::Source][at];
                 world.pods.push(pod(&world, end, &json!({})));
+                world.belongings = provided(&world);
             }
             for flag in expected.iter().map(|path| format!("--volume={path}")) {
                 assert!(args.contains(&flag), "{flag}: {args:?}");
@@ -1030,7 +1048,7 @@ fn pods_fit_the_restricted_standard() {
         }
     };
     check(&decide_in(&mut world).1);
-    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    target_runs(&mut world);
     check(&decide_in(&mut world).1);
 }
 
@@ -1458,6 +1476,11 @@ fn a_hand_over_has_no_deadline() {
 fn a_claim_that_was_given_its_volume_outlives_the_clone() {
     for is_bound in [true, false] {
         let mut world = handed_over(is_bound);
+        if !is_bound {
+            // The name is written before the volume is the claim's.
+            let named = json!({"spec": {"volumeName": "filled"}, "status": {"phase": "Pending"}});
+            world.target_claim = Some(claim("home", "to", &named));
+        }
         world.clone.metadata.deletion_timestamp = Some(Time(at(0)));
         let (steps, _) = decide_in(&mut world);
         let is_removed = steps.contains(&"delete Claim home/to".to_owned());
@@ -1473,15 +1496,319 @@ fn credentials_are_renewed_before_they_end() {
             pod(&world, End::Target, &json!({})),
             pod(&world, End::Source, &json!({})),
         ];
-        let expiry = at(hours * 3600).as_second().to_string();
-        for belonging in &mut world.belongings {
-            let annotation = (names::EXPIRY_ANNOTATION.to_owned(), expiry.clone());
-            belonging.annotations.extend([annotation]);
-        }
+        expire(&mut world, hours * 3600);
         assert_eq!(decide(&world).steps, expected, "{hours} h");
     };
     check(12, &[]);
     check(5, &[]);
     check(3, &[Step::Mint]);
     check(-1, &[Step::Mint]);
+}
+
+#[test]
+fn no_agent_starts_with_credentials_that_end_soon() {
+    let short = |steps: &[String]| {
+        steps
+            .iter()
+            .map(|step| step.replace("home/volferry-UID-", ""))
+            .collect::<Vec<_>>()
+    };
+    // A clone that was suspended over a weekend.
+    let mut world = under_way(&json!({}));
+    expire(&mut world, -1);
+    assert_eq!(
+        short(&decide_in(&mut world).0),
+        ["Mint", "apply pod target"]
+    );
+
+    // A target that could not start for long.
+    let waiting = json!({"status": {"phase": "Pending", "containerStatuses": [{"ready": false,
+        "restartCount": 0, "image": "", "imageID": "", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]}});
+    world.pods = vec![pod(&world, End::Target, &waiting)];
+    assert_eq!(short(&decide_in(&mut world).0), ["Mint"]);
+
+    // A source shows nothing that its target may not have seen yet.
+    let created = json!({"metadata": {"creationTimestamp": at(0).to_string()}});
+    world.pods = vec![pod(&world, End::Target, &created)];
+    assert_eq!(short(&decide_in(&mut world).0), ["Mint"]);
+    let validity = i64::try_from(credentials::VALIDITY.as_secs()).unwrap();
+    expire(&mut world, validity + 60);
+    for (now, expected) in [(61, None), (179, None), (181, Some("apply pod source"))] {
+        world.now = at(now);
+        assert_eq!(
+            short(&decide_in(&mut world).0),
+            Vec::from_iter(expected),
+            "{now}"
+        );
+    }
+    // One that was made together with its credentials has them.
+    expire(&mut world, validity + 1);
+    world.now = at(2);
+    assert_eq!(short(&decide_in(&mut world).0), ["apply pod source"]);
+}
+
+#[test]
+fn what_a_source_needs_is_made_again_before_its_pod() {
+    let mut world = under_way(&json!({}));
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    world
+        .belongings
+        .retain(|belonging| belonging.name.ends_with("target"));
+    let expected = ["Mint", "apply network policy home/volferry-UID-source"];
+    assert_eq!(decide_in(&mut world).0, expected);
+    world.belongings = provided(&world);
+    assert_eq!(
+        decide_in(&mut world).0,
+        ["apply pod home/volferry-UID-source"]
+    );
+}
+
+#[test]
+fn a_volume_that_lost_its_claim_is_not_handed_over() {
+    let check = |phase: &str, uid: &str, expected: &[&str]| {
+        let mut world = handed_over(false);
+        world.prime_volume = Some(of(json!({
+            "metadata": {"name": "filled", "resourceVersion": "7"},
+            "spec": {"claimRef": {"namespace": "home", "name": format!("volferry-{UID}-prime"), "uid": uid}},
+            "status": {"phase": phase},
+        })));
+        let (steps, decision) = decide_in(&mut world);
+        let taken: Vec<_> = steps
+            .iter()
+            .map(|step| step.split('(').next().unwrap())
+            .collect();
+        assert_eq!(taken, expected, "{phase}");
+        decision
+    };
+    check("Bound", "prime", &["Rebind"]);
+    // It is the target's already, and Kubernetes has not bound it yet.
+    check("Available", "uid-to", &[]);
+    for phase in ["Released", "Failed", "Available"] {
+        let decision = check(phase, "prime", &[]);
+        let failure = decision.status.unwrap().failure.unwrap();
+        assert_eq!(failure.reason, "TargetLost", "{phase}");
+    }
+}
+
+#[test]
+fn a_claim_of_later_gets_no_receipt() {
+    let mut world = under_way(&json!({}));
+    world.pods = vec![ended_well(&world, End::Target, 0, &receipt())];
+    world.now = at(100);
+    decide_in(&mut world);
+    world.pods.clear();
+    world.belongings.clear();
+    for (created, expected) in [(50, vec!["attest to"]), (101, Vec::new())] {
+        let made = json!({"metadata": {"creationTimestamp": at(created).to_string()}});
+        world.target_claim = Some(claim("home", "to", &made));
+        assert_eq!(decide_in(&mut world).0, expected, "{created}");
+    }
+}
+
+#[test]
+fn a_receipt_of_another_clone_or_of_less_proves_nothing() {
+    let check = |verify: &str, shown: &str, is_proven: bool| {
+        let mut world = under_way(&json!({"verify": verify}));
+        world.pods = vec![ended_well(&world, End::Target, 0, shown)];
+        let (_, decision) = decide_in(&mut world);
+        let status = decision.status.unwrap();
+        assert_eq!(status.receipt.is_some(), is_proven, "{verify} {shown}");
+        let failure = status.failure.map(|failure| failure.reason);
+        assert_eq!(failure.is_none(), is_proven, "{failure:?}");
+    };
+    check("Digest", &receipt(), true);
+    check("None", &receipt(), true);
+    check("Readback", &receipt(), false);
+    check(
+        "Readback",
+        &receipt().replace("\"digest\",", "\"readback\","),
+        true,
+    );
+    check(
+        "Digest",
+        &receipt().replace(UID, "7a1f0c2e-0000-4000-8000-000000000002"),
+        false,
+    );
+}
+
+#[test]
+fn an_agent_that_waited_in_vain_is_tried_again() {
+    let failed = |code: &str| {
+        let note = json!({"failure": {"code": code, "retryable": false, "text": "no progress"}});
+        container(
+            &json!({"restartCount": 1, "ready": true, "state": {"running": {}},
+            "lastState": {"terminated": {"exitCode": 9, "message": note.to_string()}}}),
+        )
+    };
+    let mut world = under_way(&json!({"backoffLimit": 1}));
+    world.pods = vec![
+        pod(&world, End::Target, &failed("stalled")),
+        pod(&world, End::Source, &json!({})),
+    ];
+    decide_in(&mut world);
+    assert_eq!(world.clone.status.as_ref().unwrap().phase, Phase::Cloning);
+    let mut often = world.clone();
+    often.pods[1] = pod(&often, End::Source, &failed("stalled"));
+    check_stop(
+        often,
+        Phase::Failed,
+        Reason::BackoffLimitExceeded,
+        "no progress",
+    );
+    world.pods[0] = pod(&world, End::Target, &failed("target_full"));
+    check_stop(world, Phase::Failed, Reason::AgentFailed, "no progress");
+}
+
+#[test]
+fn what_runs_beside_an_agent_does_not_speak_for_it() {
+    let mut world = under_way(&json!({}));
+    let mut target = serde_json::to_value(pod(&world, End::Target, &json!({}))).unwrap();
+    let proxy = json!({"name": "a-proxy", "ready": true, "restartCount": 9, "image": "", "imageID": "",
+        "state": {"running": {}}});
+    let proven = json!({"name": "target", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+        "state": {"terminated": {"exitCode": 0, "message": receipt()}}});
+    target["status"]["containerStatuses"] = json!([proxy, proven]);
+    world.pods = vec![of(target)];
+    decide_in(&mut world);
+    assert_eq!(condition(&world, "Ready").1, "Proven");
+}
+
+#[test]
+fn a_claim_of_a_pods_own_is_in_use_too() {
+    let user = ClaimUser::of(&of(json!({
+        "metadata": {"name": "scratch"},
+        "spec": {"containers": [], "volumes": [
+            {"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}}]},
+        "status": {"phase": "Running"},
+    })));
+    assert_eq!(user.unwrap().claims, ["scratch-data"]);
+}
+
+#[test]
+fn no_snapshot_is_taken_without_consent_or_before_its_turn() {
+    let snapshot = json!({"source": {"namespace": "away"}, "strategy": "Snapshot",
+        "target": {"claimTemplate": {"metadata": {"name": "to"}, "spec": {"storageClassName": "own"}}}});
+    let mut world = world(&snapshot);
+    with_backend(&mut world, &json!({}));
+    around(&mut world).grants = vec![grant_to_home()];
+    let (steps, _) = decide_in(&mut world);
+    assert_eq!(steps, ["apply snapshot away/volferry-UID-source"]);
+    let mut refused = world.clone();
+    around(&mut refused).grants.clear();
+    assert_eq!(decide_in(&mut refused).0, Vec::<String>::new());
+    assert_eq!(condition(&refused, "Progressing").1, "NotGranted");
+    // What the API server says against it is told.
+    world.rejection = Some(Rejection {
+        what: "snapshot away/s".to_owned(),
+        message: "exceeded quota: snapshots".to_owned(),
+    });
+    decide_in(&mut world);
+    let (_, reason, message) = condition(&world, "Progressing");
+    assert_eq!(reason, "QuotaExceeded");
+    assert!(message.contains("exceeded quota: snapshots"), "{message}");
+
+    let in_use = json!({"inUsePolicy": "Snapshot", "strategy": "HostAssisted"});
+    let mut world = self::world(&in_use);
+    with_backend(&mut world, &json!({}));
+    around(&mut world).source_users = vec![database()];
+    world.admission = Err("many run".to_owned());
+    assert_eq!(decide_in(&mut world).0, Vec::<String>::new());
+    assert_eq!(condition(&world, "Progressing").1, "Queued");
+    world.admission = Ok(());
+    assert_eq!(
+        decide_in(&mut world).0,
+        ["apply snapshot home/volferry-UID-source"]
+    );
+}
+
+#[test]
+fn a_claim_is_not_cloned_to_itself() {
+    let same = |spec: Value| {
+        let mut world = world(&spec);
+        let target = &mut world.clone.spec.target;
+        target.persistent_volume_claim = Some(of(json!({"name": "from"})));
+        world.target_claim = Some(claim("home", "from", &json!({})));
+        world
+    };
+    for spec in [json!({}), json!({"source": {"namespace": "home"}})] {
+        let world = same(spec);
+        check_stop(world, Phase::Failed, Reason::SourceIsTarget, "to itself");
+    }
+    let mut world = same(json!({"source": {"namespace": "away"}}));
+    around(&mut world).grants = vec![grant_to_home()];
+    decide_in(&mut world);
+    assert_eq!(condition(&world, "Accepted").0, "True");
+}
+
+#[test]
+fn a_volume_that_comes_with_its_first_pod_needs_one() {
+    let begin = |spec: &Value, strategy: &str| {
+        let mut spec = spec.clone();
+        spec["strategy"] = json!(strategy);
+        let mut world = world(&spec);
+        with_backend(&mut world, &json!({}));
+        let around = around(&mut world);
+        around.storage_classes[0].volume_binding_mode = Some("WaitForFirstConsumer".to_owned());
+        around.grants = vec![grant_to_home()];
+        world
+    };
+    let template = json!({"target": {"claimTemplate": {"metadata": {"name": "to"},
+        "spec": {"storageClassName": "own"}}}});
+    let mut from_away = template.clone();
+    from_away["source"] = json!({"namespace": "away"});
+
+    // At home its user's pod comes to the claim itself.
+    let mut world = begin(&template, "Auto");
+    assert_eq!(decide_in(&mut world).0, ["apply claim home/to"]);
+    assert_eq!(
+        world.clone.status.unwrap().strategy,
+        Some(Strategy::CsiClone)
+    );
+    // To a claim beside the source none ever comes.
+    let mut world = begin(&from_away, "Auto");
+    decide_in(&mut world);
+    let status = world.clone.status.unwrap();
+    assert_eq!(status.strategy, Some(Strategy::HostAssisted));
+    let reasons: Vec<_> = status.considered.iter().map(|way| &*way.reason).collect();
+    assert_eq!(
+        reasons,
+        ["WaitsForConsumer", "WaitsForConsumer", "Possible"]
+    );
+    for strategy in ["CsiClone", "Snapshot"] {
+        let world = begin(&from_away, strategy);
+        check_stop(
+            world,
+            Phase::Failed,
+            Reason::StrategyImpossible,
+            "with their first pod",
+        );
+    }
+
+    // A claim that refers to a clone is filled where the scheduler wants its pod.
+    let named = json!({"source": {"namespace": "away"}});
+    let waiting = |annotations: Value| {
+        let change = json!({"metadata": {"annotations": annotations}, "status": {"phase": "Pending"},
+            "spec": {"storageClassName": "own", "dataSourceRef": {
+                "apiGroup": "volferry.io", "kind": "VolumeClone", "name": "template"}}});
+        let mut world = begin(&named, "CsiClone");
+        world.target_claim = Some(claim("home", "to", &change));
+        world
+    };
+    let unplaced = waiting(json!({}));
+    check_stop(
+        unplaced,
+        Phase::Pending,
+        Reason::WaitsForConsumer,
+        "start one that mounts it",
+    );
+    let mut world = waiting(json!({names::SELECTED_NODE_ANNOTATION: "node-9"}));
+    let (_, decision) = decide_in(&mut world);
+    let [Step::Apply(Object::Claim(prime))] = &decision.steps[..] else {
+        panic!("{:?}", decision.steps);
+    };
+    assert_eq!(prime.metadata.namespace.as_deref(), Some("away"));
+    assert_eq!(
+        prime.annotations()[names::SELECTED_NODE_ANNOTATION],
+        "node-9"
+    );
 }

@@ -128,6 +128,7 @@ fn provision(api: &FakeApi, claim: &Value) {
                 "csi": {"driver": "d.io", "volumeHandle": "handle"},
                 "persistentVolumeReclaimPolicy": "Delete",
             },
+            "status": {"phase": "Bound"},
         }),
     );
 }
@@ -143,7 +144,8 @@ fn warn(api: &FakeApi, claim: &Value, words: &str) {
         json!({
             "apiVersion": "v1", "kind": "Event",
             "metadata": {"name": event, "namespace": namespace},
-            "involvedObject": {"kind": "PersistentVolumeClaim", "name": name},
+            "involvedObject": {"kind": "PersistentVolumeClaim", "name": name,
+                "uid": claim["metadata"]["uid"]},
             "reason": "ProvisioningFailed", "message": words,
         }),
     );

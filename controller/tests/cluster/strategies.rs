@@ -142,6 +142,16 @@ async fn what_the_backend_refuses_agents_do() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_clone_is_not_held_against_the_snapshot() {
+    let refusal =
+        json!({"metadata": {"annotations": {REFUSES_CLONES: "cloning is not supported"}}});
+    let scene = backend(&refusal);
+    scene.consent();
+    scene.clone("clone", &away());
+    until_filled(&scene, "Snapshot", "content of away/from").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_volume_that_no_pod_would_ever_bring_about_is_not_asked_for() {
     let scene = backend(&json!({"volumeBindingMode": "WaitForFirstConsumer"}));
     scene.consent();

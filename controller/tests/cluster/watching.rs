@@ -346,3 +346,131 @@ async fn a_source_that_shows_a_receipt_of_its_own_is_not_believed() {
     assert_eq!(status["receipt"]["digest"], "11".repeat(32));
     assert_eq!(status["attempts"]["source"]["failures"], 1, "{status}");
 }
+
+/// What a clone needs and has left that ended long ago: itself, and a claim that names it.
+fn ended_clones(scene: &Scene, count: usize) {
+    for number in 0..count {
+        let name = format!("old-{number}");
+        scene.api.create(
+            "volumeclones",
+            json!({
+                "apiVersion": "volferry.io/v1alpha1", "kind": "VolumeClone",
+                "metadata": {"name": name, "namespace": "home", "finalizers": ["volferry.io/cleanup"]},
+                "spec": {"source": {"persistentVolumeClaim": {"name": "from"}},
+                    "target": {"persistentVolumeClaim": {"name": name}}},
+                "status": {"phase": "Ready", "strategy": "CsiClone"},
+            }),
+        );
+        scene.api.create(
+            "persistentvolumeclaims",
+            json!({
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                "metadata": {"name": name, "namespace": "home",
+                    "annotations": {"volferry.io/clone": format!("home/{name}")}},
+                "spec": {"accessModes": ["ReadWriteOnce"]},
+                "status": {"phase": "Bound"},
+            }),
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_begins_where_very_many_have_ended() {
+    let mut scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    ended_clones(&scene, 800);
+    scene.replace_controller();
+    scene.clone("clone", &json!({}));
+    scene.until_phase("clone", "Ready").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_bears_the_labels_of_a_clone_is_left_alone() {
+    let scene = Scene::new(SHORT);
+    scene.backend(&json!({}));
+    scene.clone(
+        "clone",
+        &merged(away(), &json!({"source": {"namespace": "home"}})),
+    );
+    scene.until_phase("clone", "Ready").await;
+    let labels = json!({"volferry.io/clone-uid": uid(&scene), "volferry.io/end": "target"});
+    for (plural, kind) in [
+        ("persistentvolumeclaims", "PersistentVolumeClaim"),
+        ("configmaps", "ConfigMap"),
+        ("pods", "Pod"),
+    ] {
+        scene.api.create(
+            plural,
+            json!({"apiVersion": "v1", "kind": kind, "spec": {"containers": []},
+                "metadata": {"name": "copy", "namespace": "home", "labels": labels}}),
+        );
+    }
+    scene.api.delete("volumeclones", "home", "clone");
+    scene
+        .until("its end", |scene| scene.api.all("volumeclones").is_empty())
+        .await;
+    for plural in ["persistentvolumeclaims", "configmaps", "pods"] {
+        let copy = scene.api.get(plural, "home", "copy");
+        let copy = copy.unwrap_or_else(|| panic!("{plural}: it was nobody's"));
+        assert_eq!(
+            copy["metadata"]["deletionTimestamp"],
+            json!(null),
+            "{plural}"
+        );
+    }
+    assert!(
+        scene
+            .api
+            .get("persistentvolumeclaims", "home", "to")
+            .is_some()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_only_bear_labels_take_nobodys_place() {
+    let mut scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    for number in 0..40 {
+        scene.api.create(
+            "pods",
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": format!("idle-{number}"), "namespace": "away",
+                    "labels": {"volferry.io/clone-uid": format!("invented-{number}"), "volferry.io/end": "other"},
+                    "annotations": {"volferry.io/clone": format!("home/invented-{number}")}},
+                "spec": {"nodeName": "node-7", "containers": [], "volumes": [
+                    {"name": "data", "persistentVolumeClaim": {"claimName": "none"}}]},
+                "status": {"phase": "Running"},
+            }),
+        );
+    }
+    // The source is attached to the node where they are, and that has room for one.
+    scene.user_pod("home", "from");
+    scene.limit(Limits {
+        overall: 2,
+        per_namespace: 2,
+        per_node: 1,
+    });
+    scene.clone("clone", &json!({"inUsePolicy": "Allow"}));
+    scene.until_phase("clone", "Ready").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_for_secrets_is_told() {
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.api.refuse("secrets", Some("exceeded quota: secrets"));
+    scene.clone("clone", &json!({}));
+    scene
+        .until("its words", |scene| {
+            let conditions = scene.status("clone")["conditions"].to_string();
+            conditions.contains("QuotaExceeded")
+                && conditions.contains("credentials of both agents")
+        })
+        .await;
+    scene.api.refuse("secrets", None);
+    scene.until_phase("clone", "Ready").await;
+}
