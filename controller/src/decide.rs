@@ -33,6 +33,7 @@ mod tests;
 
 pub(crate) use self::agents::pinned_nodes;
 use self::choose::choose;
+pub(crate) use self::choose::storage_class;
 use self::status::{Condition, set_condition};
 
 /// What should happen.

@@ -184,7 +184,7 @@ fn by_backend<'a>(
 }
 
 /// The class by this name, or the default one: of several the newest, as Kubernetes does it.
-pub(super) fn storage_class<'a>(
+pub(crate) fn storage_class<'a>(
     around: &'a Surroundings,
     name: Option<&str>,
 ) -> Option<&'a StorageClass> {

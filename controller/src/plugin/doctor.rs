@@ -1,30 +1,34 @@
 //! `kubectl volferry doctor`: what would become of a clone, before any byte moves.
 //!
 //! Nothing is chosen here: the controller's own [`decide`] is asked again and again, about a world in which
-//! all that it wants made is there ([`rehearse`]). What it wants is then shown to the API server, which says
-//! what quotas, policies and Pod Security would say, and makes nothing.
+//! all that it wants made is there (`rehearsal`). What it wants is then shown to the API server, which says
+//! what quotas, policies and Pod Security would say, and makes nothing (`trial`). `nodes` says where the pods
+//! could run.
+
+mod nodes;
+mod rehearsal;
+mod trial;
 
 use std::fmt::Write as _;
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, ResourceQuota};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{
-    Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, ObjectMeta, PostParams,
-};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
 use kube::{Client, ResourceExt};
-use serde_json::json;
 
+use self::nodes::Demand;
+use self::rehearsal::{Rehearsal, rehearse};
 use crate::api::{VolumeClone, VolumeCloneStatus};
 use crate::claims;
 use crate::cluster::{Cluster, ClusterError, Look};
-use crate::decide::{Step, decide};
-use crate::names::{self, End, FINALIZER};
+use crate::decide::storage_class;
 use crate::objects::Object;
 use crate::plugin::{in_words, report};
-use crate::world::{Belonging, Kind, Settings, Surroundings, World};
+use crate::world::{Settings, Surroundings, World};
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,137 +97,6 @@ impl Diagnosis {
     }
 }
 
-/// What the controller would do, one thing after the other, as if everything went well.
-#[derive(Clone, Debug)]
-pub struct Rehearsal {
-    /// The clone with its last status.
-    pub clone: VolumeClone,
-    /// What would be made.
-    pub objects: Vec<Object>,
-}
-
-/// Asks the controller's decision until it wants nothing new, and has each wish come true.
-#[must_use]
-pub fn rehearse(mut world: World) -> Rehearsal {
-    /// Each makes something, or it ends: a clone takes five.
-    const ROUNDS_MAX: usize = 16;
-    let mut objects: Vec<Object> = Vec::new();
-    for _ in 0..ROUNDS_MAX {
-        let decision = decide(&world);
-        if let Some(status) = decision.status {
-            world.clone.status = Some(*status);
-        }
-        let mut is_new = false;
-        for step in decision.steps {
-            is_new |= match step {
-                Step::AddFinalizer => {
-                    let finalizers = world.clone.metadata.finalizers.get_or_insert_default();
-                    finalizers.push(FINALIZER.to_owned());
-                    true
-                }
-                Step::Mint => {
-                    let had = world.belongings.len();
-                    for end in End::ALL {
-                        let namespace = end.namespace(&world.clone).to_owned();
-                        let name = names::name(&world.clone, end);
-                        belong(&mut world, Kind::Secret, namespace, name);
-                    }
-                    world.belongings.len() > had
-                }
-                Step::Apply(object) if !objects.contains(&object) => {
-                    appear(&mut world, &object);
-                    objects.push(object);
-                    true
-                }
-                _ => false,
-            };
-        }
-        if !is_new {
-            break;
-        }
-    }
-    Rehearsal {
-        clone: world.clone,
-        objects,
-    }
-}
-
-fn belong(world: &mut World, kind: Kind, namespace: String, name: String) {
-    if !world.has(kind, &namespace, &name) {
-        world.belongings.push(Belonging {
-            kind,
-            uid: name.clone(),
-            namespace,
-            name,
-            annotations: Default::default(),
-            is_deleting: false,
-        });
-    }
-}
-
-/// Has `object` be there and well.
-fn appear(world: &mut World, object: &Object) {
-    let place = |metadata: &ObjectMeta| {
-        let part = |part: &Option<String>| part.clone().unwrap_or_default();
-        (part(&metadata.namespace), part(&metadata.name))
-    };
-    match object {
-        Object::Pod(pod) => {
-            let mut pod = (**pod).clone();
-            let end = pod
-                .labels()
-                .get(names::END_LABEL)
-                .cloned()
-                .unwrap_or_default();
-            pod.metadata.uid = Some(pod.name_any());
-            // Of the addresses that are for documents (RFC 5737).
-            let status = json!({"phase": "Running", "podIP": "192.0.2.1", "containerStatuses": [{
-                "name": end, "ready": true, "restartCount": 0, "image": "", "imageID": "",
-                "state": {"running": {}}}]});
-            pod.status = serde_json::from_value(status).ok();
-            world.pods.push(pod);
-        }
-        Object::NetworkPolicy(policy) => {
-            let (namespace, name) = place(&policy.metadata);
-            belong(world, Kind::NetworkPolicy, namespace, name);
-        }
-        Object::ConfigMap(map) => {
-            let (namespace, name) = place(&map.metadata);
-            belong(world, Kind::ConfigMap, namespace, name);
-        }
-        Object::Claim(claim) => {
-            let (namespace, name) = place(&claim.metadata);
-            belong(world, Kind::Claim, namespace.clone(), name.clone());
-            let claim = bound((**claim).clone());
-            if name == world.clone.target_claim() && namespace == world.clone.target_namespace() {
-                world.target_claim = Some(claim);
-            } else if name == names::prime_name(&world.clone) {
-                world.prime_claim = Some(claim);
-            } else if let Some(around) = &mut world.surroundings {
-                around.restored_claim = Some(claim);
-            }
-        }
-        Object::Snapshot(_) | Object::Clone(_) => {}
-    }
-}
-
-/// `claim` with a volume; but what a backend is to fill stays without: how that goes can't be known.
-fn bound(mut claim: PersistentVolumeClaim) -> PersistentVolumeClaim {
-    let spec = claim.spec.get_or_insert_default();
-    if spec.data_source.is_some() {
-        claim.metadata.uid = Some(claim.name_any());
-        claim.status.get_or_insert_default().phase = Some("Pending".to_owned());
-        return claim;
-    }
-    spec.volume_name.get_or_insert_with(|| "volume".to_owned());
-    let capacity = spec.resources.as_ref().and_then(|it| it.requests.clone());
-    claim.metadata.uid = Some(claim.name_any());
-    let status = claim.status.get_or_insert_default();
-    status.phase = Some("Bound".to_owned());
-    status.capacity = capacity;
-    claim
-}
-
 /// Looks at everything that a clone like `wanted` needs. `settings` is the controller's, or why it can't
 /// be known.
 ///
@@ -239,7 +112,7 @@ pub async fn examine(
     let settings = installed(client, settings, &mut found).await;
     let clone = admitted(client, wanted, &mut found).await;
     let may_look = permissions(client, &clone, &mut found).await?;
-    nodes(client, &settings.image, &mut found).await;
+    let nodes = nodes::look(client, &settings.image, &mut found).await;
     for namespace in namespaces(&clone) {
         policies(client, namespace, &mut found).await;
     }
@@ -248,22 +121,66 @@ pub async fn examine(
         found.note(Verdict::Unsure, "way", text);
         return Ok(found);
     }
-    let in_text = |error: ClusterError| error.to_string();
-    let cluster = Cluster::around(client.clone(), "doctor".to_owned(), &clone);
-    let cluster = Box::pin(cluster).await.map_err(in_text)?;
-    let around = cluster.surroundings(&clone, Look::Full);
-    let around = Box::pin(around).await.map_err(in_text)?;
-    let target_claim = cluster.claim(clone.target_namespace(), clone.target_claim());
-    classes(&around, &clone, target_claim.as_ref(), &mut found);
-    let world = world(clone, settings, around, target_claim, now);
+    let view = match Box::pin(observe(client, &clone)).await {
+        Ok(view) => view,
+        Err(error) => {
+            found.note(Verdict::Unsure, "way", format!("not known: {error}"));
+            return Ok(found);
+        }
+    };
+    let class = classes(&view, &clone, &mut found).cloned();
+    let volumes = [
+        view.around
+            .source_volume
+            .as_ref()
+            .and_then(Demand::of_volume),
+        class.as_ref().map_or_else(
+            || view.target_volume.as_ref().and_then(Demand::of_volume),
+            Demand::of_class,
+        ),
+    ];
+    let world = world(clone, settings, view.around, view.target_claim, now);
     let rehearsal = rehearse(world);
     judge(&rehearsal, &mut found);
+    let pods = rehearsal.objects.iter().filter_map(|object| match object {
+        Object::Pod(pod) => Some(&**pod),
+        _ => None,
+    });
+    let places = nodes::places(&nodes, pods, &volumes);
+    found.findings.extend(places);
     for object in &rehearsal.objects {
-        try_out(client, object, &mut found).await;
+        trial::try_out(client, object, &mut found).await;
     }
-    quotas(client, &rehearsal, &mut found).await;
+    trial::quotas(client, &rehearsal, &mut found).await;
     found.outlook = report(&rehearsal.clone, now);
     Ok(found)
+}
+
+/// What is there of what a clone needs.
+struct View {
+    around: Surroundings,
+    target_claim: Option<PersistentVolumeClaim>,
+    target_volume: Option<PersistentVolume>,
+}
+
+async fn observe(client: &Client, clone: &VolumeClone) -> Result<View, ClusterError> {
+    let cluster = Cluster::around(client.clone(), "doctor".to_owned(), clone);
+    let cluster = Box::pin(cluster).await?;
+    let around = Box::pin(cluster.surroundings(clone, Look::Full)).await?;
+    let target_claim = cluster.claim(clone.target_namespace(), clone.target_claim());
+    let volume = target_claim
+        .as_ref()
+        .filter(|claim| claims::is_bound(claim))
+        .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
+    let target_volume = match volume {
+        Some(volume) => cluster.volume(&volume).await?,
+        None => None,
+    };
+    Ok(View {
+        around,
+        target_claim,
+        target_volume,
+    })
 }
 
 fn world(
@@ -364,37 +281,34 @@ async fn permissions(
     clone: &VolumeClone,
     found: &mut Diagnosis,
 ) -> Result<bool, String> {
-    let home = || Some(clone.target_namespace().to_owned());
-    let away = || Some(clone.source_namespace().to_owned());
     let right = |verb, group, kind, namespace| Right {
         verb,
         group,
         kind,
         namespace,
     };
-    let rights = [
-        right("get", "", "persistentvolumeclaims", away()),
-        right("list", "", "pods", away()),
-        right("get", "", "persistentvolumeclaims", home()),
-        right("list", "", "pods", home()),
-        right("list", "", "events", home()),
+    const SNAPSHOTS: &str = "snapshot.storage.k8s.io";
+    let mut rights = vec![
         right("get", "", "persistentvolumes", None),
         right("get", "", "namespaces", None),
         right("list", "storage.k8s.io", "storageclasses", None),
-        right(
-            "list",
-            "snapshot.storage.k8s.io",
-            "volumesnapshotclasses",
-            None,
-        ),
-        right("get", "snapshot.storage.k8s.io", "volumesnapshots", away()),
-        right(
-            "list",
-            "gateway.networking.k8s.io",
-            "referencegrants",
-            away(),
-        ),
+        right("list", SNAPSHOTS, "volumesnapshotclasses", None),
     ];
+    // What `Cluster::around` lists.
+    for namespace in namespaces(clone) {
+        let here = || Some(namespace.to_owned());
+        rights.extend([
+            right("list", "", "persistentvolumeclaims", here()),
+            right("list", "", "pods", here()),
+            right("list", "", "events", here()),
+            right("list", SNAPSHOTS, "volumesnapshots", here()),
+        ]);
+    }
+    if clone.is_cross_namespace() {
+        let away = Some(clone.source_namespace().to_owned());
+        let group = "gateway.networking.k8s.io";
+        rights.push(right("list", group, "referencegrants", away));
+    }
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let mut missing = Vec::new();
     for right in rights {
@@ -433,79 +347,6 @@ async fn permissions(
     Ok(missing.is_empty())
 }
 
-/// Whether there are nodes for pods, and whether they have the image.
-async fn nodes(client: &Client, image: &str, found: &mut Diagnosis) {
-    let nodes: Api<Node> = Api::all(client.clone());
-    match nodes.list(&ListParams::default()).await {
-        Ok(nodes) => found.findings.extend(of_nodes(&nodes.items, image)),
-        Err(error) => {
-            let text = format!("not known: {}", in_words(error));
-            found.note(Verdict::Unsure, "nodes", text);
-        }
-    }
-}
-
-fn of_nodes(nodes: &[Node], image: &str) -> [Finding; 2] {
-    let is_open = |node: &&Node| {
-        let is_closed = node
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.unschedulable == Some(true));
-        let conditions = node
-            .status
-            .iter()
-            .flat_map(|status| &status.conditions)
-            .flatten();
-        !is_closed
-            && conditions
-                .into_iter()
-                .any(|it| it.type_ == "Ready" && it.status == "True")
-    };
-    let open: Vec<_> = nodes.iter().filter(is_open).collect();
-    let has_image = |node: &&&Node| {
-        let images = node
-            .status
-            .iter()
-            .flat_map(|status| &status.images)
-            .flatten();
-        let mut names = images.flat_map(|image| image.names.iter().flatten());
-        // A node calls it by its full name.
-        names.any(|name| name == image || name.ends_with(&format!("/{image}")))
-    };
-    let holding = open.iter().filter(has_image).count();
-    let finding = |verdict, what: &str, text| Finding {
-        verdict,
-        what: what.to_owned(),
-        text,
-    };
-    let all = open.len();
-    let nodes = match all {
-        0 => finding(
-            Verdict::Wrong,
-            "nodes",
-            "none is ready and takes pods".to_owned(),
-        ),
-        _ => finding(
-            Verdict::Fine,
-            "nodes",
-            format!("{all} of {} take pods", nodes.len()),
-        ),
-    };
-    let image = match holding {
-        0 => finding(
-            Verdict::Unsure,
-            "image",
-            format!("{image} is on no node yet: whether it can be pulled shows with the first pod"),
-        ),
-        _ => finding(
-            Verdict::Fine,
-            "image",
-            format!("{image} is on {holding} of {all} nodes"),
-        ),
-    };
-    [nodes, image]
-}
-
 /// What of the network only an administrator can open. Policies of a namespace add to those of the agents
 /// and take nothing away.
 async fn policies(client: &Client, namespace: &str, found: &mut Diagnosis) {
@@ -540,45 +381,36 @@ async fn policies(client: &Client, namespace: &str, found: &mut Diagnosis) {
     }
 }
 
-/// What the target's storage class has to say.
-fn classes(
-    around: &Surroundings,
+/// What the storage class has to say that is to make the target's volume, where one is.
+fn classes<'a>(
+    view: &'a View,
     clone: &VolumeClone,
-    target: Option<&PersistentVolumeClaim>,
     found: &mut Diagnosis,
-) {
+) -> Option<&'a StorageClass> {
+    let target = view.target_claim.as_ref();
     if target.is_some_and(claims::is_bound) {
         found.note(Verdict::Fine, "storage class", "the target has its volume");
-        return;
+        return None;
     }
     let template = clone.spec.target.claim_template.as_ref();
     let named = target
-        .and_then(|claim| claim.spec.as_ref()?.storage_class_name.clone())
-        .or_else(|| template.and_then(|template| template.spec.storage_class_name.clone()));
-    let default = "storageclass.kubernetes.io/is-default-class";
-    let mut classes = around.storage_classes.iter();
-    let class = classes.find(|class| match &named {
-        Some(named) => class.name_any() == *named,
-        None => class
-            .annotations()
-            .get(default)
-            .is_some_and(|it| it == "true"),
-    });
-    let shown = named
-        .clone()
-        .unwrap_or_else(|| "the default one".to_owned());
-    match class {
+        .and_then(|claim| claim.spec.as_ref()?.storage_class_name.as_deref())
+        .or_else(|| template.and_then(|template| template.spec.storage_class_name.as_deref()));
+    let class = storage_class(&view.around, named);
+    let (verdict, text) = match class {
         Some(class) => {
             let mode = class.volume_binding_mode.as_deref().unwrap_or("Immediate");
             let text = format!("{}: {}, {mode}", class.name_any(), class.provisioner);
-            found.note(Verdict::Fine, "storage class", text);
+            (Verdict::Fine, text)
         }
-        None => found.note(
-            Verdict::Wrong,
-            "storage class",
-            format!("there is none like {shown}; name another by --storage-class"),
-        ),
-    }
+        None => {
+            let shown = named.unwrap_or("the default one");
+            let text = format!("there is none like {shown}; name another by --storage-class");
+            (Verdict::Wrong, text)
+        }
+    };
+    found.note(verdict, "storage class", text);
+    class
 }
 
 /// What the last status says.
@@ -610,114 +442,6 @@ fn judge(rehearsal: &Rehearsal, found: &mut Diagnosis) {
     }
 }
 
-/// Has the API server say what it would of `object`: quotas, policies, Pod Security.
-async fn try_out(client: &Client, object: &Object, found: &mut Diagnosis) {
-    let (kind, value) = match object {
-        Object::Pod(pod) => ("v1/Pod", json!(pod)),
-        Object::NetworkPolicy(policy) => ("networking.k8s.io/v1/NetworkPolicy", json!(policy)),
-        Object::Claim(claim) => ("v1/PersistentVolumeClaim", json!(claim)),
-        Object::ConfigMap(map) => ("v1/ConfigMap", json!(map)),
-        // Of kinds of others.
-        Object::Snapshot(_) | Object::Clone(_) => return,
-    };
-    let parts: Vec<_> = kind.split('/').collect();
-    let (group, kind) = match parts[..] {
-        [group, _version, kind] => (group, kind),
-        _ => ("", parts.last().copied().unwrap_or_default()),
-    };
-    let gvk = GroupVersionKind::gvk(group, "v1", kind);
-    let resource = ApiResource::from_gvk(&gvk);
-    let Ok(shown) = serde_json::from_value::<DynamicObject>(value) else {
-        return;
-    };
-    let namespace = shown.namespace().unwrap_or_default();
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
-    let described = object.describe();
-    let word = described
-        .rsplit_once(' ')
-        .map_or("object", |(word, _name)| word);
-    let what = format!("{word} in {namespace}");
-    match api.create(&dry_run(), &shown).await {
-        Ok(_) => found.note(Verdict::Fine, what, "the API server takes it"),
-        Err(error) => {
-            let words = in_words(error);
-            // The controller has rights of its own.
-            let is_yours = words.contains("cannot create resource");
-            let verdict = if is_yours {
-                Verdict::Unsure
-            } else {
-                Verdict::Wrong
-            };
-            found.note(verdict, what, words);
-        }
-    }
-}
-
-/// What quotas leave, since not every API server counts what is only tried.
-async fn quotas(client: &Client, rehearsal: &Rehearsal, found: &mut Diagnosis) {
-    for namespace in namespaces(&rehearsal.clone) {
-        let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
-        match quotas.list(&ListParams::default()).await {
-            Ok(quotas) => {
-                let needs = needs(&rehearsal.objects, namespace);
-                for quota in &quotas.items {
-                    found.findings.push(of_quota(quota, namespace, &needs));
-                }
-            }
-            Err(error) => {
-                let text = format!("not known: {}", in_words(error));
-                found.note(Verdict::Unsure, format!("quotas of {namespace}"), text);
-            }
-        }
-    }
-}
-
-/// Pods, claims and bytes of claims that would be made in a namespace, in the words of quotas.
-fn needs(objects: &[Object], namespace: &str) -> [(&'static str, u64); 3] {
-    let (mut pods, mut count, mut bytes) = (0, 0, 0);
-    for object in objects {
-        match object {
-            Object::Pod(pod) if pod.namespace().as_deref() == Some(namespace) => pods += 1,
-            Object::Claim(claim) if claim.namespace().as_deref() == Some(namespace) => {
-                count += 1;
-                bytes += claims::size_bytes(claim).unwrap_or(0);
-            }
-            _ => {}
-        }
-    }
-    [
-        ("pods", pods),
-        ("persistentvolumeclaims", count),
-        ("requests.storage", bytes),
-    ]
-}
-
-fn of_quota(quota: &ResourceQuota, namespace: &str, needs: &[(&str, u64)]) -> Finding {
-    let status = quota.status.clone().unwrap_or_default();
-    let of = |map: &Option<std::collections::BTreeMap<String, _>>, name: &str| {
-        map.as_ref().and_then(|map| claims::bytes(map.get(name)?))
-    };
-    let short = needs.iter().filter_map(|(name, need)| {
-        let hard = of(&status.hard, name)?;
-        let used = of(&status.used, name).unwrap_or(0);
-        let is_short = used.saturating_add(*need) > hard;
-        is_short.then(|| format!("{name}: {used} of {hard} used, {need} more needed"))
-    });
-    let short: Vec<_> = short.collect();
-    Finding {
-        verdict: if short.is_empty() {
-            Verdict::Fine
-        } else {
-            Verdict::Wrong
-        },
-        what: format!("quota in {namespace}"),
-        text: match short.is_empty() {
-            true => format!("{} leaves room", quota.name_any()),
-            false => format!("{}: {}", quota.name_any(), short.join("; ")),
-        },
-    }
-}
-
 /// The namespaces of both ends.
 fn namespaces(clone: &VolumeClone) -> impl Iterator<Item = &str> {
     let away = clone.is_cross_namespace().then(|| clone.source_namespace());
@@ -726,9 +450,12 @@ fn namespaces(clone: &VolumeClone) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::{Node, ResourceQuota};
     use serde::de::DeserializeOwned;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
+    use super::nodes::of_nodes;
+    use super::trial::{needs, of_quota};
     use super::*;
     use crate::api::Phase;
     use crate::names::CLONE_LABEL;

@@ -105,6 +105,19 @@ async fn the_doctor_says_what_would_happen_and_makes_nothing() {
         found.outlook
     );
 
+    for what in ["nodes for the source", "nodes for the target"] {
+        assert_eq!(verdict(&found, what), Verdict::Fine, "{what}");
+    }
+    let nowhere = merged(
+        by_agents(),
+        &json!({"agents": {"nodeSelector": {"disk": "fast"}}}),
+    );
+    let found = ask(&scene, &nowhere).await;
+    assert_eq!(verdict(&found, "nodes for the source"), Verdict::Wrong);
+    assert!(!found.is_hopeful());
+    let words = "agents.nodeSelector asks for disk In fast";
+    assert!(found.render().contains(words), "{}", found.render());
+
     // What the controller would do is what it does.
     scene.clone("clone", &by_agents());
     scene.until_phase("clone", "Ready").await;
