@@ -1,45 +1,36 @@
 //! Every call to the API server, and nothing else: what is read for a [`World`](crate::world::World),
-//! and how each [`Step`] is taken.
+//! and how each [`Step`](crate::decide::Step) is taken.
 //!
 //! Each call has a time limit. What was already done, or is gone already, is no error.
 
+mod belongings;
+mod expected;
+mod steps;
+
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
-};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
-use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch,
-    PatchParams, PostParams, Preconditions,
-};
-use kube::core::PartialObjectMeta;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
+use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::task::JoinSet;
-use uuid::Uuid;
-use volferry_transport::mint::{self, MintError};
+use volferry_transport::mint::MintError;
 
-use crate::api::{VolumeClone, VolumeCloneStatus};
+pub(crate) use self::expected::Expected;
+use crate::api::VolumeClone;
 use crate::cache::{self, Cache, KnownPod, Shelf, Wake, grant_resource, known_grant};
 use crate::claims::{VolumeMode, waits_for_clone};
-use crate::credentials::{ObserverCredentials, VALIDITY, trusted_authorities};
-use crate::decide::{Doomed, Note, Rebinding, Step};
-use crate::names::{
-    CLONE_LABEL, End, FINALIZER, MANAGER, PRIVILEGED_ANNOTATION, RECEIPT_ANNOTATION, filler_name,
-    name, prime_name, selector,
-};
-use crate::objects::{self, IDENTITY_KEYS, Object, SNAPSHOT_GROUP, snapshot_resource};
-use crate::world::{Belonging, ClaimUser, Grant, Kind, Snapshot, Surroundings};
+use crate::credentials::ObserverCredentials;
+use crate::names::{End, MANAGER, PRIVILEGED_ANNOTATION, filler_name, name, prime_name};
+use crate::objects::{SNAPSHOT_GROUP, snapshot_resource};
+use crate::world::{ClaimUser, Grant, Kind, Snapshot, Surroundings};
 
 /// How long a call may take: the API server's own limit for most is a minute, and a reconcile that
 /// waits holds up others.
@@ -119,57 +110,6 @@ pub(crate) enum Look {
     Full,
 }
 
-/// What a step leads to, as it will be seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Expected {
-    /// An object is there.
-    There(Kind, String, String),
-    /// An object by this name with this uid is gone, or about to go.
-    Leaving(Kind, String, String, String),
-    /// A clone that fills a claim is there.
-    Filler(String, String),
-    /// A claim has this receipt.
-    Attested(String, String, String),
-}
-
-impl Expected {
-    /// What is to be expected of a step, if it shows in what is watched.
-    pub(crate) fn of(clone: &VolumeClone, step: &Step) -> Option<Self> {
-        let there = |kind, metadata: &ObjectMeta| {
-            let namespace = metadata.namespace.clone()?;
-            Some(Self::There(kind, namespace, metadata.name.clone()?))
-        };
-        match step {
-            Step::Apply(Object::Pod(pod)) => there(Kind::Pod, &pod.metadata),
-            Step::Apply(Object::NetworkPolicy(it)) => there(Kind::NetworkPolicy, &it.metadata),
-            Step::Apply(Object::Claim(claim)) => there(Kind::Claim, &claim.metadata),
-            Step::Apply(Object::ConfigMap(map)) => there(Kind::ConfigMap, &map.metadata),
-            Step::Apply(Object::Snapshot(it)) => there(Kind::Snapshot, &it.metadata),
-            Step::Apply(Object::Clone(filler)) => Some(Self::Filler(
-                filler.target_namespace().to_owned(),
-                filler.name_any(),
-            )),
-            Step::Delete(doomed) if doomed.kind != Kind::Secret => Some(Self::Leaving(
-                doomed.kind,
-                doomed.namespace.clone(),
-                doomed.name.clone(),
-                doomed.uid.clone(),
-            )),
-            Step::Attest { claim, receipt, .. } => Some(Self::Attested(
-                clone.target_namespace().to_owned(),
-                claim.clone(),
-                receipt.clone(),
-            )),
-            Step::Delete(_)
-            | Step::AddFinalizer
-            | Step::RemoveFinalizer
-            | Step::Mint
-            | Step::Rebind(_)
-            | Step::Expire => None,
-        }
-    }
-}
-
 impl Cluster {
     /// The cluster behind `client`; Events are told in the name of `instance`.
     #[must_use]
@@ -216,28 +156,6 @@ impl Cluster {
         let mut pods = self.cache.pods.all();
         pods.retain(|pod| pod.agent.is_some());
         pods
-    }
-
-    /// Whether what is known has caught up with a step that was taken.
-    pub(crate) fn has_come_about(&self, expected: &Expected) -> bool {
-        match expected {
-            Expected::There(kind, namespace, name) => {
-                self.known_metadata(*kind, namespace, name).is_some()
-            }
-            Expected::Leaving(kind, namespace, name, uid) => {
-                let found = self.known_metadata(*kind, namespace, name);
-                found.is_none_or(|found| {
-                    found.deletion_timestamp.is_some() || found.uid.as_ref() != Some(uid)
-                })
-            }
-            Expected::Filler(namespace, name) => self.known_clone(namespace, name).is_some(),
-            Expected::Attested(namespace, name, receipt) => {
-                let claim = self.cache.claims.get(namespace, name);
-                claim.is_none_or(|claim| {
-                    claim.annotations().get(RECEIPT_ANNOTATION) == Some(receipt)
-                })
-            }
-        }
     }
 
     /// The cluster as `clone` meets it now: for who looks once, and may read little but its namespaces.
@@ -402,148 +320,6 @@ impl Cluster {
         call(what, api.get_opt(name)).await
     }
 
-    /// The agents' pods of a clone, in both namespaces, as far as they are known.
-    pub(crate) fn agent_pods(&self, clone: &VolumeClone) -> Vec<Pod> {
-        let pods = End::ALL.into_iter().filter_map(|end| {
-            let pods = &self.cache.pods;
-            let pod = pods.get(end.namespace(clone), &name(clone, end))?;
-            pod.agent.as_deref().cloned()
-        });
-        pods.filter(|pod| is_of(&pod.metadata, clone)).collect()
-    }
-
-    /// The agents' pods of a clone, in both namespaces, as they are now.
-    ///
-    /// # Errors
-    /// When a call fails.
-    pub async fn agent_pods_now(&self, clone: &VolumeClone) -> Result<Vec<Pod>> {
-        let mut found = Vec::new();
-        for namespace in namespaces(clone) {
-            let pods: Api<Pod> = self.namespaced(namespace);
-            let params = ListParams::default().labels(&selector(clone));
-            let what = || format!("listing the agents' pods in {namespace}");
-            let mut listed = call(what, pods.list(&params)).await?.items;
-            listed.retain(|pod| {
-                let is_at = |end: &End| {
-                    end.namespace(clone) == namespace && pod.name_any() == name(clone, *end)
-                };
-                End::ALL.iter().any(is_at)
-            });
-            found.extend(listed);
-        }
-        Ok(found)
-    }
-
-    /// What else was made for a clone, as far as it is known; no Secrets.
-    pub(crate) fn belongings(&self, clone: &VolumeClone) -> Vec<Belonging> {
-        let known = places(clone)
-            .into_iter()
-            .filter_map(|(kind, namespace, name)| {
-                let metadata = self.known_metadata(kind, namespace, &name)?;
-                is_of(&metadata, clone).then(|| belonging(kind, namespace, metadata))
-            });
-        known.collect()
-    }
-
-    /// The Secrets of a clone. They are not watched: that would take the right to read them all.
-    ///
-    /// # Errors
-    /// When a call fails.
-    pub(crate) async fn secret_belongings(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
-        let mut found = Vec::new();
-        for namespace in namespaces(clone) {
-            let secrets = self.secrets(namespace, clone).await?.into_iter();
-            found.extend(secrets.map(|secret| belonging(Kind::Secret, namespace, secret)));
-        }
-        Ok(found)
-    }
-
-    /// What else was made for a clone, in both namespaces, as it is now.
-    ///
-    /// # Errors
-    /// When a call fails.
-    pub async fn belongings_now(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
-        let places = places(clone);
-        let mut found = Vec::new();
-        for namespace in namespaces(clone) {
-            for kind in Kind::ALL {
-                let of_kind = match kind {
-                    Kind::Pod => continue,
-                    Kind::Secret => self.secrets(namespace, clone).await?,
-                    Kind::NetworkPolicy => {
-                        self.list_metadata::<NetworkPolicy>(namespace, clone)
-                            .await?
-                    }
-                    Kind::ConfigMap => self.list_metadata::<ConfigMap>(namespace, clone).await?,
-                    Kind::Claim => {
-                        self.list_metadata::<PersistentVolumeClaim>(namespace, clone)
-                            .await?
-                    }
-                    Kind::Snapshot => self.list_snapshots(namespace, clone).await?,
-                };
-                // Labels are copied together with what bears them: only names tell what is ours.
-                let of_kind = of_kind.into_iter().filter(|metadata| {
-                    let is_it = |(of, at, name): &(Kind, &str, String)| {
-                        *of == kind && *at == namespace && metadata.name.as_ref() == Some(name)
-                    };
-                    places.iter().any(is_it)
-                });
-                found.extend(of_kind.map(|metadata| belonging(kind, namespace, metadata)));
-            }
-        }
-        Ok(found)
-    }
-
-    async fn list_metadata<K>(
-        &self,
-        namespace: &str,
-        clone: &VolumeClone,
-    ) -> Result<Vec<ObjectMeta>>
-    where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
-        K::DynamicType: Default,
-    {
-        let api: Api<K> = self.namespaced(namespace);
-        let params = ListParams::default().labels(&selector(clone));
-        let what = || {
-            format!(
-                "listing {} in {namespace}",
-                K::plural(&K::DynamicType::default())
-            )
-        };
-        let list = call(what, api.list_metadata(&params)).await?;
-        let metadata = |object: PartialObjectMeta<K>| object.metadata;
-        Ok(list.items.into_iter().map(metadata).collect())
-    }
-
-    /// The Secrets of a clone, by their names: to list Secrets would take the right to read them all.
-    async fn secrets(&self, namespace: &str, clone: &VolumeClone) -> Result<Vec<ObjectMeta>> {
-        let api: Api<Secret> = self.namespaced(namespace);
-        let mut found = Vec::new();
-        for end in End::ALL {
-            let name = name(clone, end);
-            if end.namespace(clone) == namespace {
-                let what = || format!("looking for Secret {namespace}/{name}");
-                found.extend(call(what, api.get_metadata_opt(&name)).await?);
-            }
-        }
-        Ok(found.into_iter().map(|secret| secret.metadata).collect())
-    }
-
-    async fn list_snapshots(
-        &self,
-        namespace: &str,
-        clone: &VolumeClone,
-    ) -> Result<Vec<ObjectMeta>> {
-        let params = ListParams::default().labels(&selector(clone));
-        let snapshots = self.snapshots(namespace);
-        let what = || format!("listing snapshots in {namespace}");
-        // A cluster without snapshots doesn't know the kind.
-        let list = known(call(what, snapshots.list(&params)).await)?;
-        let list = list.into_iter().flat_map(|list| list.items);
-        Ok(list.map(|snapshot| snapshot.metadata).collect())
-    }
-
     /// Everything that has to be looked at before something is made for `clone`.
     ///
     /// # Errors
@@ -689,247 +465,6 @@ impl Cluster {
         let secret: Option<Secret> = self.find(clone.target_namespace(), &name).await?;
         Ok(secret.and_then(|secret| ObserverCredentials::of(&secret)))
     }
-
-    /// Writes the status, unless somebody else has changed the object since it was read.
-    ///
-    /// # Errors
-    /// When the call fails, or on a conflict.
-    pub async fn write_status(
-        &self,
-        clone: &VolumeClone,
-        status: &VolumeCloneStatus,
-    ) -> Result<()> {
-        let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
-        let mut written = clone.clone();
-        written.status = Some(status.clone());
-        let what = || format!("writing the status of {}", clone.name_any());
-        let (name, params) = (clone.name_any(), PostParams::default());
-        let written = clones.replace_status(&name, &params, &written);
-        call(what, written).await.map(drop)
-    }
-
-    /// Tells an Event. One that is lost is no reason to stop.
-    pub async fn publish(&self, clone: &VolumeClone, note: &Note) {
-        /// What Kubernetes takes.
-        const NOTE_LEN_MAX: usize = 1024;
-        let mut message = note.message.clone();
-        message.truncate(message.floor_char_boundary(NOTE_LEN_MAX));
-        let event = Event {
-            type_: if note.is_warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: note.reason.label().to_owned(),
-            note: Some(message),
-            action: "Clone".to_owned(),
-            secondary: None,
-        };
-        let reference = clone.object_ref(&());
-        let what = || "telling an Event".to_owned();
-        if let Err(error) = call(what, self.recorder.publish(&event, &reference)).await {
-            tracing::warn!(%error, "an Event was lost");
-        }
-    }
-
-    /// Takes a step.
-    ///
-    /// # Errors
-    /// When a call fails.
-    pub async fn take(&self, clone: &VolumeClone, step: &Step) -> Result<()> {
-        match step {
-            Step::AddFinalizer => {
-                let mut finalizers = clone.finalizers().to_vec();
-                finalizers.push(FINALIZER.to_owned());
-                self.set_finalizers(clone, &finalizers).await
-            }
-            Step::RemoveFinalizer => {
-                let mut finalizers = clone.finalizers().to_vec();
-                finalizers.retain(|name| name != FINALIZER);
-                let removed = self.set_finalizers(clone, &finalizers).await;
-                unless(removed, 404)
-            }
-            Step::Mint => self.mint(clone).await,
-            Step::Apply(object) => self.apply(object).await,
-            Step::Delete(doomed) => self.delete(doomed).await,
-            Step::Rebind(rebinding) => self.rebind(rebinding).await,
-            Step::Attest {
-                claim,
-                uid,
-                receipt,
-            } => {
-                let claims: Api<PersistentVolumeClaim> = self.namespaced(clone.target_namespace());
-                let patch = json!({
-                    "metadata": {"uid": uid, "annotations": {RECEIPT_ANNOTATION: receipt}},
-                });
-                let what = || format!("noting the receipt on claim {claim}");
-                let params = PatchParams::default();
-                let patched = call(what, claims.patch(claim, &params, &Patch::Merge(patch))).await;
-                unless(patched.map(drop), 404)
-            }
-            Step::Expire => {
-                let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
-                let name = clone.name_any();
-                let what = || format!("deleting VolumeClone {name}, whose time is over");
-                let params = delete_params(clone.uid());
-                let deleted = call(what, clones.delete(&name, &params)).await;
-                unless(unless(deleted.map(drop), 404), 409)
-            }
-        }
-    }
-
-    /// Gives a volume to another claim, unless somebody else has changed it since it was read.
-    async fn rebind(&self, rebinding: &Rebinding) -> Result<()> {
-        let Rebinding {
-            volume,
-            version,
-            namespace,
-            claim,
-            uid,
-        } = rebinding;
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let patch = json!({
-            "metadata": {"resourceVersion": version},
-            "spec": {"claimRef": {
-                "apiVersion": "v1", "kind": "PersistentVolumeClaim",
-                "namespace": namespace, "name": claim, "uid": uid, "resourceVersion": null,
-            }},
-        });
-        let what = || format!("binding volume {volume} to claim {namespace}/{claim}");
-        let params = PatchParams::default();
-        let patch = Patch::Merge(patch);
-        let patched = volumes.patch(volume, &params, &patch);
-        call(what, patched).await.map(drop)
-    }
-
-    /// Sets the finalizers, unless somebody else has changed the object since it was read.
-    async fn set_finalizers(&self, clone: &VolumeClone, finalizers: &[String]) -> Result<()> {
-        let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
-        let patch = json!({"metadata": {
-            "resourceVersion": clone.resource_version(),
-            "finalizers": finalizers,
-        }});
-        let what = || format!("setting the finalizers of {}", clone.name_any());
-        let (name, params, patch) = (
-            clone.name_any(),
-            PatchParams::default(),
-            Patch::Merge(patch),
-        );
-        let patched = clones.patch(&name, &params, &patch);
-        call(what, patched).await.map(drop)
-    }
-
-    /// Makes new credentials for both ends. The target's Secret is written first: it also says whom to
-    /// trust beside the new authority, should the other write fail.
-    async fn mint(&self, clone: &VolumeClone) -> Result<()> {
-        let uid = clone.uid();
-        let clone_id = Uuid::parse_str(uid).map_err(|_| ClusterError::Uid {
-            uid: uid.to_owned(),
-        })?;
-        let target = name(clone, End::Target);
-        let present: Option<Secret> = self.find(clone.target_namespace(), &target).await?;
-        let [_, _, authority] = IDENTITY_KEYS;
-        let trusted = present.and_then(|secret| {
-            let data = secret.data?;
-            String::from_utf8(data.get(authority)?.0.clone()).ok()
-        });
-        let trusted = trusted_authorities(trusted.as_deref().unwrap_or_default());
-        let minted = mint::mint(clone_id, VALIDITY)?;
-        let ends_at = SystemTime::now() + VALIDITY;
-        let ends_at = ends_at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
-        let [source, target] = objects::secrets(clone, &minted, &trusted, ends_at.as_secs());
-        for secret in [target, source] {
-            self.apply_as(&secret).await?;
-        }
-        Ok(())
-    }
-
-    async fn apply(&self, object: &Object) -> Result<()> {
-        match object {
-            Object::Pod(pod) => self.apply_as(pod.as_ref()).await,
-            Object::NetworkPolicy(policy) => self.apply_as(policy.as_ref()).await,
-            Object::ConfigMap(map) => self.apply_as(map.as_ref()).await,
-            // Never over what a user has made by that name in the meantime.
-            Object::Claim(claim) => {
-                let namespace = claim.namespace().unwrap_or_default();
-                let claims: Api<PersistentVolumeClaim> = self.namespaced(&namespace);
-                let what = || format!("making {}", object.describe());
-                unless_there(call(what, claims.create(&post_params(), claim)).await)
-            }
-            Object::Clone(clone) => {
-                let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
-                let what = || format!("making {}", object.describe());
-                unless_there(call(what, clones.create(&post_params(), clone)).await)
-            }
-            Object::Snapshot(snapshot) => {
-                let snapshots = self.snapshots(&snapshot.namespace().unwrap_or_default());
-                let what = || format!("making {}", object.describe());
-                unless_there(call(what, snapshots.create(&post_params(), snapshot)).await)
-            }
-        }
-    }
-
-    /// Server-side apply: makes the object, or makes it so.
-    async fn apply_as<K>(&self, object: &K) -> Result<()>
-    where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + Serialize + DeserializeOwned + Debug,
-        K::DynamicType: Default,
-    {
-        let namespace = object.namespace().unwrap_or_default();
-        let name = object.name_any();
-        let api: Api<K> = self.namespaced(&namespace);
-        let params = PatchParams::apply(MANAGER).force();
-        let what = || {
-            format!(
-                "applying {} {namespace}/{name}",
-                K::kind(&Default::default())
-            )
-        };
-        call(what, api.patch(&name, &params, &Patch::Apply(object)))
-            .await
-            .map(drop)
-    }
-
-    async fn delete(&self, doomed: &Doomed) -> Result<()> {
-        let Doomed {
-            kind,
-            namespace,
-            name,
-            uid,
-        } = doomed;
-        let params = delete_params(uid);
-        let what = || format!("deleting {kind:?} {namespace}/{name}");
-        let deleted = match kind {
-            Kind::Pod => {
-                let api: Api<Pod> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::Secret => {
-                let api: Api<Secret> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::NetworkPolicy => {
-                let api: Api<NetworkPolicy> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::ConfigMap => {
-                let api: Api<ConfigMap> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::Claim => {
-                let api: Api<PersistentVolumeClaim> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::Snapshot => {
-                let api = self.snapshots(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-        };
-        // Gone already, or another object by that name, which stays.
-        unless(unless(deleted, 404), 409)
-    }
 }
 
 /// Calls the API server within the time limit.
@@ -944,25 +479,6 @@ async fn call<T>(
             source,
         }),
         Err(_) => Err(ClusterError::Timeout { what: what() }),
-    }
-}
-
-/// Success also where the API server answered with `code`.
-fn unless(result: Result<()>, code: u16) -> Result<()> {
-    match result {
-        Err(error) if error.is(code) => Ok(()),
-        other => other,
-    }
-}
-
-/// Success also where the object is there already: whose it is shows with the next look.
-fn unless_there<T>(created: Result<T>) -> Result<()> {
-    match created {
-        Err(ClusterError::Api {
-            source: kube::Error::Api(status),
-            ..
-        }) if status.reason == "AlreadyExists" => Ok(()),
-        other => other.map(drop),
     }
 }
 
@@ -992,64 +508,6 @@ fn known<T>(result: Result<T>) -> Result<Option<T>> {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.is(404) => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-fn post_params() -> PostParams {
-    PostParams {
-        field_manager: Some(MANAGER.to_owned()),
-        ..PostParams::default()
-    }
-}
-
-/// Deletes only what has this uid.
-fn delete_params(uid: &str) -> DeleteParams {
-    DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: None,
-        }),
-        ..DeleteParams::background()
-    }
-}
-
-/// Where what is made for `clone` can be, Secrets and pods too.
-fn places(clone: &VolumeClone) -> Vec<(Kind, &str, String)> {
-    let (home, away) = (clone.target_namespace(), clone.source_namespace());
-    let (of_source, of_target) = (name(clone, End::Source), name(clone, End::Target));
-    let prime = prime_name(clone);
-    let mut places = vec![
-        (Kind::Snapshot, away, of_source.clone()),
-        (Kind::Claim, away, of_source.clone()),
-        (Kind::Claim, home, prime.clone()),
-        (Kind::Claim, home, clone.target_claim().to_owned()),
-        (Kind::Secret, away, of_source.clone()),
-        (Kind::Secret, home, of_target.clone()),
-        (Kind::NetworkPolicy, away, of_source),
-        (Kind::NetworkPolicy, home, of_target.clone()),
-        (Kind::ConfigMap, home, of_target),
-    ];
-    if home != away {
-        places.push((Kind::Claim, away, prime));
-    }
-    places
-}
-
-/// Whether an object bears the label of `clone`.
-fn is_of(metadata: &ObjectMeta, clone: &VolumeClone) -> bool {
-    let labels = metadata.labels.as_ref();
-    let label = labels.and_then(|labels| labels.get(CLONE_LABEL));
-    label.is_some_and(|uid| uid == clone.uid())
-}
-
-fn belonging(kind: Kind, namespace: &str, metadata: ObjectMeta) -> Belonging {
-    Belonging {
-        kind,
-        namespace: namespace.to_owned(),
-        name: metadata.name.unwrap_or_default(),
-        uid: metadata.uid.unwrap_or_default(),
-        annotations: metadata.annotations.unwrap_or_default(),
-        is_deleting: metadata.deletion_timestamp.is_some(),
     }
 }
 
