@@ -26,7 +26,8 @@ const DEPLOYMENT: &[Hole] = &[
         "--image={{ .Values.image }}\n            \
          - --image-pull-policy={{ .Values.imagePullPolicy }}\n            \
          - --clones-max={{ .Values.limits.clones }}\n            \
-         - --clones-per-namespace-max={{ .Values.limits.clonesPerNamespace }}\n",
+         - --clones-per-namespace-max={{ .Values.limits.clonesPerNamespace }}\n            \
+         - --clones-per-node-max={{ .Values.limits.clonesPerNode }}\n",
     ),
     (
         RESOURCES,
@@ -96,10 +97,11 @@ imagePullPolicy: IfNotPresent
 # One leads, the others take over.
 replicas: 2
 
-# Clones by agents at once: in the cluster, and of these with their target in one namespace.
+# Clones by agents at once: in the cluster, of these with their target in one namespace, and with an agent on one node.
 limits:
   clones: 32
   clonesPerNamespace: 8
+  clonesPerNode: 8
 
 # Of the controller. Agents have theirs from spec.agents.resources of each VolumeClone.
 resources:
@@ -204,6 +206,7 @@ mod tests {
             ("{{ .Values.imagePullPolicy }}", "IfNotPresent"),
             ("{{ .Values.limits.clones }}", "32"),
             ("{{ .Values.limits.clonesPerNamespace }}", "8"),
+            ("{{ .Values.limits.clonesPerNode }}", "8"),
             ("{{ .Values.monitoring.namespace }}", "monitoring"),
             ("{{ .Release.Namespace }}", "volferry-system"),
             ("{{- if .Values.monitoring.enabled }}\n", ""),
@@ -239,6 +242,7 @@ mod tests {
                 "--image-pull-policy=IfNotPresent",
                 "--clones-max=32",
                 "--clones-per-namespace-max=8",
+                "--clones-per-node-max=8",
             ];
             let kept = rendered
                 .lines()
