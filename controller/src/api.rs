@@ -648,6 +648,13 @@ impl VolumeClone {
         self.source_namespace() != self.target_namespace()
     }
 
+    /// The namespaces in which something of a clone may be: of the target, and of the source where that is
+    /// another.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        let away = self.is_cross_namespace().then(|| self.source_namespace());
+        [self.target_namespace()].into_iter().chain(away)
+    }
+
     /// The id of the clone across all attempts: this object's own.
     #[must_use]
     pub fn uid(&self) -> &str {

@@ -632,7 +632,11 @@ pub(crate) fn known_snapshot(mut found: DynamicObject) -> Option<KnownSnapshot> 
         uid: found.uid().unwrap_or_default(),
         is_ready: status["readyToUse"] == Value::Bool(true),
         error: text(&status["error"]["message"]),
-        restore_bytes: restore.as_ref().and_then(claims::bytes),
+        // 0 is what drivers say that don't know it.
+        restore_bytes: restore
+            .as_ref()
+            .and_then(claims::bytes)
+            .filter(|bytes| *bytes > 0),
         volume_mode: None,
         class: text(&found.data["spec"]["volumeSnapshotClassName"]),
     };

@@ -170,7 +170,7 @@ impl Cluster {
         let cluster = Self::new(client, instance);
         let cache = &cluster.cache;
         let all = ListParams::default;
-        for here in namespaces(clone) {
+        for here in clone.namespaces() {
             let pods = cluster.namespaced(here);
             read(&cache.pods, pods, all(), cache::known_pod).await?;
             let claims = cluster.namespaced(here);
@@ -342,9 +342,9 @@ impl Cluster {
         if let Some(source) = &clone.spec.source.persistent_volume_claim {
             around.source_claim = self.claim(source_namespace, &source.name);
             // Other clones may read it as this one does.
-            let mut users = self.users(clone, source_namespace, &source.name);
-            users.retain(|user| !user.is_source_agent());
-            around.source_users = users;
+            let users = self.users(clone, source_namespace, &source.name);
+            let (readers, users) = users.into_iter().partition(ClaimUser::is_source_agent);
+            (around.source_readers, around.source_users) = (readers, users);
             around.taken_snapshot = self.snapshot(source_namespace, &restored, look).await?;
         }
         if let Some(source) = &clone.spec.source.volume_snapshot {
@@ -374,7 +374,7 @@ impl Cluster {
         if clone.is_cross_namespace() {
             around.grants = self.grants_now(source_namespace).await?;
         }
-        for namespace in namespaces(clone) {
+        for namespace in clone.namespaces() {
             let found = self.find_cluster_wide::<Namespace>(namespace).await?;
             let annotation = found.as_ref().and_then(|found| {
                 let annotations = found.annotations();
@@ -513,10 +513,4 @@ fn known<T>(result: Result<T>) -> Result<Option<T>> {
 
 fn cloned<T: Clone>(shared: &[Arc<T>]) -> Vec<T> {
     shared.iter().map(|it| (**it).clone()).collect()
-}
-
-/// The namespaces in which something of a clone may be.
-fn namespaces(clone: &VolumeClone) -> impl Iterator<Item = &str> {
-    let away = clone.is_cross_namespace().then(|| clone.source_namespace());
-    [clone.target_namespace()].into_iter().chain(away)
 }

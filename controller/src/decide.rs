@@ -76,6 +76,13 @@ pub enum Step {
     Delete(Doomed),
     /// Bind a volume to the target claim, in the place of the claim that it was filled as.
     Rebind(Rebinding),
+    /// Have the scheduler choose another node for a claim that waits for its first pod.
+    Unplace {
+        /// The claim.
+        claim: String,
+        /// Its uid.
+        uid: String,
+    },
     /// Note on the target claim what it holds.
     Attest {
         /// The claim.

@@ -65,6 +65,9 @@ pub struct Surroundings {
     pub source_volume: Option<PersistentVolume>,
     /// Pods that use the source claim and are not ours.
     pub source_users: Vec<ClaimUser>,
+    /// Agents of other clones that read the source claim: they are in nobody's way, but attach it to their
+    /// node.
+    pub source_readers: Vec<ClaimUser>,
     /// Pods that use the target claim and are not ours.
     pub target_users: Vec<ClaimUser>,
     /// The source's snapshot.

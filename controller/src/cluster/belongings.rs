@@ -11,7 +11,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use super::{Cluster, Result, call, known, namespaces};
+use super::{Cluster, Result, call, known};
 use crate::api::VolumeClone;
 use crate::names::{CLONE_LABEL, End, name, prime_name, selector};
 use crate::world::{Belonging, Kind};
@@ -33,7 +33,7 @@ impl Cluster {
     /// When a call fails.
     pub async fn agent_pods_now(&self, clone: &VolumeClone) -> Result<Vec<Pod>> {
         let mut found = Vec::new();
-        for namespace in namespaces(clone) {
+        for namespace in clone.namespaces() {
             let pods: Api<Pod> = self.namespaced(namespace);
             let params = ListParams::default().labels(&selector(clone));
             let what = || format!("listing the agents' pods in {namespace}");
@@ -66,7 +66,7 @@ impl Cluster {
     /// When a call fails.
     pub(crate) async fn secret_belongings(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
         let mut found = Vec::new();
-        for namespace in namespaces(clone) {
+        for namespace in clone.namespaces() {
             let secrets = self.secrets(namespace, clone).await?.into_iter();
             found.extend(secrets.map(|secret| belonging(Kind::Secret, namespace, secret)));
         }
@@ -80,7 +80,7 @@ impl Cluster {
     pub async fn belongings_now(&self, clone: &VolumeClone) -> Result<Vec<Belonging>> {
         let places = places(clone);
         let mut found = Vec::new();
-        for namespace in namespaces(clone) {
+        for namespace in clone.namespaces() {
             for kind in Kind::ALL {
                 let of_kind = match kind {
                     Kind::Pod => continue,

@@ -56,6 +56,7 @@ impl Expected {
             | Step::RemoveFinalizer
             | Step::Mint
             | Step::Rebind(_)
+            | Step::Unplace { .. }
             | Step::Expire => None,
         }
     }

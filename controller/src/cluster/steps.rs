@@ -19,7 +19,7 @@ use super::{Cluster, ClusterError, Result, call};
 use crate::api::{VolumeClone, VolumeCloneStatus};
 use crate::credentials::{VALIDITY, trusted_authorities};
 use crate::decide::{Doomed, Note, Rebinding, Step};
-use crate::names::{End, FINALIZER, MANAGER, RECEIPT_ANNOTATION, name};
+use crate::names::{End, FINALIZER, MANAGER, RECEIPT_ANNOTATION, SELECTED_NODE_ANNOTATION, name};
 use crate::objects::{self, IDENTITY_KEYS, Object};
 use crate::world::Kind;
 
@@ -87,19 +87,21 @@ impl Cluster {
             Step::Apply(object) => self.apply(object).await,
             Step::Delete(doomed) => self.delete(doomed).await,
             Step::Rebind(rebinding) => self.rebind(rebinding).await,
+            Step::Unplace { claim, uid } => {
+                let what = || format!("taking its node from claim {claim}");
+                let annotations = json!({SELECTED_NODE_ANNOTATION: null});
+                self.annotate_target(clone, claim, uid, &annotations, what)
+                    .await
+            }
             Step::Attest {
                 claim,
                 uid,
                 receipt,
             } => {
-                let claims: Api<PersistentVolumeClaim> = self.namespaced(clone.target_namespace());
-                let patch = json!({
-                    "metadata": {"uid": uid, "annotations": {RECEIPT_ANNOTATION: receipt}},
-                });
                 let what = || format!("noting the receipt on claim {claim}");
-                let params = PatchParams::default();
-                let patched = call(what, claims.patch(claim, &params, &Patch::Merge(patch))).await;
-                unless(patched.map(drop), 404)
+                let annotations = json!({RECEIPT_ANNOTATION: receipt});
+                self.annotate_target(clone, claim, uid, &annotations, what)
+                    .await
             }
             Step::Expire => {
                 let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
@@ -110,6 +112,22 @@ impl Cluster {
                 unless(unless(deleted.map(drop), 404), 409)
             }
         }
+    }
+
+    /// Changes annotations of the target claim with this uid, if it is still there.
+    async fn annotate_target(
+        &self,
+        clone: &VolumeClone,
+        claim: &str,
+        uid: &str,
+        annotations: &serde_json::Value,
+        what: impl Fn() -> String,
+    ) -> Result<()> {
+        let claims: Api<PersistentVolumeClaim> = self.namespaced(clone.target_namespace());
+        let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
+        let params = PatchParams::default();
+        let patched = call(what, claims.patch(claim, &params, &Patch::Merge(patch))).await;
+        unless(patched.map(drop), 404)
     }
 
     /// Gives a volume to another claim, unless somebody else has changed it since it was read.

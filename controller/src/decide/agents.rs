@@ -87,6 +87,7 @@ impl Planner<'_> {
                 self.judge(end, seen)?;
             }
         }
+        self.check_place()?;
         // Also while the target waits: it must not start with what has ended meanwhile.
         if target.is_some() && credentials::should_renew(self.world) {
             self.steps.push(Step::Mint);
@@ -290,13 +291,20 @@ impl Planner<'_> {
                 has_checkpoint: checkpoint.is_some(),
                 // What an earlier attempt of this clone left there is its own.
                 may_overwrite: view == View::Directory
-                    && (is_new || clone.spec.target.overwrite || self.status.progress.is_some()),
+                    && (is_new || clone.spec.target.overwrite || self.has_written()),
                 zero_tail: view == View::Device && is_larger,
             },
         };
         let pod = objects::pod(clone, &world.settings, &plan);
         self.apply(Object::Pod(Box::new(pod)));
         Ok(preparing(STARTING))
+    }
+
+    /// Whether an earlier target agent of this clone was let into its volume. Before the ends have met it
+    /// may still refuse what it finds there.
+    fn has_written(&self) -> bool {
+        let progress = self.status.progress.as_ref();
+        progress.is_some_and(|progress| progress.stage != "handshake")
     }
 
     /// Has credentials and policies of both ends be there, and good for a while.
@@ -522,7 +530,7 @@ pub(crate) fn pinned_nodes(world: &World) -> BTreeSet<String> {
 
 /// The node where the source claim is attached, if pods of one node only can use it.
 fn attached_to(source: &PersistentVolumeClaim, around: &Surroundings) -> Option<String> {
-    let mut users = around.source_users.iter();
+    let mut users = around.source_users.iter().chain(&around.source_readers);
     let is_for_one = claims::is_for_one_node(source);
     users
         .find_map(|user| user.node.clone())

@@ -107,6 +107,7 @@ impl Planner<'_> {
             // The claim is watched; only a refusal has to be looked for.
             again: LOOK_AGAIN,
         };
+        self.check_place()?;
         let Some(claim) = self.claim_to_fill()? else {
             let around = self.around()?;
             self.check_source(around)?;
@@ -198,16 +199,19 @@ impl Planner<'_> {
             );
             return Err(Stop::hold(Reason::SnapshotNotReady, message));
         };
-        if snapshot.restore_bytes.is_none() {
+        let source = around.source_claim.as_ref();
+        // Drivers need not tell it; the claim that it was taken of does.
+        let restore_bytes = snapshot
+            .restore_bytes
+            .or_else(|| source.and_then(claims::size_bytes));
+        if restore_bytes.is_none() {
             let message = format!("snapshot {} does not tell its size yet", snapshot.name);
             return Err(Stop::hold(Reason::SnapshotNotReady, message));
         }
-        let source = around
-            .source_claim
-            .as_ref()
-            .and_then(|claim| claim.spec.as_ref());
+        let source = source.and_then(|claim| claim.spec.as_ref());
         let like = Snapshot {
             volume_mode: snapshot.volume_mode.or_else(|| source.map(VolumeMode::of)),
+            restore_bytes,
             ..snapshot.clone()
         };
         let claim = objects::restored_claim(

@@ -161,18 +161,19 @@ fn by_backend<'a>(
         .source_claim
         .as_ref()
         .and_then(|claim| claim.spec.as_ref());
-    if let (Some(source), Some(mode)) = (source, &asked.volume_mode)
-        && VolumeMode::of(source).label() != mode
+    let snapshot = around.source_snapshot.as_ref();
+    let source_mode = source
+        .map(VolumeMode::of)
+        .or_else(|| snapshot.and_then(|it| it.volume_mode));
+    if let (Some(source_mode), Some(mode)) = (source_mode, &asked.volume_mode)
+        && source_mode.label() != mode
     {
-        let message = format!("the source's mode is {}", VolumeMode::of(source).label());
+        let message = format!("the source's mode is {}", source_mode.label());
         return Err(("OtherVolumeMode", message));
     }
     let source_bytes = match &around.source_claim {
         Some(claim) => claims::size_bytes(claim),
-        None => around
-            .source_snapshot
-            .as_ref()
-            .and_then(|it| it.restore_bytes),
+        None => snapshot.and_then(|it| it.restore_bytes),
     };
     if let (Some(bytes), Some(needed)) = (claims::requested_bytes(asked), source_bytes)
         && bytes < needed

@@ -109,6 +109,35 @@ impl Planner<'_> {
         Ok(Some(claim))
     }
 
+    /// A driver that has no room on the node that was chosen takes the choice off the claim that it was asked
+    /// for. Here that is the prime one, and the scheduler looks at the target claim: it goes there too, and
+    /// what was made for that node goes with it.
+    pub(super) fn check_place(&mut self) -> Result<(), Stop> {
+        let world = self.world;
+        let (Some(_), Some(prime), Some(target)) =
+            (&self.status.prime, &world.prime_claim, &world.target_claim)
+        else {
+            return Ok(());
+        };
+        let is_placed = claims::is_bound(prime)
+            || selected_node(prime).is_some()
+            || selected_node(target).is_none();
+        if is_placed || !self.is_ours(prime) {
+            return Ok(());
+        }
+        self.delete_pods();
+        self.steps.push(Step::Unplace {
+            claim: target.name_any(),
+            uid: target.uid().unwrap_or_default(),
+        });
+        self.delete_claim(prime);
+        let message = format!(
+            "no volume could be made on the node that was chosen for claim {}; the scheduler chooses again",
+            target.name_any()
+        );
+        Err(hold_soon(Reason::WaitsForConsumer, &message))
+    }
+
     pub(super) fn delete_claim(&mut self, claim: &PersistentVolumeClaim) {
         self.steps.push(Step::Delete(Doomed {
             kind: Kind::Claim,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::api::PrimeStatus;
+use crate::claims::VolumeMode;
 use crate::credentials;
 use crate::names::{self, End};
 use crate::objects::{self, EndPlan, PodPlan, View};
@@ -821,7 +822,7 @@ fn agents_read_a_snapshot_from_a_claim_of_its_own() {
         uid: "shot-uid".to_owned(),
         is_ready: true,
         restore_bytes: Some(1 << 30),
-        volume_mode: Some(claims::VolumeMode::Block),
+        volume_mode: Some(VolumeMode::Block),
         class: Some("shots".to_owned()),
         error: None,
     });
@@ -1811,4 +1812,112 @@ fn a_volume_that_comes_with_its_first_pod_needs_one() {
         prime.annotations()[names::SELECTED_NODE_ANNOTATION],
         "node-9"
     );
+
+    // A driver that has no room there takes the choice off the claim that it was asked for.
+    let mut prime = (**prime).clone();
+    prime.metadata.uid = Some("uid-prime".to_owned());
+    let mut ours = belonging(&world, Kind::Claim, End::Source);
+    ours.name = names::prime_name(&world.clone);
+    world.belongings.push(ours);
+    world.prime_claim = Some(prime.clone());
+    assert_eq!(decide_in(&mut world).0, Vec::<String>::new());
+    prime.metadata.annotations = None;
+    world.prime_claim = Some(prime);
+    let expected = [
+        "Unplace { claim: \"to\", uid: \"uid-to\" }",
+        "delete Claim away/volferry-UID-prime",
+    ];
+    assert_eq!(decide_in(&mut world).0, expected);
+    let (_, reason, message) = condition(&world, "Progressing");
+    assert_eq!(reason, "WaitsForConsumer");
+    assert!(message.contains("chooses again"), "{message}");
+}
+
+#[test]
+fn a_source_that_another_clone_reads_is_read_where_it_is_attached() {
+    let reader = ClaimUser {
+        node: Some("node-3".to_owned()),
+        ..ClaimUser::default()
+    };
+    let mut world = under_way(&json!({}));
+    world.pods = vec![pod(&world, End::Target, &json!({}))];
+    around(&mut world).source_readers = vec![reader];
+    let pinned = |world: &mut World| {
+        let (_, decision) = decide_in(world);
+        let steps = serde_json::to_string(&format!("{:?}", decision.steps)).unwrap();
+        assert!(steps.contains("volferry-source"), "{steps}");
+        steps.contains("node-3")
+    };
+    assert!(pinned(&mut world));
+    let shared = json!({"spec": {"accessModes": ["ReadWriteMany"]}});
+    around(&mut world).source_claim = Some(claim("home", "from", &shared));
+    assert!(!pinned(&mut world));
+}
+
+#[test]
+fn what_is_in_a_filesystem_is_only_overwritten_by_who_was_let_in() {
+    let check = |stage: Option<&str>, expected: bool| {
+        let tree = json!({"spec": {"volumeMode": "Filesystem"}});
+        let mut world = under_way(&json!({}));
+        world.target_claim = Some(claim("home", "to", &tree));
+        around(&mut world).source_claim = Some(claim("home", "from", &tree));
+        world.pods = vec![
+            pod(&world, End::Target, &json!({})),
+            pod(&world, End::Source, &json!({})),
+        ];
+        world.report = stage.map(|stage| report(stage, 0));
+        decide_in(&mut world);
+        world.pods.clear();
+        let (_, decision) = decide_in(&mut world);
+        let steps = format!("{:?}", decision.steps);
+        assert!(steps.contains("--volume=/target"), "{steps}");
+        assert_eq!(steps.contains("--overwrite"), expected, "{stage:?}");
+    };
+    check(None, false);
+    check(Some("handshake"), false);
+    check(Some("transfer"), true);
+}
+
+#[test]
+fn a_snapshot_that_tells_no_size_is_as_large_as_its_source() {
+    let mut world = world(&json!({"inUsePolicy": "Snapshot", "strategy": "HostAssisted"}));
+    with_backend(&mut world, &json!({}));
+    let around = around(&mut world);
+    around.source_users = vec![database()];
+    around.taken_snapshot = Some(Snapshot {
+        name: "taken".to_owned(),
+        is_ready: true,
+        class: Some("shots".to_owned()),
+        ..Snapshot::default()
+    });
+    let (_, decision) = decide_in(&mut world);
+    let Some(Step::Apply(Object::Claim(restored))) = decision.steps.first() else {
+        panic!("{:?}", decision.steps);
+    };
+    assert_eq!(claims::size_bytes(restored), Some(1 << 30));
+}
+
+#[test]
+fn a_snapshot_of_another_mode_is_not_for_the_backend() {
+    let check = |mode: &str, strategy: Strategy| {
+        let spec = json!({"source": {"volumeSnapshot": {"name": "shot"}},
+            "target": {"claimTemplate": {"metadata": {"name": "to"},
+                "spec": {"storageClassName": "own", "volumeMode": mode}}}});
+        let mut world = world(&spec);
+        with_backend(&mut world, &json!({}));
+        let around = around(&mut world);
+        around.source_claim = None;
+        around.source_snapshot = Some(Snapshot {
+            name: "shot".to_owned(),
+            is_ready: true,
+            restore_bytes: Some(1 << 30),
+            volume_mode: Some(VolumeMode::Block),
+            class: Some("shots".to_owned()),
+            ..Snapshot::default()
+        });
+        decide_in(&mut world);
+        assert_eq!(world.clone.status.unwrap().strategy, Some(strategy));
+    };
+    check("Block", Strategy::Snapshot);
+    check("Filesystem", Strategy::HostAssisted);
 }

@@ -26,6 +26,7 @@ use crate::api::{VolumeClone, VolumeCloneStatus};
 use crate::claims;
 use crate::cluster::{Cluster, ClusterError, Look};
 use crate::decide::storage_class;
+use crate::names::MANAGER;
 use crate::objects::Object;
 use crate::plugin::{in_words, report};
 use crate::world::{Settings, Surroundings, World};
@@ -113,7 +114,7 @@ pub async fn examine(
     let clone = admitted(client, wanted, &mut found).await;
     let may_look = permissions(client, &clone, &mut found).await?;
     let nodes = nodes::look(client, &settings.image, &mut found).await;
-    for namespace in namespaces(&clone) {
+    for namespace in clone.namespaces() {
         policies(client, namespace, &mut found).await;
     }
     if !may_look {
@@ -216,7 +217,7 @@ async fn installed(
         Ok(settings) => {
             let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
                 Api::namespaced(client.clone(), &settings.namespace);
-            let lease = leases.get_opt("volferry-controller").await;
+            let lease = leases.get_opt(MANAGER).await;
             let holder = lease.map(|lease| lease.and_then(|lease| lease.spec?.holder_identity));
             let (verdict, text) = match holder {
                 Ok(Some(holder)) if !holder.is_empty() => (
@@ -295,7 +296,7 @@ async fn permissions(
         right("list", SNAPSHOTS, "volumesnapshotclasses", None),
     ];
     // What `Cluster::around` lists.
-    for namespace in namespaces(clone) {
+    for namespace in clone.namespaces() {
         let here = || Some(namespace.to_owned());
         rights.extend([
             right("list", "", "persistentvolumeclaims", here()),
@@ -440,12 +441,6 @@ fn judge(rehearsal: &Rehearsal, found: &mut Diagnosis) {
         (None, Some(strategy)) => found.note(Verdict::Fine, "way", format!("{strategy:?}")),
         (None, None) => found.note(Verdict::Unsure, "way", "not known"),
     }
-}
-
-/// The namespaces of both ends.
-fn namespaces(clone: &VolumeClone) -> impl Iterator<Item = &str> {
-    let away = clone.is_cross_namespace().then(|| clone.source_namespace());
-    [clone.target_namespace()].into_iter().chain(away)
 }
 
 #[cfg(test)]

@@ -172,6 +172,38 @@ async fn a_claim_that_waits_for_its_first_pod_is_filled_where_that_will_be() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_claim_whose_node_is_full_is_filled_on_another() {
+    for strategy in ["CsiClone", "HostAssisted"] {
+        let scene = backend(&json!({"volumeBindingMode": "WaitForFirstConsumer",
+            "metadata": {"annotations": {storage::FULL_NODE: "node-9"}}}));
+        template(&scene, &json!({"strategy": strategy}));
+        referring(&scene, "to");
+        let selected = "volume.kubernetes.io/selected-node";
+        let place = |node: &str| {
+            let placed = json!({"metadata": {"annotations": {selected: node}}});
+            scene
+                .api
+                .change("persistentvolumeclaims", "home", "to", &placed);
+        };
+        place("node-9");
+        scene
+            .until("another choice", |scene| {
+                let claim = scene.api.get("persistentvolumeclaims", "home", "to");
+                claim.unwrap()["metadata"]["annotations"][selected].is_null()
+            })
+            .await;
+        tokio::time::sleep(SHORT).await;
+        let left = scene.leftovers();
+        let is_of_node = |it: &&String| it.starts_with("pods") || it.ends_with("-prime");
+        assert_eq!(left.iter().find(is_of_node), None, "{left:?}");
+        place("node-8");
+        until_filled(&scene, "to").await;
+        assert_eq!(content(&scene, "to").unwrap(), "content of home/from");
+        until_ready(&scene, 1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_claim_that_another_volume_was_bound_to_is_left_alone() {
     let scene = Scene::new(SHORT);
     scene.claim("home", "from");

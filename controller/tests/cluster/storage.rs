@@ -12,6 +12,8 @@ use super::nodes::{place, text};
 const CONTENT: &str = "content";
 /// On a storage class: words with which its driver refuses to clone.
 pub(crate) const REFUSES_CLONES: &str = "refuses-clones";
+/// On a storage class: the node on which its driver has no room.
+pub(crate) const FULL_NODE: &str = "full-node";
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 /// A step of whoever cares for claims, volumes and snapshots.
@@ -99,6 +101,12 @@ fn provision(api: &FakeApi, claim: &Value) {
     });
     let is_placed = is_mounted || claim["metadata"]["annotations"][SELECTED_NODE].is_string();
     if class["volumeBindingMode"] == "WaitForFirstConsumer" && !is_placed {
+        return;
+    }
+    let full = &class["metadata"]["annotations"][FULL_NODE];
+    if full.is_string() && *full == claim["metadata"]["annotations"][SELECTED_NODE] {
+        let unplaced = json!({"metadata": {"annotations": {SELECTED_NODE: null}}});
+        api.change("persistentvolumeclaims", &namespace, &name, &unplaced);
         return;
     }
     let from = text(&claim["spec"]["dataSource"]["name"]);

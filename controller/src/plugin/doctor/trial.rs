@@ -6,7 +6,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use super::rehearsal::Rehearsal;
-use super::{Diagnosis, Finding, Verdict, dry_run, namespaces};
+use super::{Diagnosis, Finding, Verdict, dry_run};
 use crate::claims;
 use crate::objects::Object;
 use crate::plugin::in_words;
@@ -56,7 +56,7 @@ pub(super) async fn try_out(client: &Client, object: &Object, found: &mut Diagno
 
 /// What quotas leave, since not every API server counts what is only tried.
 pub(super) async fn quotas(client: &Client, rehearsal: &Rehearsal, found: &mut Diagnosis) {
-    for namespace in namespaces(&rehearsal.clone) {
+    for namespace in rehearsal.clone.namespaces() {
         let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
         match quotas.list(&ListParams::default()).await {
             Ok(quotas) => {
