@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use super::{Context, Memory};
-use crate::api::VolumeClone;
+use crate::api::{Strategy, VolumeClone};
 use crate::cache::is_queued;
 use crate::cluster::Look;
 use crate::decide::{Decision, Step, pinned_nodes};
@@ -156,16 +156,18 @@ impl<O: Observe> Context<O> {
 
     /// Gives the place back that a clone doesn't take: it waits for something else, or needs no agents.
     pub(super) fn keep_place(&self, world: &World, decision: &Decision) {
-        let makes = |step: &Step| matches!(step, Step::Apply(_));
         let status = world.clone.status.as_ref();
         let has_begun = status
             .is_some_and(|status| status.progress.is_some() || status.attempts.target.failures > 0);
-        // A snapshot is taken for agents that follow.
-        let is_at_it = world.belongings_of(Kind::Snapshot).next().is_some();
-        let keeps = decision.steps.iter().any(makes)
-            || !world.pods.is_empty()
-            || has_begun
-            || (is_at_it && status.is_some_and(|it| !it.phase.is_finished()));
+        // Snapshots are taken, and claims made, for agents that follow; a backend needs no place.
+        let decided = decision.status.as_deref().or(status);
+        let is_by_agents = decided.is_some_and(|status| {
+            status.strategy == Some(Strategy::HostAssisted) && !status.phase.is_finished()
+        });
+        let makes = |step: &Step| matches!(step, Step::Apply(_));
+        let prepares = decision.steps.iter().any(makes)
+            || world.belongings_of(Kind::Snapshot).next().is_some();
+        let keeps = (is_by_agents && prepares) || !world.pods.is_empty() || has_begun;
         if !keeps {
             self.memory(&world.clone, |memory| self.set_admitted(memory, false));
         }

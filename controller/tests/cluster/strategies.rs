@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::storage::{self, REFUSES_CLONES};
-use super::{SHORT, SHORTEST, Scene, away, each_fault, merged};
+use super::{Limits, SHORT, SHORTEST, Scene, away, each_fault, merged};
 
 /// A cluster whose driver clones, of which there are volumes in `home` and `away`.
 pub(crate) fn backend(change: &Value) -> Scene {
@@ -206,4 +206,27 @@ async fn each_call_of_a_handed_over_clone_fails_in_turn() {
         until_filled(scene, "CsiClone", "content of away/from").await;
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_by_the_backend_takes_no_agents_place() {
+    let mut scene = backend(&json!({"volumeBindingMode": "WaitForFirstConsumer"}));
+    scene.limit(Limits {
+        overall: 1,
+        per_namespace: 1,
+        per_node: 1,
+    });
+    let made = json!({"target": {"claimTemplate": {"metadata": {"name": "made"}}}});
+    scene.clone("waits", &made);
+    scene
+        .until("a claim", |scene| {
+            let claim = scene.api.get("persistentvolumeclaims", "home", "made");
+            claim.is_some()
+        })
+        .await;
+    assert_eq!(scene.status("waits")["strategy"], "CsiClone");
+    scene.claim_with("home", "to", &json!({"storageClassName": "free"}));
+    scene.clone("clone", &json!({"strategy": "HostAssisted"}));
+    scene.until_phase("clone", "Ready").await;
+    assert_eq!(scene.status("waits")["phase"], "Cloning");
 }
