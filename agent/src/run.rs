@@ -10,6 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::receipt::AgentStats;
+use volferry_storage::keep_freed_memory;
 
 use crate::admin::{self, Admin};
 use crate::cpu::{CountedThread, CpuMeter, peak_memory_bytes};
@@ -80,7 +81,8 @@ impl Context {
     }
 }
 
-/// A runtime whose threads are named after the agent and counted by `cpu`.
+/// A runtime whose threads are named after the agent and counted by `cpu`. The process keeps what memory it frees
+/// from now on.
 ///
 /// # Errors
 /// When the threads can't be started.
@@ -89,6 +91,7 @@ pub fn runtime(end: End, cpu: &CpuMeter) -> std::io::Result<Runtime> {
         static COUNTED: std::cell::RefCell<Option<CountedThread>> =
             const { std::cell::RefCell::new(None) };
     }
+    keep_freed_memory();
     let cpu = cpu.clone();
     Builder::new_multi_thread()
         .thread_name(format!("{}-net", end.label()))

@@ -45,6 +45,7 @@ pub use error::{InUseBy, Operation, StorageError, UnsupportedKind};
 pub use priority::IoPriority;
 pub use same::{SameReason, same_volume};
 pub use source::{FileIdentity, Generation, SourceOptions, open_source};
+pub use sys::keep_freed_memory;
 pub use target::{TargetOptions, TargetVolume, file_mark};
 
 /// A volume to read.
