@@ -10,14 +10,12 @@
 //! - A shutdown waits until the peer's transport has all that was written: with the last stream goes
 //!   the connection, and whatever is still under way with it.
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
-use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use dial::Link;
 pub(crate) use listen::{Guest, Port};
@@ -26,6 +24,7 @@ pub(crate) use stream::QuicStream;
 
 mod dial;
 mod listen;
+mod socket;
 mod stream;
 
 /// How fast bytes are sent into a path of which only its answers are known.
@@ -83,30 +82,22 @@ const SEND_RATE: u64 = 1 << 30;
 /// Streams at once: the data connections of a session, at most 64, and its control connection.
 const STREAMS_MAX: u32 = 65;
 
-/// The largest packet that is tried. quinn hands ten packets to the kernel at once, which takes 64 KiB in one
-/// call; of larger ones all ten would be lost.
-const PACKET_LEN_MAX: u16 = 6500;
-const _: () = assert!(
-    10 * PACKET_LEN_MAX as usize <= u16::MAX as usize - 28,
-    "a call carries ten packets, and with the headers of IP and UDP no more than 64 KiB"
-);
-
 /// How long packets stay small after large ones seem to get lost on a path that took them before.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(10);
-
-/// What the kernel may keep of packets that come while the endpoint's task is busy; it grants less where
-/// `net.core.rmem_max` says so.
-const SOCKET_BUFFER_LEN: usize = 4 << 20;
 
 /// The code of an orderly end of a connection.
 const DONE: VarInt = VarInt::from_u32(0);
 /// The code of a stream that is cut off.
 const CUT: VarInt = VarInt::from_u32(1);
 
-/// How an end sends and takes in, whose peer may open `streams_max` streams.
-fn transport_config(congestion: Congestion, streams_max: u32) -> Arc<TransportConfig> {
+/// How an end sends to `peer` and takes in from it, which may open `streams_max` streams.
+fn transport_config(
+    peer: SocketAddr,
+    congestion: Congestion,
+    streams_max: u32,
+) -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(PACKET_LEN_MAX)
+    mtu.upper_bound(socket::packet_len_max(peer))
         .black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut config = TransportConfig::default();
     config
@@ -136,27 +127,9 @@ fn send_window(round_trip: Duration) -> u64 {
 
 fn endpoint_config() -> EndpointConfig {
     let mut config = EndpointConfig::default();
-    // Within what the library allows, as the constant says.
-    let _allowed = config.max_udp_payload_size(PACKET_LEN_MAX);
+    // Within what the library allows, which is any number that is at least 1200.
+    let _allowed = config.max_udp_payload_size(socket::PACKET_LEN_MAX);
     config
-}
-
-/// Opens a UDP port. `[::]` takes IPv4 as well, whatever the system's default is.
-fn open_socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
-    // A smaller buffer is slower, and no reason to fail.
-    let _granted = socket.set_recv_buffer_size(SOCKET_BUFFER_LEN);
-    let _granted = socket.set_send_buffer_size(SOCKET_BUFFER_LEN);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 /// Any port of any address from which `peer` can be reached.

@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use tokio::time::{interval, sleep};
 use tracing::debug;
 
+use super::socket::BundlingSocket;
 use super::{
-    Congestion, DONE, QuicStream, any_port_towards, endpoint_config, open_socket, send_window,
-    transport_config,
+    Congestion, DONE, QuicStream, any_port_towards, endpoint_config, send_window, transport_config,
 };
 use crate::address::PeerAddress;
 use crate::error::TransportError;
@@ -42,13 +42,14 @@ impl Link {
             address: address.into(),
             source,
         };
-        let socket = open_socket(any_port_towards(address)).map_err(connect)?;
+        let socket = BundlingSocket::open(any_port_towards(address)).map_err(connect)?;
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new(endpoint_config(), None, socket, runtime).map_err(connect)?;
+        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config(), None, socket, runtime)
+            .map_err(connect)?;
         let handshake = QuicHandshake::dial(credentials, address.into(), Role::Target)?;
         let mut config = ClientConfig::new(handshake.crypto.clone());
         // Nobody here would read what a target sent on streams of its own.
-        config.transport_config(transport_config(congestion, 0));
+        config.transport_config(transport_config(address, congestion, 0));
         // TLS wants a server name. Of an address none is sent, and ours are not compared with it.
         let server_name = address.ip().to_string();
         let connecting = endpoint

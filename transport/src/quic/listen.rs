@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime};
 
-use super::{Congestion, QuicStream, STREAMS_MAX, endpoint_config, open_socket, transport_config};
+use super::socket::BundlingSocket;
+use super::{Congestion, QuicStream, STREAMS_MAX, endpoint_config, transport_config};
 use crate::address::PeerAddress;
 use crate::error::TransportError;
 use crate::identity::Credentials;
@@ -37,10 +38,11 @@ impl Port {
             source,
         };
         let config = server_config(credentials, address.into(), &[], congestion)?.0;
-        let socket = open_socket(address).map_err(failed)?;
+        let socket = BundlingSocket::open(address).map_err(failed)?;
         let runtime = Arc::new(TokioRuntime);
         let endpoint =
-            Endpoint::new(endpoint_config(), Some(config), socket, runtime).map_err(failed)?;
+            Endpoint::new_with_abstract_socket(endpoint_config(), Some(config), socket, runtime)
+                .map_err(failed)?;
         Ok(Self { endpoint })
     }
 
@@ -76,7 +78,11 @@ fn server_config(
     let handshake = QuicHandshake::accept(credentials, address, roles)?;
     let mut config = ServerConfig::with_crypto(handshake.crypto.clone());
     config
-        .transport_config(transport_config(congestion, STREAMS_MAX))
+        .transport_config(transport_config(
+            address.or_unspecified(),
+            congestion,
+            STREAMS_MAX,
+        ))
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size_total(INCOMING_BYTES_MAX);
     Ok((config, handshake))
