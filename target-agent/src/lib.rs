@@ -41,6 +41,7 @@ use crate::session::{Ask, serve_sessions};
 use crate::tree::HeldTree;
 
 pub use crate::resume::Resume;
+pub use crate::writers::write_runs;
 
 mod data;
 mod driver;

@@ -185,7 +185,9 @@ impl Writers {
         if self.verify && self.effort.cpu.time_blocking(differs) {
             return Written::Corrupt(index);
         }
-        let write = || self.write_runs(index, zero_map, bytes);
+        let start = self.geometry.bytes_of(ChunkRange::one(index)).start();
+        let is_fresh = self.is_fresh.load(Ordering::Relaxed);
+        let write = || write_runs(&*self.sink, is_fresh, start, zero_map, bytes);
         match self.effort.io.time_blocking(write) {
             Ok(()) => Written::Chunk {
                 index,
@@ -194,47 +196,6 @@ impl Writers {
             },
             Err(error) => Written::Failed(error),
         }
-    }
-
-    /// Writes the runs that hold data and zeroes the others, where that is not free.
-    fn write_runs(
-        &self,
-        index: ChunkIndex,
-        zero_map: &ZeroMap,
-        bytes: &[u8],
-    ) -> Result<(), StorageError> {
-        let base = self.geometry.bytes_of(ChunkRange::one(index)).start();
-        let is_fresh = self.is_fresh.load(Ordering::Relaxed);
-        let mut written_to = 0;
-        let mut pending: Option<(u32, u32)> = None;
-        for run in zero_map.runs() {
-            if run.is_zero && (is_fresh || run.len() > WRITTEN_ZERO_LEN_MAX) {
-                self.write_part(base, bytes, pending.take())?;
-                if !is_fresh {
-                    let start = base.saturating_add(u64::from(run.start));
-                    let end = base.saturating_add(u64::from(run.end));
-                    self.sink.zero(ByteRange::new(start, end))?;
-                }
-            } else {
-                pending = Some((pending.map_or(written_to, |(start, _)| start), run.end));
-            }
-            written_to = run.end;
-        }
-        self.write_part(base, bytes, pending)
-    }
-
-    fn write_part(
-        &self,
-        base: u64,
-        bytes: &[u8],
-        part: Option<(u32, u32)>,
-    ) -> Result<(), StorageError> {
-        let Some((start, end)) = part else {
-            return Ok(());
-        };
-        let part = bytes.get(start as usize..end as usize).unwrap_or_default();
-        self.sink
-            .write_at(base.saturating_add(u64::from(start)), part)
     }
 
     /// Reads the chunk and compares it with what the source has.
@@ -279,6 +240,43 @@ impl Writers {
     fn tell(&self, written: Written) -> bool {
         self.written.blocking_send(written).is_ok()
     }
+}
+
+/// Writes the runs of a chunk that hold data and zeroes the others, unless the volume `is_fresh`: then
+/// what was never written reads as zeros. The chunk begins at the byte `base` of the volume.
+///
+/// # Errors
+/// When the sink can't.
+pub fn write_runs(
+    sink: &dyn Sink,
+    is_fresh: bool,
+    base: u64,
+    zero_map: &ZeroMap,
+    bytes: &[u8],
+) -> Result<(), StorageError> {
+    let write_part = |part: Option<(u32, u32)>| {
+        let Some((start, end)) = part else {
+            return Ok(());
+        };
+        let part = bytes.get(start as usize..end as usize).unwrap_or_default();
+        sink.write_at(base.saturating_add(u64::from(start)), part)
+    };
+    let mut written_to = 0;
+    let mut pending: Option<(u32, u32)> = None;
+    for run in zero_map.runs() {
+        if run.is_zero && (is_fresh || run.len() > WRITTEN_ZERO_LEN_MAX) {
+            write_part(pending.take())?;
+            if !is_fresh {
+                let start = base.saturating_add(u64::from(run.start));
+                let end = base.saturating_add(u64::from(run.end));
+                sink.zero(ByteRange::new(start, end))?;
+            }
+        } else {
+            pending = Some((pending.map_or(written_to, |(start, _)| start), run.end));
+        }
+        written_to = run.end;
+    }
+    write_part(pending)
 }
 
 #[cfg(test)]
