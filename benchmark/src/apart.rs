@@ -306,15 +306,13 @@ impl<'a> EndBench<'a> {
         on_step: &mut dyn FnMut(&str),
     ) -> Result<(), Failure> {
         let tuning = self.settings.tuning;
-        report.ceilings.extend(kinds.iter().map(|kind| Ceiling {
-            kind: *kind,
-            threads: match kind {
+        report.ceilings.extend(kinds.iter().map(|kind| {
+            let threads = match kind {
                 Kind::TargetWrite | Kind::TreeWrite => tuning.writers,
                 Kind::TreeRead => tuning.tree_readers,
                 _ => tuning.readers,
-            },
-            skipped: None,
-            repeats: Vec::new(),
+            };
+            Ceiling::new(*kind, threads)
         }));
         let bench = Bench {
             settings: &self.full,
@@ -413,10 +411,9 @@ fn note(
 ) {
     for ((kind, (_choice, count)), filled) in streams.into_iter().zip(filled) {
         report.ceilings.push(Ceiling {
-            kind,
-            threads: usize::from(count),
             skipped: filled.as_ref().err().map(ToString::to_string),
             repeats: filled.into_iter().collect(),
+            ..Ceiling::new(kind, usize::from(count))
         });
     }
 }

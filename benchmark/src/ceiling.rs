@@ -65,8 +65,10 @@ ceilings! {
     QuicN = "quic_n", "the network: QUIC, all streams";
     TargetWrite = "target_write", "writing the target, and flushing it";
     ReadWrite = "read_write", "reading a generated source and writing the target at once";
+    NetworkPaced = "network_paced", "the network, no faster than reading and writing at once";
     TreeRead = "tree_read", "reading a tree of small files";
     TreeWrite = "tree_write", "making a tree of small files, and flushing it";
+    TreeReadWrite = "tree_read_write", "reading a tree of small files and making it at once";
     Session = "session", "a clone of almost nothing";
 }
 

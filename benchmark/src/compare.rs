@@ -102,7 +102,7 @@ fn numbers(report: &Report) -> Vec<(String, &'static str, Option<Summary>)> {
         })
     };
     let ceilings = report.ceilings.iter().map(|ceiling| {
-        let name = ceiling.kind.sentence().to_owned();
+        let name = ceiling.title();
         match ceiling.repeats.iter().all(|repeat| repeat.bytes == 0) {
             true => (name, "s", ceiling.seconds()),
             false => (name, "GiB/s", scaled(ceiling.rate(), 1.0 / GIB)),

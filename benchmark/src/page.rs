@@ -7,7 +7,7 @@ use volferry_agent::trace::{EndSample, Header, Sample};
 
 use crate::ceiling::Kind;
 use crate::compare::Comparison;
-use crate::report::{CloneResult, Report};
+use crate::report::{Ceiling, CloneResult, Report};
 use crate::stats::Latency;
 
 mod chart;
@@ -210,7 +210,7 @@ fn ceilings(report: &Report) -> String {
         let rate = ceiling.rate()?;
         let cost = ceiling.cpu_per_byte().unwrap_or(0.0) * GIB;
         Some(Dot {
-            name: ceiling.kind.sentence().to_owned(),
+            name: ceiling.title(),
             low: rate.min / GIB,
             middle: rate.median / GIB,
             high: rate.max / GIB,
@@ -222,15 +222,14 @@ fn ceilings(report: &Report) -> String {
 
 fn latencies(report: &Report) -> String {
     let mut rows = Vec::new();
-    for kind in [
+    let kinds = [
         Kind::SourceRead,
         Kind::ScratchRead,
         Kind::TargetWrite,
         Kind::ReadWrite,
-    ] {
-        let Some(ceiling) = report.ceiling(kind) else {
-            continue;
-        };
+    ];
+    let of_storage = |ceiling: &&Ceiling| kinds.contains(&ceiling.kind);
+    for ceiling in report.ceilings.iter().filter(of_storage) {
         let mut repeats: Vec<_> = ceiling.repeats.iter().collect();
         repeats.sort_by(|one, other| one.cost.seconds.total_cmp(&other.cost.seconds));
         let Some(middle) = repeats.get(repeats.len() / 2) else {
@@ -238,7 +237,7 @@ fn latencies(report: &Report) -> String {
         };
         for (operation, latency) in &middle.latencies {
             rows.push(latency_row(
-                &format!("{}: {operation}", kind.sentence()),
+                &format!("{}: {operation}", ceiling.title()),
                 latency,
             ));
         }

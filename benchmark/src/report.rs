@@ -129,6 +129,9 @@ pub struct Budget {
 pub struct Ceiling {
     /// Which part.
     pub kind: Kind,
+    /// The generated volume that it was measured with, of a part that is measured with each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
     /// How many threads or streams worked.
     pub threads: usize,
     /// Why it was not measured.
@@ -190,6 +193,29 @@ pub struct Noise {
 }
 
 impl Ceiling {
+    /// A part that was not measured yet.
+    #[must_use]
+    pub const fn new(kind: Kind, threads: usize) -> Self {
+        Self {
+            kind,
+            volume: None,
+            threads,
+            skipped: None,
+            repeats: Vec::new(),
+        }
+    }
+
+    /// What was measured, in words.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let sentence = self.kind.sentence();
+        let volume = self.volume.as_deref();
+        volume.map_or_else(
+            || sentence.to_owned(),
+            |volume| format!("{sentence}: {volume}"),
+        )
+    }
+
     /// Bytes a second.
     #[must_use]
     pub fn rate(&self) -> Option<Summary> {

@@ -424,39 +424,50 @@ impl Runner<'_> {
                 Kind::SourceRead if !matches!(shapes.source, Some((_, What::Source))) => {
                     Some("the source is a directory")
                 }
-                Kind::ScratchRead | Kind::TargetWrite | Kind::ReadWrite if densest.is_none() => {
+                Kind::ScratchRead | Kind::TargetWrite | Kind::ReadWrite | Kind::NetworkPaced
+                    if densest.is_none() =>
+                {
                     Some("no block volume is to be cloned")
                 }
-                Kind::TreeRead | Kind::TreeWrite if tree_bytes.is_none() => {
+                Kind::TreeRead | Kind::TreeWrite | Kind::TreeReadWrite if tree_bytes.is_none() => {
                     Some("no tree is to be cloned")
                 }
                 _ => None,
             };
             let threads = match kind {
                 Kind::Tls1 | Kind::Quic1 => 1,
-                Kind::TlsN | Kind::QuicN => usize::from(tuning.streams),
+                Kind::TlsN | Kind::QuicN | Kind::NetworkPaced => usize::from(tuning.streams),
+                Kind::ReadWrite => tuning.readers + tuning.writers,
+                Kind::TreeReadWrite => tuning.tree_readers + tuning.writers,
                 Kind::TargetWrite | Kind::TreeWrite => tuning.writers,
                 Kind::TreeRead => tuning.tree_readers,
                 _ => tuning.readers,
             };
-            if skipped.is_none() {
-                steps.push(Step {
-                    work: Work::Ceiling(self.report.ceilings.len()),
-                    bytes: match kind {
-                        Kind::TargetWrite | Kind::ReadWrite => densest.unwrap_or(0),
-                        Kind::TreeWrite => tree_bytes.unwrap_or(0),
-                        _ => 0,
-                    },
-                    makes_tree: *kind == Kind::TreeWrite,
-                    took: Duration::ZERO,
+            // What zeros and holes make of both at once depends on the volume.
+            let each: Vec<_> = match kind {
+                Kind::ReadWrite if skipped.is_none() => shapes.volumes.iter().map(Some).collect(),
+                _ => vec![None],
+            };
+            for volume in each {
+                if skipped.is_none() {
+                    steps.push(Step {
+                        work: Work::Ceiling(self.report.ceilings.len()),
+                        bytes: match kind {
+                            Kind::TargetWrite => densest.unwrap_or(0),
+                            Kind::ReadWrite => volume.map_or(0, |shape| shape.facts.data_bytes),
+                            Kind::TreeWrite | Kind::TreeReadWrite => tree_bytes.unwrap_or(0),
+                            _ => 0,
+                        },
+                        makes_tree: matches!(kind, Kind::TreeWrite | Kind::TreeReadWrite),
+                        took: Duration::ZERO,
+                    });
+                }
+                self.report.ceilings.push(Ceiling {
+                    volume: volume.map(|shape| shape.name.clone()),
+                    skipped: skipped.map(str::to_owned),
+                    ..Ceiling::new(*kind, threads)
                 });
             }
-            self.report.ceilings.push(Ceiling {
-                kind: *kind,
-                threads,
-                skipped: skipped.map(str::to_owned),
-                repeats: Vec::new(),
-            });
         }
         for (shape, what) in shapes.all() {
             let is_tree = what == Some(What::Tree);
@@ -493,10 +504,12 @@ impl Runner<'_> {
         let Some(ceiling) = self.report.ceilings.get(at) else {
             return Ok(());
         };
-        let kind = ceiling.kind;
-        (self.on_step)(&format!("round {}: {}", round + 1, kind.sentence()));
+        let (kind, volume) = (ceiling.kind, ceiling.volume.clone());
+        (self.on_step)(&format!("round {}: {}", round + 1, ceiling.title()));
         let tuning = self.settings.tuning;
-        let fill = |choice, streams| network::fill(workbench, choice, streams, NETWORK_TIME);
+        let fill_at =
+            |choice, streams, pace| network::fill(workbench, choice, streams, NETWORK_TIME, pace);
+        let fill = |choice, streams| fill_at(choice, streams, None);
         let measured = match kind {
             Kind::SourceRead => storage::read(bench, &self.settings.source, self.report.size_bytes),
             Kind::ScratchRead => storage::read(bench, &bench.volume()?.path, u64::MAX),
@@ -511,13 +524,33 @@ impl Runner<'_> {
             Kind::Quic1 => fill(TransportChoice::Quic, 1),
             Kind::QuicN => fill(TransportChoice::Quic, tuning.streams),
             Kind::TargetWrite => storage::write(bench, bench.volume()?.facts.read_bytes),
-            Kind::ReadWrite => storage::read_and_write(bench, &bench.volume()?.path, u64::MAX),
-            Kind::TreeRead | Kind::TreeWrite => match bench.tree {
+            Kind::ReadWrite => {
+                let mut volumes = bench.volumes.iter();
+                match volumes.find(|shape| Some(&shape.name) == volume.as_ref()) {
+                    None => return Ok(()),
+                    Some(shape) => {
+                        self.cool(shape);
+                        storage::read_and_write(bench, &shape.path)
+                    }
+                }
+            }
+            Kind::NetworkPaced => {
+                let paced = self.report.ceiling(Kind::ReadWrite).and_then(Ceiling::rate);
+                let choice = match tuning.quic {
+                    true => TransportChoice::Quic,
+                    false => TransportChoice::Tls,
+                };
+                fill_at(choice, tuning.streams, paced.map(|rate| rate.median))
+            }
+            Kind::TreeRead | Kind::TreeWrite | Kind::TreeReadWrite => match bench.tree {
                 None => return Ok(()),
                 Some(tree) if kind == Kind::TreeWrite => tree::write(bench, tree, round),
                 Some(tree) => {
                     self.cool(tree);
-                    tree::read(bench, tree)
+                    match kind {
+                        Kind::TreeRead => tree::read(bench, tree),
+                        _ => tree::read_and_write(bench, tree, round),
+                    }
                 }
             },
             Kind::Session => {
@@ -619,7 +652,7 @@ impl Runner<'_> {
             memory_bytes: report.tuning.memory_bytes as u64,
         };
         for (result, (_, what)) in report.clones.iter_mut().zip(shapes.all()) {
-            let predict = |what| roofline.predict(what, &result.facts);
+            let predict = |what| roofline.predict(what, &result.name, &result.facts);
             result.prediction = what
                 .and_then(predict)
                 .filter(|_| !result.repeats.is_empty());

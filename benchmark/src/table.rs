@@ -85,7 +85,7 @@ pub fn render(report: &Report) -> String {
 }
 
 fn ceiling_line(ceiling: &Ceiling) -> [String; 6] {
-    let what = ceiling.kind.sentence().to_owned();
+    let what = ceiling.title();
     let (Some(rate), Some(seconds)) = (ceiling.rate(), ceiling.seconds()) else {
         let reason = ceiling.skipped.as_deref().unwrap_or("not measured");
         let none = String::new;

@@ -122,8 +122,6 @@ impl Workbench {
     /// # Errors
     /// When there is none.
     pub fn fresh_memory(&self) -> Result<Measured, Failure> {
-        /// The smallest page that there is.
-        const PAGE_LEN: usize = 4096;
         let watch = Stopwatch::start();
         let pool = BufferPool::new(
             self.tuning.memory_bytes,
@@ -131,24 +129,19 @@ impl Workbench {
         )
         .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         let each = pool.buffer_count() / self.tuning.readers.max(1);
-        let touched = on_threads("bench-memory", self.tuning.readers, |_number| {
+        let all = on_threads("bench-memory", self.tuning.readers, |_number| {
             let mut held = Vec::new();
             while held.len() < each
-                && let Some(mut buffer) = pool.checkout_blocking()
+                && let Some(buffer) = pool.checkout_blocking()
             {
-                for page in buffer.chunks_mut(PAGE_LEN) {
-                    if let Some(byte) = page.first_mut() {
-                        *byte = 1;
-                    }
-                }
-                held.push(buffer);
+                held.push(touched(buffer));
             }
             // All are held until the last thread has its own: none is touched twice.
             Ok(held)
         })?;
-        let bytes = touched.iter().flatten().map(|buffer| buffer.len() as u64);
+        let bytes = all.iter().flatten().map(|buffer| buffer.len() as u64);
         let bytes = bytes.sum();
-        drop((touched, pool));
+        drop((all, pool));
         Ok(Measured {
             cost: watch.stop(),
             bytes,
@@ -223,6 +216,18 @@ impl Workbench {
             ..Measured::default()
         })
     }
+}
+
+/// Takes the pages of a buffer from the system, where it has them not yet.
+pub(crate) fn touched(mut buffer: Buffer) -> Buffer {
+    /// The smallest page that there is.
+    const PAGE_LEN: usize = 4096;
+    for page in buffer.chunks_mut(PAGE_LEN) {
+        if let Some(byte) = page.first_mut() {
+            *byte = 1;
+        }
+    }
+    buffer
 }
 
 /// Has `count` threads go through `chunks`, over and over, for that long.

@@ -1,6 +1,7 @@
 //! What the network and its encryption decide: streams between the two agents' transport over
 //! loopback, or between two processes, filled for a while. The chunks come from memory and go to memory.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use volferry_transport::{
     TransportError,
 };
 
-use super::cpu::Workbench;
+use super::cpu::{Workbench, touched};
 use super::{Measured, NETWORK_TIME};
 use crate::cost::{Cost, Stopwatch};
 use crate::settings::Tuning;
@@ -33,7 +34,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long to try for what should be there already.
 const PEER_WAIT: Duration = Duration::from_secs(20);
 
-/// Fills `streams` streams for `time`.
+/// Fills `streams` streams for `time`: with all that goes through, or with `pace` bytes a second. A stream
+/// that waits for its next chunk has its threads woken for each, and costs more than one that is full.
 ///
 /// # Errors
 /// When they can't be had, or break.
@@ -42,6 +44,7 @@ pub fn fill(
     choice: TransportChoice,
     streams: u16,
     time: Duration,
+    pace: Option<f64>,
 ) -> Result<Measured, Failure> {
     let started = |end| {
         runtime(end, &CpuMeter::default())
@@ -49,10 +52,33 @@ pub fn fill(
     };
     // Two runtimes, as of two agents.
     let (source, target) = (started(End::Source)?, started(End::Target)?);
-    let measured = fill_within(&source, &target, workbench, choice, streams, time);
+    let filled = Filled {
+        streams,
+        time,
+        pace,
+    };
+    let measured = fill_within(&source, &target, workbench, choice, filled);
     source.shutdown_background();
     target.shutdown_background();
     measured
+}
+
+/// How streams are filled.
+#[derive(Clone, Copy, Debug)]
+struct Filled {
+    streams: u16,
+    time: Duration,
+    /// Bytes a second of all streams together; without, as much as goes through.
+    pace: Option<f64>,
+}
+
+impl Filled {
+    /// How long a stream that has sent `bytes` should have taken for that.
+    fn due(&self, bytes: u64) -> Duration {
+        let each = self.pace.map(|pace| pace / f64::from(self.streams.max(1)));
+        let seconds = each.map_or(0.0, |pace| bytes as f64 / pace);
+        Duration::try_from_secs_f64(seconds).map_or(self.time, |due| due.min(self.time))
+    }
 }
 
 fn fill_within(
@@ -60,8 +86,7 @@ fn fill_within(
     target: &Runtime,
     workbench: &Arc<Workbench>,
     choice: TransportChoice,
-    streams: u16,
-    time: Duration,
+    filled: Filled,
 ) -> Result<Measured, Failure> {
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let limits = ListenLimits {
@@ -85,12 +110,13 @@ fn fill_within(
     .with_transport(choice);
 
     let pool = pool(workbench.tuning())?;
+    let streams = filled.streams;
     let receiving = target.spawn(async move { receive_all(&mut listener, streams, &pool).await });
     let workbench = Arc::clone(workbench);
     let sending = source.spawn(async move {
         let mut control = dialer.connect().await?;
         greet(&mut control).await?;
-        send_all(&dialer, control, &workbench, streams, time).await
+        send_all(&dialer, control, &workbench, filled).await
     });
     let both = async {
         let (cost, _sent) = joined(sending.await)?;
@@ -167,8 +193,12 @@ pub fn send_to(
                     other => break other,
                 }
             };
-            let sent =
-                async { send_all(&dialer, control?, workbench, *streams, NETWORK_TIME).await };
+            let filled = Filled {
+                streams: *streams,
+                time: NETWORK_TIME,
+                pace: None,
+            };
+            let sent = async { send_all(&dialer, control?, workbench, filled).await };
             all.push(in_time(NETWORK_TIME + 2 * END_TIMEOUT, "filling streams", sent).await);
         }
         Ok(measured(all))
@@ -208,9 +238,13 @@ async fn in_time<T>(
     ended.unwrap_or(Err(TransportError::Closed { operation }))
 }
 
+/// Memory of an agent, all of which was touched before: what that costs is measured apart.
 fn pool(tuning: Tuning) -> Result<BufferPool, Failure> {
-    BufferPool::new(tuning.memory_bytes, tuning.chunk_size.bytes() as usize)
-        .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))
+    let pool = BufferPool::new(tuning.memory_bytes, tuning.chunk_size.bytes() as usize)
+        .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
+    let all = (0..pool.buffer_count()).map_while(|_number| pool.checkout_blocking());
+    drop(all.map(touched).collect::<Vec<_>>());
+    Ok(pool)
 }
 
 /// Takes `streams` streams and a control connection, and everything that comes; what it cost from the
@@ -222,11 +256,18 @@ async fn receive_all(
 ) -> Result<(Cost, u64), TransportError> {
     let mut tasks = Vec::new();
     let mut watch = None;
+    // Each stream has a buffer to fill, and the control connection needs none.
+    let held_max = pool.buffer_count() / usize::from(streams.max(1));
+    let held_max = held_max.saturating_sub(2);
     // One more, as the agents have a control connection.
     for _ in 0..=streams {
         let accepted = listener.accept().await?;
         watch.get_or_insert_with(Stopwatch::start);
-        tasks.push(tokio::spawn(receive(accepted.stream, pool.clone())));
+        tasks.push(tokio::spawn(receive(
+            accepted.stream,
+            pool.clone(),
+            held_max,
+        )));
     }
     let mut bytes = 0;
     for task in tasks {
@@ -235,15 +276,14 @@ async fn receive_all(
     Ok((watch.map(|watch| watch.stop()).unwrap_or_default(), bytes))
 }
 
-/// Fills `streams` streams for `time`, and ends them and `control`; what it cost, and how many bytes
-/// were sent.
+/// Fills streams, and ends them and `control`; what it cost, and how many bytes were sent.
 async fn send_all(
     dialer: &Dialer,
     mut control: SecureStream,
     workbench: &Arc<Workbench>,
-    streams: u16,
-    time: Duration,
+    filled: Filled,
 ) -> Result<(Cost, u64), TransportError> {
+    let streams = filled.streams;
     // All streams are there before the first is filled.
     let ready = Arc::new(Barrier::new(usize::from(streams) + 1));
     let mut tasks = Vec::new();
@@ -254,7 +294,7 @@ async fn send_all(
             let mut stream = dialer.open().await?;
             greet(&mut stream).await?;
             ready.wait().await;
-            send(&mut stream, &workbench, number, time).await
+            send(&mut stream, &workbench, number, filled).await
         }));
     }
     // A stream that fails to open would be waited for without end.
@@ -282,20 +322,21 @@ async fn greet(stream: &mut SecureStream) -> Result<(), TransportError> {
     Ok(())
 }
 
-/// Sends chunks for `time`, then ends in order, and says how many bytes went.
+/// Sends chunks for a while, then ends in order, and says how many bytes went.
 async fn send(
     stream: &mut SecureStream,
     workbench: &Workbench,
     number: usize,
-    time: Duration,
+    filled: Filled,
 ) -> Result<u64, TransportError> {
-    let until = Instant::now() + time;
+    let since = Instant::now();
     let mut bytes = 0;
     for chunk in super::cpu::rotating(workbench.data(), number) {
         let sent = stream.write_all(chunk).await;
         sent.map_err(|error| TransportError::from_io("sending", error))?;
         bytes += chunk.len() as u64;
-        if Instant::now() >= until {
+        tokio::time::sleep_until((since + filled.due(bytes)).into()).await;
+        if since.elapsed() >= filled.time {
             break;
         }
     }
@@ -312,14 +353,20 @@ async fn end(stream: &mut SecureStream) -> Result<(), TransportError> {
     Ok(())
 }
 
-/// Receives chunks until the peer ends, and says how many bytes came.
-async fn receive(mut stream: SecureStream, pool: BufferPool) -> Result<u64, TransportError> {
+/// Receives chunks until the peer ends, and says how many bytes came. The last `held_max` of them are
+/// kept, as by a target that has yet to write them: so each comes to memory that no cache holds.
+async fn receive(
+    mut stream: SecureStream,
+    pool: BufferPool,
+    held_max: usize,
+) -> Result<u64, TransportError> {
     let failed = |error| TransportError::from_io("receiving", error);
     let mut greeting = [0; 1];
     stream.read_exact(&mut greeting).await.map_err(failed)?;
     stream.write_all(&greeting).await.map_err(failed)?;
     stream.flush().await.map_err(failed)?;
     let mut bytes = 0;
+    let mut held = VecDeque::with_capacity(held_max + 1);
     'chunks: loop {
         let Some(mut buffer) = pool.checkout().await else {
             break;
@@ -332,6 +379,10 @@ async fn receive(mut stream: SecureStream, pool: BufferPool) -> Result<u64, Tran
             }
             bytes += len as u64;
             room = room.get_mut(len..).unwrap_or_default();
+        }
+        held.push_back(buffer);
+        if held.len() > held_max {
+            held.pop_front();
         }
     }
     stream.shutdown().await.map_err(failed)?;

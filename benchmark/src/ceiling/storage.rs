@@ -1,19 +1,22 @@
 //! What the storage decides: reading, writing, flushing, and both at once.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use volferry_agent::failure::of_storage;
 use volferry_agent::progress::End;
+use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
+use volferry_protocol::zero_map::ZeroMap;
 use volferry_storage::{
-    BufferPool, Sink, Source, SourceOptions, TargetOptions, TargetVolume, open_source,
+    Buffer, BufferPool, Sink, Source, SourceOptions, StorageError, TargetOptions, TargetVolume,
+    open_source,
 };
+use volferry_target_agent::write_runs;
 
-use super::cpu::rotating;
 use super::{Bench, Measured, on_threads, timed};
 use crate::cost::Stopwatch;
 use crate::stats::Latency;
@@ -22,14 +25,17 @@ use crate::stats::Latency;
 const FLUSH_BYTES: u64 = 1 << 30;
 const FLUSH_TIME: Duration = Duration::from_secs(2);
 
+/// Chunks that writers may have written and the flusher not yet heard of.
+const WRITTEN_MAX: usize = 1024;
+
 /// Reads what of the volume at `path` is no hole, up to `bytes_max`.
 ///
 /// # Errors
 /// When it can't be read, or the end was asked for.
 pub fn read(bench: &Bench<'_>, path: &Path, bytes_max: u64) -> Result<Measured, Failure> {
-    let reading = Reading::open(bench, path, bytes_max)?;
+    let reading = Reading::open(bench, path, bytes_max, bench.settings.tuning.memory_bytes)?;
     let watch = Stopwatch::start();
-    let times = reading.run(bench)?;
+    let times = reading.run(bench, |_place, _buffer| true)?;
     let mut measured = Measured {
         cost: watch.stop(),
         bytes: reading.bytes(),
@@ -46,8 +52,22 @@ pub fn read(bench: &Bench<'_>, path: &Path, bytes_max: u64) -> Result<Measured, 
 /// When it can't be written, or the end was asked for.
 pub fn write(bench: &Bench<'_>, bytes: u64) -> Result<Measured, Failure> {
     let writing = Writing::open(bench, bytes)?;
+    let next = AtomicU64::new(0);
+    let count = writing.geometry.chunk_count();
     let watch = Stopwatch::start();
-    let (times, flushes) = writing.run(bench)?;
+    let (times, flushes) = writing.run(bench, |number, times| {
+        let chunk = ChunkIndex(next.fetch_add(1, Ordering::Relaxed));
+        // Each thread writes what none wrote a moment ago.
+        let place = number + usize::try_from(chunk.0).unwrap_or(0);
+        let data = bench.cpu.data();
+        let (true, Some(bytes)) = (chunk.0 < count, data.get(place % data.len().max(1))) else {
+            return Ok(None);
+        };
+        let len = writing.geometry.chunk_len(chunk);
+        writing
+            .write(chunk, &ZeroMap::all_data(len), bytes, times)
+            .map(Some)
+    })?;
     let mut measured = Measured {
         cost: watch.stop(),
         bytes,
@@ -59,18 +79,49 @@ pub fn write(bench: &Bench<'_>, bytes: u64) -> Result<Measured, Failure> {
     Ok(measured)
 }
 
-/// Reads one volume and writes another at once, as a clone does: where both are on one disk, neither
-/// is as fast as alone.
+/// Clones the volume at `path` as far as storage and threads go: what is read is looked through,
+/// hashed and passed on as at the source, and hashed, written and flushed as at the target, with as
+/// many buffers as both have. So reading goes no faster than writing, a thread that hashes asks
+/// nothing of the storage, and a chunk with zeros in it is written in pieces.
 ///
 /// # Errors
-/// As of both.
-pub fn read_and_write(bench: &Bench<'_>, path: &Path, bytes: u64) -> Result<Measured, Failure> {
-    let reading = Reading::open(bench, path, bytes)?;
-    let writing = Writing::open(bench, reading.bytes())?;
+/// As of reading and writing.
+pub fn read_and_write(bench: &Bench<'_>, path: &Path) -> Result<Measured, Failure> {
+    let both_bytes = bench.settings.tuning.memory_bytes.saturating_mul(2);
+    let reading = Reading::open(bench, path, u64::MAX, both_bytes)?;
+    let writing = Writing::open(bench, reading.geometry.volume_size())?;
+    both_at_once(bench, &reading, &writing)
+}
+
+fn both_at_once(
+    bench: &Bench<'_>,
+    reading: &Reading,
+    writing: &Writing<'_>,
+) -> Result<Measured, Failure> {
+    let (pass, passed) = async_channel::bounded(reading.pool.buffer_count());
     let watch = Stopwatch::start();
     let mut both = on_threads("bench-both", 2, |number| match number {
-        0 => reading.run(bench).map(|times| (times, Vec::new())),
-        _ => writing.run(bench),
+        0 => {
+            let reads = reading.run(bench, |place, buffer| {
+                let hole = reading.hole_before(place);
+                let examined = examine(reading.chunks.get(place).copied(), buffer);
+                let mut work = hole.into_iter().map(Passed::Zero).chain(examined);
+                work.all(|work| pass.send_blocking(work).is_ok())
+            });
+            if let Some(hole) = reading.hole_before(reading.chunks.len()) {
+                let _the_writers_have_failed = pass.send_blocking(Passed::Zero(hole));
+            }
+            pass.close(); // the writers still get what is in it
+            reads.map(|times| (times, Vec::new()))
+        }
+        _ => {
+            let written = writing.run(bench, |_number, times| match passed.recv_blocking() {
+                Ok(work) => writing.take(work, times).map(Some),
+                Err(_the_readers_have_ended) => Ok(None),
+            });
+            passed.close(); // else the readers of writers that failed would wait
+            written
+        }
     })?;
     let mut measured = Measured {
         cost: watch.stop(),
@@ -84,6 +135,26 @@ pub fn read_and_write(bench: &Bench<'_>, path: &Path, bytes: u64) -> Result<Meas
     note(&mut measured, "write", writes);
     note(&mut measured, "flush", flushes);
     Ok(measured)
+}
+
+/// What readers pass on to writers.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a zero map is small beside the chunk it describes"
+)]
+enum Passed {
+    Chunk(ChunkIndex, ZeroMap, Digest, Buffer),
+    Zero(ChunkRange),
+}
+
+/// What a source makes of a chunk that it has read.
+fn examine(chunk: Option<ChunkIndex>, buffer: Buffer) -> Option<Passed> {
+    let (chunk, zero_map) = (chunk?, ZeroMap::scan(&buffer));
+    if zero_map.is_all_zero() {
+        return Some(Passed::Zero(ChunkRange::one(chunk)));
+    }
+    let digest = Digest::of_chunk(&buffer);
+    Some(Passed::Chunk(chunk, zero_map, digest, buffer))
 }
 
 fn note(measured: &mut Measured, what: &str, times: Vec<f64>) {
@@ -100,7 +171,12 @@ struct Reading {
 }
 
 impl Reading {
-    fn open(bench: &Bench<'_>, path: &Path, bytes_max: u64) -> Result<Self, Failure> {
+    fn open(
+        bench: &Bench<'_>,
+        path: &Path,
+        bytes_max: u64,
+        memory_bytes: usize,
+    ) -> Result<Self, Failure> {
         let tuning = bench.settings.tuning;
         let of_storage = |error| of_storage(End::Source, &error);
         let options = SourceOptions {
@@ -127,7 +203,7 @@ impl Reading {
             chunks.extend((first..end).take(left).map(ChunkIndex));
             at = data.end();
         }
-        let pool = BufferPool::new(tuning.memory_bytes, tuning.chunk_size.bytes() as usize)
+        let pool = BufferPool::new(memory_bytes, tuning.chunk_size.bytes() as usize)
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         Ok(Self {
             source,
@@ -145,20 +221,39 @@ impl Reading {
         lens.map(u64::from).sum()
     }
 
-    /// Reads all chunks; how long each took.
-    fn run(&self, bench: &Bench<'_>) -> Result<Vec<f64>, Failure> {
+    /// The hole between the chunk at this place and the one before.
+    fn hole_before(&self, place: usize) -> Option<ChunkRange> {
+        let before = place.checked_sub(1).and_then(|at| self.chunks.get(at));
+        let start = before.map_or(ChunkIndex(0), |before| ChunkRange::one(*before).end);
+        let end = self.chunks.get(place).copied();
+        let end = end.unwrap_or_else(|| self.geometry.chunks().end);
+        (start < end).then_some(ChunkRange { start, end })
+    }
+
+    /// Reads all chunks, and gives each with its place among them to `pass`, for as long as that says
+    /// so; how long each read took.
+    fn run(
+        &self,
+        bench: &Bench<'_>,
+        pass: impl Fn(usize, Buffer) -> bool + Sync,
+    ) -> Result<Vec<f64>, Failure> {
         let next = AtomicUsize::new(0);
         let times = on_threads("bench-read", bench.settings.tuning.readers, |_number| {
             let mut times = Vec::new();
-            while let Some(chunk) = self.chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                bench.stop.check()?;
-                let Some(mut buffer) = self.pool.checkout_blocking() else {
+            // The buffer comes before the chunk, as in the agent, so that they are passed on in order.
+            while let Some(mut buffer) = self.pool.checkout_blocking() {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                let Some(chunk) = self.chunks.get(place) else {
                     break;
                 };
+                bench.stop.check()?;
                 buffer.set_len(self.geometry.chunk_len(*chunk) as usize);
                 let start = self.geometry.bytes_of(ChunkRange::one(*chunk)).start();
                 timed(&mut times, || self.source.read_at(start, &mut buffer))
                     .map_err(|error| of_storage(End::Source, &error))?;
+                if !pass(place, buffer) {
+                    break;
+                }
             }
             Ok(times)
         })?;
@@ -183,7 +278,7 @@ impl<'a> Writing<'a> {
         };
         let sink = TargetVolume::open(&path, options)
             .and_then(|volume| volume.prepare(bytes))
-            .map_err(|error| of_storage(End::Target, &error))?;
+            .map_err(of_target)?;
         let geometry = Geometry::new(bytes, tuning.chunk_size)
             .map_err(|error| Failure::new(FailureCode::TargetOpen, error.to_string()))?;
         Ok(Self {
@@ -194,48 +289,145 @@ impl<'a> Writing<'a> {
         })
     }
 
-    /// Writes all chunks, flushing as often as the target agent does; how long each write and each
-    /// flush took.
-    fn run(&self, bench: &Bench<'_>) -> Result<(Vec<f64>, Vec<f64>), Failure> {
-        let tuning = bench.settings.tuning;
-        let next = AtomicU64::new(0);
-        let written = AtomicU64::new(0);
-        let flushed = Mutex::new((0, std::time::Instant::now(), Vec::new()));
-        let of_storage = |error| of_storage(End::Target, &error);
-        let count = self.geometry.chunk_count();
-        let times = on_threads("bench-write", tuning.writers, |number| {
+    /// Has each of the writers call `write` until that has nothing more, which else says how many
+    /// bytes it wrote, and one more thread flush as often as the target agent does; how long each
+    /// write and each flush took.
+    fn run(
+        &self,
+        bench: &Bench<'_>,
+        write: impl Fn(usize, &mut Vec<f64>) -> Result<Option<u64>, Failure> + Sync,
+    ) -> Result<(Vec<f64>, Vec<f64>), Failure> {
+        let writers = bench.settings.tuning.writers;
+        // Writers that are ahead of a flush by so many chunks wait, as for the agent's owner.
+        let (tell, written) = async_channel::bounded(WRITTEN_MAX);
+        let ended = AtomicUsize::new(0);
+        let mut times = on_threads("bench-write", writers + 1, |number| {
+            if number == writers {
+                return self.flush_all(&written);
+            }
             let mut times = Vec::new();
-            for chunk in rotating(bench.cpu.data(), number) {
-                let index = ChunkIndex(next.fetch_add(1, Ordering::Relaxed));
-                if index.0 >= count {
-                    break;
-                }
-                bench.stop.check()?;
-                let range: ByteRange = self.geometry.bytes_of(ChunkRange::one(index));
-                let len = usize::try_from(range.len()).unwrap_or(0);
-                let bytes = chunk.get(..len).unwrap_or_default();
-                timed(&mut times, || self.sink.write_at(range.start(), bytes))
-                    .map_err(of_storage)?;
-                let written = written.fetch_add(range.len(), Ordering::Relaxed) + range.len();
-                // One thread flushes while the others write on.
-                if let Ok(mut flushed) = flushed.try_lock() {
-                    let (bytes, at, flushes) = &mut *flushed;
-                    if written - *bytes >= FLUSH_BYTES || at.elapsed() >= FLUSH_TIME {
-                        timed(flushes, || self.sink.flush()).map_err(of_storage)?;
-                        (*bytes, *at) = (written, std::time::Instant::now());
+            let mut write_all = || -> Result<(), Failure> {
+                while let Some(bytes) = write(number, &mut times)? {
+                    bench.stop.check()?;
+                    if tell.send_blocking(bytes).is_err() {
+                        break; // the flusher has failed, and says why
                     }
                 }
+                Ok(())
+            };
+            let done = write_all();
+            if ended.fetch_add(1, Ordering::Relaxed) + 1 == writers {
+                tell.close();
             }
-            Ok(times)
+            done.map(|()| times)
         })?;
-        let (.., mut flushes) = flushed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        timed(&mut flushes, || self.sink.flush()).map_err(of_storage)?;
+        let flushes = times.pop().unwrap_or_default();
         Ok((times.concat(), flushes))
     }
+
+    fn flush_all(&self, written: &async_channel::Receiver<u64>) -> Result<Vec<f64>, Failure> {
+        let mut flushes = Vec::new();
+        let mut flush = || timed(&mut flushes, || self.sink.flush()).map_err(of_target);
+        let (mut bytes, mut since) = (0, Instant::now());
+        while let Ok(len) = written.recv_blocking() {
+            bytes += len;
+            if bytes >= FLUSH_BYTES || since.elapsed() >= FLUSH_TIME {
+                if let Err(failure) = flush() {
+                    written.close();
+                    return Err(failure);
+                }
+                (bytes, since) = (0, Instant::now());
+            }
+        }
+        flush()?;
+        Ok(flushes)
+    }
+
+    /// Does what readers passed on; how many bytes that wrote.
+    fn take(&self, work: Passed, times: &mut Vec<f64>) -> Result<u64, Failure> {
+        match work {
+            Passed::Chunk(chunk, zero_map, digest, bytes) => {
+                if Digest::of_chunk(&bytes) != digest {
+                    let text = format!("chunk {chunk} changed in memory");
+                    return Err(Failure::internal(text));
+                }
+                self.write(chunk, &zero_map, &bytes, times)
+            }
+            Passed::Zero(chunks) => {
+                let range = self.geometry.bytes_of(chunks);
+                self.sink.zero(range).map_err(of_target)?;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Writes of a chunk what holds data.
+    fn write(
+        &self,
+        chunk: ChunkIndex,
+        zero_map: &ZeroMap,
+        bytes: &[u8],
+        times: &mut Vec<f64>,
+    ) -> Result<u64, Failure> {
+        let start = self.geometry.bytes_of(ChunkRange::one(chunk)).start();
+        let is_fresh = self.sink.zeroes_for_free();
+        let write = || write_runs(&*self.sink, is_fresh, start, zero_map, bytes);
+        timed(times, write).map_err(of_target)?;
+        Ok(zero_map.data_len().into())
+    }
+}
+
+fn of_target(error: StorageError) -> Failure {
+    of_storage(End::Target, &error)
 }
 
 impl Drop for Writing<'_> {
     fn drop(&mut self) {
         self.bench.place.remove(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::ceiling::cpu::Workbench;
+    use crate::place::Place;
+    use crate::profile::Profile;
+    use crate::run::tests::{settings, tuning};
+    use crate::shape::make_volume;
+    use crate::stop::Stop;
+
+    #[test]
+    fn both_at_once_make_the_same_volume_with_its_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(dir.path(), &dir.path().join("target"));
+        let place = Place::claim(&settings).unwrap();
+        let stop = Stop::default();
+        let profile = Profile::Vm;
+        // Holes, zeros within chunks, and a last chunk that is shorter.
+        let size = (40 << 20) + 4096;
+        let volume = make_volume(place.scratch(), profile, size, 1, &stop).unwrap();
+        let bench = Bench {
+            settings: &settings,
+            place: &place,
+            volumes: &[],
+            tree: None,
+            cpu: &Workbench::new(tuning(), profile, 1).unwrap(),
+            stop: &stop,
+        };
+        let reading = Reading::open(&bench, &volume.path, u64::MAX, 16 << 20).unwrap();
+        let writing = Writing::open(&bench, size).unwrap();
+        let measured = both_at_once(&bench, &reading, &writing).unwrap();
+        assert!(volume.facts.data_bytes < volume.facts.read_bytes);
+        assert_eq!(measured.bytes, volume.facts.read_bytes);
+        let chunks = measured.latencies["read"].count;
+        assert!(measured.latencies["write"].count <= chunks);
+        assert!(measured.latencies["flush"].count >= 1);
+        let [from, to] = [&volume.path, &writing.path].map(|path| fs::read(path).unwrap());
+        assert!(from == to, "the copy differs");
+        let allocated = writing.sink.allocated_bytes().unwrap();
+        assert!(allocated < volume.facts.read_bytes, "{allocated}");
     }
 }

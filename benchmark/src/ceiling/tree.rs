@@ -1,8 +1,9 @@
 //! What small files decide: finding, opening and reading them, and making them.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
+use async_channel::{Receiver, Sender};
 use uuid::Uuid;
 use volferry_agent::failure::of_tree;
 use volferry_agent::progress::End;
@@ -18,7 +19,7 @@ use volferry_storage::tree::{
 };
 
 use super::{Bench, Measured, on_threads};
-use crate::cost::Stopwatch;
+use crate::cost::{Cost, Stopwatch};
 use crate::shape::Shape;
 
 /// Reads the tree, and hashes what is in it.
@@ -44,15 +45,13 @@ pub fn read(bench: &Bench<'_>, tree: &Shape) -> Result<Measured, Failure> {
     })
 }
 
-/// What a walk makes, kept in memory.
-#[derive(Debug, Default)]
-struct Kept(Mutex<VecDeque<Outgoing>>);
+/// Where a walk puts what it makes.
+#[derive(Debug)]
+struct Passing(Sender<Outgoing>);
 
-impl WalkEnd for Kept {
+impl WalkEnd for Passing {
     fn put(&self, outgoing: Outgoing) -> bool {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_back(outgoing);
-        true
+        self.0.send_blocking(outgoing).is_ok()
     }
 }
 
@@ -65,15 +64,6 @@ const PACK_LEN: usize = 1 << 20;
 /// When it can't be read or made.
 pub fn write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, Failure> {
     let tuning = bench.settings.tuning;
-    let source = TreeSource::open(&tree.path).map_err(|error| of_tree(End::Source, &error))?;
-    let options = WalkOptions {
-        terms: TreeTerms::default(),
-        direct: tuning.direct,
-        offer: false,
-        compare: false,
-        epoch: 0,
-        read_back: false,
-    };
     // All of it at once, and room for what each thread has begun.
     let content = usize::try_from(tree.facts.logical_bytes).unwrap_or(usize::MAX);
     let names = usize::try_from(tree.facts.names).unwrap_or(usize::MAX);
@@ -81,28 +71,92 @@ pub fn write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, F
         .saturating_add(names.saturating_mul(512))
         .saturating_mul(2)
         .saturating_add(PACK_LEN * (tuning.tree_readers + 8));
-    let pool = BufferPool::new(room, PACK_LEN)
-        .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
-    let walk = Walk::new(source, options, pool, Kept::default());
-    on_threads(
-        "bench-walk",
-        tuning.tree_readers.min(walk.threads_max()),
-        |_number| walk.run().map_err(|error| of_tree(End::Source, &error)),
-    )?;
-    if !walk.finish().is_complete {
-        let text = format!("{} could not be read whole", tree.path.display());
-        return Err(Failure::internal(text));
-    }
-    let kept = &walk.end().0;
-
+    let (pass, passed) = passing(room);
+    walk(bench, tree, room, &pass)?;
     let path = bench.place.target(&format!("ceiling-tree-{number}"));
+    restore(bench, &path, &passed).map(|cost| measured(tree, cost))
+}
+
+/// Reads the tree and makes it anew at once, as in a clone, with as much memory as both agents have.
+///
+/// # Errors
+/// As of reading and making.
+pub fn read_and_write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, Failure> {
+    let room = bench.settings.tuning.memory_bytes.saturating_mul(2);
+    let (pass, passed) = passing(room);
+    let path = bench.place.target(&format!("ceiling-both-{number}"));
+    let both = on_threads("bench-both", 2, |number| match number {
+        0 => {
+            let restored = restore(bench, &path, &passed).map(Some);
+            passed.close(); // else the walk of a restore that failed would wait
+            restored
+        }
+        _ => walk(bench, tree, room, &pass).map(|()| None),
+    })?;
+    let cost = both.into_iter().flatten().next().unwrap_or_default();
+    Ok(measured(tree, cost))
+}
+
+/// A channel for all that `room` bytes hold: what small files become holds a buffer each time.
+fn passing(room: usize) -> (Sender<Outgoing>, Receiver<Outgoing>) {
+    async_channel::bounded(room / PACK_LEN + 1)
+}
+
+fn measured(tree: &Shape, cost: Cost) -> Measured {
+    Measured {
+        cost,
+        bytes: tree.facts.logical_bytes,
+        names: tree.facts.names,
+        ..Measured::default()
+    }
+}
+
+/// Reads the tree and passes it on, in `room` bytes; closes the channel at the end.
+fn walk(
+    bench: &Bench<'_>,
+    tree: &Shape,
+    room: usize,
+    pass: &Sender<Outgoing>,
+) -> Result<(), Failure> {
+    let tuning = bench.settings.tuning;
+    let walked = || {
+        let source = TreeSource::open(&tree.path).map_err(|error| of_tree(End::Source, &error))?;
+        let options = WalkOptions {
+            terms: TreeTerms::default(),
+            direct: tuning.direct,
+            offer: false,
+            compare: false,
+            epoch: 0,
+            read_back: false,
+        };
+        let pool = BufferPool::new(room, PACK_LEN)
+            .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
+        let walk = Walk::new(source, options, pool, Passing(pass.clone()));
+        let threads = tuning.tree_readers.min(walk.threads_max());
+        on_threads("bench-walk", threads, |_number| {
+            walk.run().map_err(|error| of_tree(End::Source, &error))
+        })?;
+        if !walk.finish().is_complete {
+            let text = format!("{} could not be read whole", tree.path.display());
+            return Err(Failure::internal(text));
+        }
+        Ok(())
+    };
+    let done = walked();
+    pass.close(); // what is in it is still received
+    done
+}
+
+/// Makes a tree at `path` of what is passed, flushes it, and says what that cost.
+fn restore(bench: &Bench<'_>, path: &Path, passed: &Receiver<Outgoing>) -> Result<Cost, Failure> {
+    let tuning = bench.settings.tuning;
     let of_target = |error: TreeError| of_tree(End::Target, &error);
     let options = TreeTargetOptions {
         direct: tuning.direct,
         ..TreeTargetOptions::default()
     };
     let watch = Stopwatch::start();
-    let mut target = TreeTarget::open(&path, Uuid::new_v4(), options).map_err(of_target)?;
+    let mut target = TreeTarget::open(path, Uuid::new_v4(), options).map_err(of_target)?;
     let restore = Arc::new(
         target
             .prepare(TreeTerms::default(), 1, &Remembered::default())
@@ -110,13 +164,8 @@ pub fn write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, F
     );
     on_threads("bench-restore", tuning.writers, |_number| {
         let mut worker = restore.worker();
-        loop {
+        while let Ok(outgoing) = passed.recv_blocking() {
             bench.stop.check()?;
-            let next = kept
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop_front();
-            let Some(outgoing) = next else { break };
             let applied = match &outgoing {
                 Outgoing::Pack { digest, bytes, .. } => {
                     debug_assert_eq!(
@@ -151,12 +200,7 @@ pub fn write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, F
         Ok(())
     })?;
     conclude(&restore).map_err(of_target)?;
-    Ok(Measured {
-        cost: watch.stop(),
-        bytes: tree.facts.logical_bytes,
-        names: tree.facts.names,
-        ..Measured::default()
-    })
+    Ok(watch.stop())
 }
 
 /// What the target does when all has come: links and directories, the last flush.

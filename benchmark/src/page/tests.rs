@@ -33,7 +33,7 @@ fn full() -> Report {
         memory_bytes: 0,
     };
     let clone = &report.clones[0];
-    let prediction = roofline.predict(What::Volume, &clone.facts);
+    let prediction = roofline.predict(What::Volume, &clone.name, &clone.facts);
     let clone = &mut report.clones[0];
     clone.prediction = prediction;
     clone.trace = (0..20).map(sample).collect();

@@ -22,10 +22,9 @@ pub(crate) fn example() -> Report {
         }
     };
     let ceilings = Kind::ALL.iter().map(|kind| Ceiling {
-        kind: *kind,
-        threads: 2,
-        skipped: None,
+        volume: (*kind == Kind::ReadWrite).then(|| "random".to_owned()),
         repeats: vec![measured(*kind); 3],
+        ..Ceiling::new(*kind, 2)
     });
     let run = |seconds| CloneRun {
         cost: Cost {

@@ -126,7 +126,13 @@ fn everything_is_measured_and_nothing_stays() {
             "{ceiling:?}"
         );
     }
-    assert_eq!(report.ceilings.len(), Kind::ALL.len());
+    // Reading and writing at once was measured with both volumes.
+    assert_eq!(report.ceilings.len(), Kind::ALL.len() + 1);
+    let of_both = |ceiling: &&Ceiling| ceiling.kind == Kind::ReadWrite;
+    let both: Vec<_> = report.ceilings.iter().filter(of_both).collect();
+    let volumes = [0, 1].map(|at| both[at].volume.as_deref());
+    assert_eq!(volumes, [Some("random"), Some("sparse=0.5")]);
+    assert!(both[0].repeats[0].bytes > both[1].repeats[0].bytes);
     let of_write = report.ceiling(Kind::TargetWrite).unwrap();
     assert!(of_write.repeats[0].latencies.contains_key("flush"));
     let cloned: Vec<_> = report
