@@ -108,8 +108,8 @@ pub struct EndReport {
 /// All that a report is made of.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Inputs {
-    /// What the source's pod said.
-    pub source: EndReport,
+    /// The source's claim, as it was filled one time after the other; at least once.
+    pub shapes: Vec<Shaped>,
     /// What the target's pod said.
     pub target: EndReport,
     /// The source's storage class.
@@ -120,13 +120,20 @@ pub struct Inputs {
     pub source_node: String,
     /// The target pod's node.
     pub target_node: String,
-    /// The clones.
-    pub clones: Vec<PodClone>,
     /// What could be spent, and what was.
     pub budget: Budget,
     /// What else is to be known.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// The source's claim, filled and cloned.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Shaped {
+    /// What the source's pod said. Only the first met the target's.
+    pub source: EndReport,
+    /// The clones.
+    pub clones: Vec<PodClone>,
 }
 
 /// A clone by the agents.
@@ -418,15 +425,11 @@ fn note(
     }
 }
 
-/// One report of what two pods and their clones said.
+/// One report of what the pods and their clones said; `None` when the source was never filled.
 #[must_use]
-pub fn join(inputs: Inputs) -> Report {
-    let Inputs {
-        source,
-        target,
-        clones,
-        ..
-    } = inputs;
+pub fn join(inputs: Inputs) -> Option<Report> {
+    let Inputs { shapes, target, .. } = inputs;
+    let source = shapes.first()?.source.clone();
     let of = |end: &EndReport, kinds: &[Kind]| -> Vec<Ceiling> {
         let wanted = |ceiling: &&Ceiling| kinds.contains(&ceiling.kind);
         end.ceilings.iter().filter(wanted).cloned().collect()
@@ -435,13 +438,16 @@ pub fn join(inputs: Inputs) -> Report {
     let only_target = [Kind::TargetWrite, Kind::TreeWrite, Kind::TlsOpen];
     ceilings.extend(of(&target, &only_target));
     ceilings.sort_by_key(|ceiling| ceiling.kind);
-    let facts = source.facts;
-    let is_tree = facts.names > 0;
-    let what = if is_tree { What::Tree } else { What::Volume };
+    let (facts, is_tree) = (source.facts, source.facts.names > 0);
     let one_node = inputs.source_node == inputs.target_node;
-    let prediction = predict_apart(&line(&source), &line(&target), one_node, what, &facts);
-    let repeats: Vec<_> = clones.iter().map(clone_run).collect();
-    let name = if is_tree { "files" } else { &source.profile };
+    let met = of(&source, &streams(source.tuning).map(|(kind, _)| kind));
+    let results = shapes.into_iter().enumerate().map(|(number, mut shape)| {
+        if number > 0 {
+            shape.source.ceilings.extend(met.iter().cloned());
+        }
+        clone_result(&shape, &target, one_node)
+    });
+    let clones = results.collect();
     let mut report = Report {
         schema: SCHEMA.to_owned(),
         schema_version: SCHEMA_VERSION,
@@ -459,14 +465,7 @@ pub fn join(inputs: Inputs) -> Report {
         drops_caches: false,
         budget: inputs.budget,
         ceilings,
-        clones: vec![CloneResult {
-            name: name.to_owned(),
-            facts,
-            skipped: repeats.is_empty().then(|| "no clone was made".to_owned()),
-            prediction: prediction.filter(|_| !repeats.is_empty()),
-            repeats,
-            trace: Vec::new(),
-        }],
+        clones,
         pods: Some(Pods {
             from_class: inputs.from_class,
             to_class: inputs.to_class,
@@ -480,7 +479,27 @@ pub fn join(inputs: Inputs) -> Report {
     report.noise = noise(&report);
     let more = warnings(&report);
     report.warnings.extend(more);
-    report
+    Some(report)
+}
+
+/// The clones of what the source's pod made, and what the ends' ceilings say of them.
+fn clone_result(shape: &Shaped, target: &EndReport, one_node: bool) -> CloneResult {
+    let source = &shape.source;
+    let facts = source.facts;
+    let (name, what) = match facts.names > 0 {
+        true => ("files", What::Tree),
+        false => (&*source.profile, What::Volume),
+    };
+    let prediction = predict_apart(&line(source), &line(target), one_node, what, &facts);
+    let repeats: Vec<_> = shape.clones.iter().map(clone_run).collect();
+    CloneResult {
+        name: name.to_owned(),
+        facts,
+        skipped: repeats.is_empty().then(|| "no clone was made".to_owned()),
+        prediction: prediction.filter(|_| !repeats.is_empty()),
+        repeats,
+        trace: Vec::new(),
+    }
 }
 
 fn line(end: &EndReport) -> Roofline<'_> {

@@ -78,14 +78,17 @@ fn two_ends_meet_and_become_one_report() {
 
     let mut receipt = receipt();
     receipt.seconds = 2.0;
-    let inputs = |source: &EndReport, clones| Inputs {
+    let shaped = |source: &EndReport, clones: &[PodClone]| Shaped {
         source: source.clone(),
+        clones: clones.to_vec(),
+    };
+    let inputs = |shapes: Vec<Shaped>| Inputs {
+        shapes,
         target: target.clone(),
         from_class: "a".into(),
         to_class: "b".into(),
         source_node: "one".into(),
         target_node: "two".into(),
-        clones,
         budget: Budget::default(),
         warnings: vec!["a class keeps its volumes".into()],
     };
@@ -93,7 +96,19 @@ fn two_ends_meet_and_become_one_report() {
         receipt,
         object_seconds: 5.0,
     };
-    let report = join(inputs(&source, vec![clone]));
+    // What was filled once more met nobody.
+    let mut further = source.clone();
+    further.ceilings.truncate(6);
+    assert!(further.ceilings.iter().all(|it| it.kind != Kind::TlsN));
+    further.facts.names *= 2;
+    let clones = [clone];
+    let shapes = vec![shaped(&source, &clones), shaped(&further, &clones)];
+    let report = join(inputs(shapes)).unwrap();
+    assert_eq!(report.clones.len(), 2);
+    let [first, second] = [0, 1].map(|at| report.clones[at].prediction.as_ref().unwrap());
+    assert!(second.cpu_seconds > first.cpu_seconds);
+    let mut bounds = second.bounds.iter();
+    assert!(bounds.any(|bound| bound.name == "network"), "{second:?}");
     assert_eq!(report.clones[0].seconds().unwrap().median, 2.0);
     assert_eq!(report.clones[0].repeats[0].object_seconds, Some(5.0));
     let prediction = report.clones[0].prediction.as_ref().unwrap();
@@ -120,9 +135,10 @@ fn two_ends_meet_and_become_one_report() {
     // Nothing to predict from, and nothing to predict.
     let mut blind = source;
     blind.ceilings.retain(|ceiling| ceiling.kind != Kind::Hash);
-    let report = join(inputs(&blind, Vec::new()));
+    let report = join(inputs(vec![shaped(&blind, &[])])).unwrap();
     assert_eq!(report.clones[0].prediction, None);
     assert!(report.clones[0].skipped.is_some());
+    assert_eq!(join(inputs(Vec::new())), None);
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn join(path: &Path) -> Result<(), Failure> {
     };
     let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
     let inputs: Inputs = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
-    let report = apart::join(inputs);
+    let report = apart::join(inputs).ok_or_else(|| failed("no source was measured".to_owned()))?;
     let all = json!({
         "schema": REPORTS,
         "table": table::render(&report),

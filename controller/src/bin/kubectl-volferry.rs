@@ -162,9 +162,10 @@ struct BenchArguments {
     #[arg(long)]
     cross_node: bool,
 
-    /// What the data is like: random, vm, database, text, sparse=PART
-    #[arg(long, value_name = "NAME", default_value = "random")]
-    profile: String,
+    /// What the data is like, one after the other in the same claim: random, vm, database, text,
+    /// sparse=PART; several with commas [default: random,vm,sparse=0.1, and random for files]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    profile: Vec<String>,
 
     /// What it follows from: the same seed, the same bytes
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -379,6 +380,16 @@ fn wanted(ends: &Ends, namespace: &str) -> Result<VolumeClone, String> {
     Ok(clone)
 }
 
+/// What volumes are filled like: what was told, or the shapes of `volferry bench`.
+fn profiles(told: Vec<String>, mode: Mode) -> Vec<String> {
+    let words: &[&str] = match mode {
+        _ if !told.is_empty() => return told,
+        Mode::Block => &["random", "vm", "sparse=0.1"],
+        Mode::Filesystem => &["random"],
+    };
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
 /// Measures, and removes what that made, also when it is told to end.
 async fn bench(
     client: Client,
@@ -410,7 +421,7 @@ async fn bench(
             (_, true) => Placement::CrossNode,
             _ => Placement::Any,
         },
-        profile: arguments.profile,
+        profiles: profiles(arguments.profile, arguments.mode),
         seed: arguments.seed,
         files: arguments.files.unwrap_or(files),
         repeats: arguments.repeats,

@@ -3,10 +3,12 @@
 //! 1. The target's first pod measures what its storage and node can do, then waits for streams.
 //! 2. The source's first pod fills its claim, measures the same, then fills streams to the target's.
 //! 3. `VolumeClone`s of that claim, each to a claim of its own.
-//! 4. A pod makes one report of what all of them said.
+//! 4. With each further profile the same again, from filling that claim: the target and the network are
+//!    known by then.
+//! 5. A pod makes one report of what all of them said.
 //!
-//! All pods run the controller's image, and the first two are agents' pods with another command. Nothing is
-//! touched but what was made here, and all of that goes, whatever the end: [`Bench::clean`] removes it, and
+//! All pods run the controller's image, and those that measure are agents' pods with another command. Nothing
+//! is touched but what was made here, and all of that goes, whatever the end: [`Bench::clean`] removes it, and
 //! where nobody is left to call that, Kubernetes does ([`objects`]).
 
 pub mod objects;
@@ -52,8 +54,8 @@ pub struct Asked {
     pub mode: VolumeMode,
     /// Where pods go.
     pub placement: Placement,
-    /// What the data is like, in the words of `volferry bench`.
-    pub profile: String,
+    /// What the data is like, in the words of `volferry bench`: one after the other, at least one.
+    pub profiles: Vec<String>,
     /// What it follows from.
     pub seed: u64,
     /// Small files, where the claims are filesystems.
@@ -169,9 +171,14 @@ impl Bench {
             self.make(claim, owner).await?;
         }
 
+        let (first, further) = asked
+            .profiles
+            .split_first()
+            .ok_or("there is no profile to fill a volume like")?;
         let target = self.until_ready(End::Target).await?;
-        self.make(objects::source_pod(asked, target.1), owner)
-            .await?;
+        let until = self.share(1 + further.len());
+        let source = objects::source_pod(asked, first, Some(target.1), &[]);
+        self.make(source, owner).await?;
         let (source_node, source) = self.until_said(End::Source).await?;
         let (target_node, target) = self.until_said(End::Target).await?;
         // A pod that ended would be met by those of the clones, and its claim not be free.
@@ -181,28 +188,37 @@ impl Bench {
 
         let mut nodes = vec![source_node.clone(), target_node.clone()];
         nodes.dedup();
-        let bytes = source["facts"]["logical_bytes"].as_u64();
-        // A volume may be larger than what was asked for, and the target must not be smaller.
-        let bytes = match asked.mode {
-            VolumeMode::Block => bytes.unwrap_or(0).max(asked.bytes),
-            VolumeMode::Filesystem => asked.bytes,
-        };
-        let clones = self.clones(bytes, &nodes, owner, &mut warnings).await?;
-        let data = source["facts"]["read_bytes"].as_u64().unwrap_or(0);
-        let written = data.saturating_mul(1 + clones.len() as u64);
-        let agents = clones.iter().map(|clone| &clone["nodes"]);
+        let clones = self
+            .clones(&source, &nodes, owner, until, &mut warnings)
+            .await?;
+        let mut shapes = vec![json!({"source": source, "clones": clones})];
+        for (number, profile) in further.iter().enumerate() {
+            let until = self.share(further.len() - number);
+            match self
+                .shape(profile, &nodes, owner, until, &mut warnings)
+                .await
+            {
+                Ok(shape) => shapes.push(shape),
+                // What was measured before is worth a report.
+                Err(error) => {
+                    warnings.push(format!("{profile} has no part in this: {error}"));
+                    break;
+                }
+            }
+        }
+        let written: u64 = shapes.iter().map(written_bytes).sum();
         let measured = json!([source_node, target_node]);
-        if agents.clone().any(|nodes| *nodes != measured) {
+        let agents = nodes_of_clones(&shapes);
+        if agents.iter().any(|nodes| *nodes != measured) {
             warnings.push(format!(
                 "the agents ran on other nodes than what was measured: {}",
-                agents.map(Value::to_string).collect::<Vec<_>>().join(", ")
+                Value::Array(agents)
             ));
         }
         let inputs = json!({
-            "source": source, "target": target,
+            "shapes": shapes, "target": target,
             "from_class": asked.from_class, "to_class": asked.to_class,
             "source_node": source_node, "target_node": target_node,
-            "clones": clones,
             "warnings": warnings,
             "budget": {
                 "seconds": asked.budget.as_secs_f64(), "bytes": written,
@@ -275,19 +291,48 @@ impl Bench {
         Ok(warnings)
     }
 
-    async fn clones(
+    /// Fills the source's claim like a further profile, on the first of the nodes, and clones it; what
+    /// its pod and the clones said.
+    async fn shape(
         &self,
-        bytes: u64,
+        profile: &str,
         nodes: &[String],
         owner: Option<&str>,
+        until: Instant,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, String> {
+        self.step(&format!("the next profile: {profile}"));
+        let there = nodes.get(..1).unwrap_or_default();
+        let pod = objects::source_pod(&self.asked, profile, None, there);
+        self.make(pod, owner).await?;
+        let (_node, source) = self.until_said(End::Source).await?;
+        self.remove("Pod", &objects::name(&self.asked, "source"))
+            .await?;
+        let clones = self.clones(&source, nodes, owner, until, warnings).await?;
+        Ok(json!({"source": source, "clones": clones}))
+    }
+
+    /// Clones what the pod of the source said that it made, once and then as often as it ends before `until`.
+    async fn clones(
+        &self,
+        source: &Value,
+        nodes: &[String],
+        owner: Option<&str>,
+        until: Instant,
         warnings: &mut Vec<String>,
     ) -> Result<Vec<Value>, String> {
         let asked = &self.asked;
+        let bytes = source["facts"]["logical_bytes"].as_u64();
+        // A volume may be larger than what was asked for, and the target must not be smaller.
+        let bytes = match asked.mode {
+            VolumeMode::Block => bytes.unwrap_or(0).max(asked.bytes),
+            VolumeMode::Filesystem => asked.bytes,
+        };
         let mut clones = Vec::new();
         let mut took = Duration::ZERO;
         for number in 1..=asked.repeats {
             let left = self.left();
-            if number > 1 && left < took {
+            if number > 1 && until.saturating_duration_since(Instant::now()) < took {
                 break;
             }
             self.step(&format!("clone {number} of {}", asked.repeats));
@@ -316,6 +361,12 @@ impl Bench {
             took = began.elapsed();
         }
         Ok(clones)
+    }
+
+    /// When the next of so many profiles should be done, of which each has the same part of what is left.
+    fn share(&self, profiles: usize) -> Instant {
+        let profiles = u32::try_from(profiles.max(1)).unwrap_or(u32::MAX);
+        Instant::now() + self.left() / profiles
     }
 
     /// What of the budget is left for measuring.
@@ -437,7 +488,12 @@ impl Bench {
                     State::Running { .. } => last.to_owned(),
                 };
             }
-            if self.left().is_zero() {
+            let left = match what {
+                // What was kept for it.
+                "report" => self.asked.budget.saturating_sub(self.begun.elapsed()),
+                _ => self.left(),
+            };
+            if left.is_zero() {
                 return Err(format!("the budget is spent; {what} pod: {holds}"));
             }
             if holds != shown {
@@ -570,6 +626,22 @@ fn node(pod: &Pod) -> String {
         .unwrap_or_default()
 }
 
+/// Of each clone the nodes of its agents.
+fn nodes_of_clones(shapes: &[Value]) -> Vec<Value> {
+    let clones = shapes.iter().filter_map(|shape| shape["clones"].as_array());
+    clones
+        .flatten()
+        .map(|clone| clone["nodes"].clone())
+        .collect()
+}
+
+/// Bytes that were written to fill a source and to clone it.
+fn written_bytes(shape: &Value) -> u64 {
+    let data = shape["source"]["facts"]["read_bytes"].as_u64();
+    let clones = shape["clones"].as_array().map_or(0, Vec::len) as u64;
+    data.unwrap_or(0).saturating_mul(1 + clones)
+}
+
 /// Whether a line of a log is what an end measured.
 fn is_end(line: &Value) -> bool {
     line["schema"] == "volferry-bench-end"
@@ -593,7 +665,7 @@ pub(crate) mod tests {
             bytes: 1 << 30,
             mode: VolumeMode::Block,
             placement: Placement::Any,
-            profile: "random".to_owned(),
+            profiles: vec!["random".to_owned()],
             seed: 1,
             files: 100,
             repeats: 2,

@@ -100,10 +100,16 @@ pub(crate) fn tick_pod(api: &FakeApi, pod: &Value) {
         }
         Some("Running") if what == "source" => {
             let args = pod["spec"]["containers"][0]["args"].as_array().unwrap();
-            assert!(args.contains(&json!("--peer=10.9.0.1:7700")), "{args:?}");
+            let mut words = args.iter().filter_map(Value::as_str);
+            let profile = words.find_map(|word| word.strip_prefix("--profile="));
+            // Nobody listens for a further source.
+            let dials = args.contains(&json!("--peer=10.9.0.1:7700"));
+            assert_eq!(dials, profile == Some("random"), "{args:?}");
             let claim = claim.unwrap().unwrap();
             storage::write(api, &namespace, &place(&claim).1, "generated");
-            become_("Succeeded", &format!("filling\n{}\n", end(true)));
+            let mut said: Value = serde_json::from_str(&end(true)).unwrap();
+            said["profile"] = json!(profile);
+            become_("Succeeded", &format!("filling\n{said}\n"));
         }
         Some("Running") => {
             let inputs = api.get("configmaps", &namespace, &name).unwrap();
@@ -125,7 +131,7 @@ fn asked() -> Asked {
         bytes: 4 << 30,
         mode: VolumeMode::Block,
         placement: Placement::CrossNode,
-        profile: "random".to_owned(),
+        profiles: vec!["random".to_owned()],
         seed: 1,
         files: 100,
         repeats: 2,
@@ -199,10 +205,12 @@ async fn a_benchmark_clones_what_it_made_and_leaves_nothing() {
     let outcome = run(&scene, &bench).await.unwrap();
     assert_eq!((&*outcome.table, &*outcome.page), ("a table\n", "<html>"));
     let inputs = &outcome.report;
-    assert_eq!(inputs["source"]["end"], "source");
+    let shapes = inputs["shapes"].as_array().unwrap();
+    assert_eq!(shapes.len(), 1);
+    assert_eq!(shapes[0]["source"]["end"], "source");
     assert_eq!(inputs["target"]["is_complete"], true);
     assert_eq!(inputs["source_node"], "node-source");
-    let clones = inputs["clones"].as_array().unwrap();
+    let clones = shapes[0]["clones"].as_array().unwrap();
     assert_eq!(clones.len(), 2);
     for clone in clones {
         assert_eq!(clone["receipt"]["digest"], "11".repeat(32));
@@ -212,6 +220,45 @@ async fn a_benchmark_clones_what_it_made_and_leaves_nothing() {
     assert_eq!(inputs["warnings"], json!([]));
     let steps = steps.lock().unwrap().join("\n");
     assert!(steps.contains("clone 2 of 2"), "{steps}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn profiles_are_cloned_one_after_the_other_from_one_claim() {
+    let several = |repeats| Asked {
+        profiles: ["random", "vm", "sparse=0.1"].map(str::to_owned).into(),
+        repeats,
+        ..asked()
+    };
+    let measure = async |lasts, repeats| {
+        let scene = cluster(lasts);
+        let (bench, _steps) = bench(&scene, several(repeats));
+        run(&scene, &bench).await.unwrap().report
+    };
+    // Of each shape: its profile and how many clones it has.
+    let shapes = |report: &Value| -> Vec<(String, usize)> {
+        let shapes = report["shapes"].as_array().unwrap().iter();
+        let each = shapes.map(|shape| {
+            let clones = shape["clones"].as_array().unwrap().len();
+            (text(&shape["source"]["profile"]), clones)
+        });
+        each.collect()
+    };
+    let all = |clones| {
+        let names = ["random", "vm", "sparse=0.1"];
+        names.map(|name| (name.to_owned(), clones)).to_vec()
+    };
+    let report = measure(SHORT, 2).await;
+    assert_eq!(shapes(&report), all(2));
+    // Three times filled, and six clones.
+    assert_eq!(report["budget"]["spent_bytes"], 9 * (5_i64 << 30));
+    assert_eq!(report["warnings"], json!([]));
+
+    // Each has its part of the budget, of which a tenth is kept: two clones of 100 s in 270, and the
+    // last has what the others left.
+    let report = measure(Duration::from_secs(100), 50).await;
+    let mut wanted = all(2);
+    wanted[2].1 = 3;
+    assert_eq!(shapes(&report), wanted, "{}", report["warnings"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +352,8 @@ async fn a_budget_that_is_spent_ends_it_with_what_was_measured() {
     many.repeats = 50;
     let (bench_, _steps) = bench(&scene, many);
     let outcome = run(&scene, &bench_).await.unwrap();
-    let clones = outcome.report["clones"].as_array().unwrap().len();
+    let clones = &outcome.report["shapes"][0]["clones"];
+    let clones = clones.as_array().unwrap().len();
     assert_eq!(clones, 2, "of 900 s a tenth is kept, and each takes 300");
 
     // Not even one.

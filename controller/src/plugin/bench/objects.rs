@@ -50,7 +50,7 @@ pub fn name(asked: &Asked, what: &str) -> String {
 #[must_use]
 pub fn job(asked: &Asked) -> Value {
     let seconds = asked.budget.as_secs().saturating_add(GRACE_SECONDS);
-    let pod = end_pod(asked, End::Target, None);
+    let pod = target_pod(asked);
     json!({
         "apiVersion": "batch/v1", "kind": "Job",
         "metadata": {"name": name(asked, "target"), "labels": labels(asked)},
@@ -63,17 +63,19 @@ pub fn job(asked: &Asked) -> Value {
     })
 }
 
-/// The source's first pod, which dials the target's.
+/// A pod that fills the source's claim like `profile`, and dials the target's pod where that listens; on
+/// one of `nodes`, where any is named.
 #[must_use]
-pub fn source_pod(asked: &Asked, target: IpAddr) -> Value {
-    let pod = end_pod(asked, End::Source, Some(target));
+pub fn source_pod(asked: &Asked, profile: &str, target: Option<IpAddr>, nodes: &[String]) -> Value {
+    let peer = target.map(|address| at_port(address, CLONE_PORT));
+    let pod = end_pod(asked, End::Source, profile, peer.as_deref(), nodes);
     json!(pod)
 }
 
 /// The pod that makes one report of everything.
 #[must_use]
 pub fn report_pod(asked: &Asked) -> Value {
-    let mut pod = end_pod(asked, End::Target, None);
+    let mut pod = target_pod(asked);
     let name = name(asked, "report");
     pod.metadata = ObjectMeta {
         name: Some(name.clone()),
@@ -274,9 +276,16 @@ fn affinity(asked: &Asked, nodes: &[String]) -> Option<Affinity> {
     (affinity != Affinity::default()).then_some(affinity)
 }
 
+/// The target's first pod, which listens. It writes data like the first profile's.
+fn target_pod(asked: &Asked) -> Pod {
+    let profile = asked.profiles.first().map_or("random", String::as_str);
+    let listens = format!("[::]:{CLONE_PORT}");
+    end_pod(asked, End::Target, profile, Some(&listens), &[])
+}
+
 /// A pod that is like an agent's, with the same resources and rights, and measures.
-fn end_pod(asked: &Asked, end: End, target: Option<IpAddr>) -> Pod {
-    let clone = like(asked, &[]);
+fn end_pod(asked: &Asked, end: End, profile: &str, peer: Option<&str>, nodes: &[String]) -> Pod {
+    let clone = like(asked, nodes);
     let claim = match end {
         End::Source => name(asked, "source"),
         End::Target => name(asked, "probe"),
@@ -331,7 +340,7 @@ fn end_pod(asked: &Asked, end: End, target: Option<IpAddr>) -> Pod {
         (container.liveness_probe, container.readiness_probe) = (None, None);
         container.ports = None;
         container.command = Some(vec!["/volferry".to_owned()]);
-        container.args = Some(arguments(asked, end, view, target));
+        container.args = Some(arguments(asked, end, view, profile, peer));
         for mounted in container.volume_mounts.iter_mut().flatten() {
             if mounted.name == "state" {
                 *mounted = mount("tmp", "/tmp");
@@ -341,27 +350,31 @@ fn end_pod(asked: &Asked, end: End, target: Option<IpAddr>) -> Pod {
     pod
 }
 
-fn arguments(asked: &Asked, end: End, view: View, target: Option<IpAddr>) -> Vec<String> {
+fn arguments(
+    asked: &Asked,
+    end: End,
+    view: View,
+    profile: &str,
+    peer: Option<&str>,
+) -> Vec<String> {
     let volume = match view {
         View::Device => device_path(End::Target),
         View::Directory | View::Image => directory_path(End::Target),
-    };
-    let peer = match target {
-        Some(address) => at_port(address, CLONE_PORT),
-        None => format!("[::]:{CLONE_PORT}"),
     };
     let mut arguments = vec![
         "bench".to_owned(),
         "pod".to_owned(),
         end.label().to_owned(),
         format!("--volume={volume}"),
-        format!("--profile={}", asked.profile),
+        format!("--profile={profile}"),
         format!("--seed={}", asked.seed),
         format!("--files={}", asked.files),
         format!("--bytes={}", asked.bytes.min(MEASURED_BYTES)),
-        format!("--peer={peer}"),
-        "--identity=/identity".to_owned(),
     ];
+    if let Some(peer) = peer {
+        arguments.push(format!("--peer={peer}"));
+        arguments.push("--identity=/identity".to_owned());
+    }
     if let Some(streams) = asked.streams {
         arguments.push(format!("--streams={streams}"));
     }
@@ -396,7 +409,7 @@ mod tests {
     #[test]
     fn pods_that_measure_are_like_those_that_clone() {
         let asked = asked();
-        let pod = source_pod(&asked, "10.0.0.7".parse().unwrap());
+        let pod = source_pod(&asked, "vm", Some("10.0.0.7".parse().unwrap()), &[]);
         let container = &pod["spec"]["containers"][0];
         assert_eq!(container["resources"]["limits"]["memory"], "256Mi");
         assert_eq!(
@@ -415,6 +428,7 @@ mod tests {
             "pod",
             "source",
             "--volume=/dev/volferry-target",
+            "--profile=vm",
             "--peer=10.0.0.7:7700",
         ] {
             assert!(args.contains(&json!(arg)), "{arg} in {args:?}");
@@ -454,6 +468,12 @@ mod tests {
         asked.placement = Placement::SameNode;
         assert!(of(&asked, &nodes)["podAffinity"].is_object());
         assert!(report_pod(&asked)["spec"]["affinity"].is_null());
+        // A further source is filled where the first was measured.
+        let source = source_pod(&asked, "vm", None, &nodes[..1]);
+        let on = &source["spec"]["affinity"]["nodeAffinity"];
+        assert!(on.to_string().contains("\"values\":[\"a\"]"), "{on}");
+        let args = source["spec"]["containers"][0]["args"].to_string();
+        assert!(!args.contains("--peer"), "nobody listens anymore: {args}");
     }
 
     /// Reads `object` as `T` and writes it again: a field that the type doesn't know is lost.
@@ -466,7 +486,7 @@ mod tests {
     fn kubernetes_knows_every_field() {
         let asked = asked();
         check_known::<Job>(&job(&asked));
-        check_known::<Pod>(&source_pod(&asked, "::1".parse().unwrap()));
+        check_known::<Pod>(&source_pod(&asked, "vm", None, &["a".to_owned()]));
         check_known::<Pod>(&report_pod(&asked));
         check_known::<ConfigMap>(&inputs(&asked, &json!({})));
         let minted = volferry_transport::mint(uuid::Uuid::nil(), asked.budget).unwrap();
