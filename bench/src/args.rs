@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::ceilings::CeilingsArgs;
 use crate::compression::CompressionArgs;
 use crate::history::HistoryArgs;
 use crate::limit::Limit;
@@ -64,6 +65,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Paths(PathsArgs),
+    Ceilings(CeilingsArgs),
     Compression(CompressionArgs),
     History(HistoryArgs),
 }

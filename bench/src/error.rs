@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use volferry_protocol::failure::Failure;
+
 /// An operation of the harness, or a program that it started, failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -27,6 +29,8 @@ pub(crate) enum Error {
         program: &'static str,
         what: &'static str,
     },
+    #[error(transparent)]
+    Ceiling(#[from] Failure),
     #[error("interrupted")]
     Interrupted,
 }

@@ -11,9 +11,10 @@
 //! alone shows kernel threads.
 //!
 //! Where to start reading: [`run`] is the loop, [`peer`] the table of peers, [`row`] the volumes.
-//! [`paths`] is apart from it: transports without volumes.
+//! Apart from it are [`paths`], transports without volumes, and [`ceilings`], the parts of a clone.
 
 mod args;
+mod ceilings;
 mod chart;
 mod compression;
 mod devices;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let args = args::Args::parse();
     let done = match &args.command {
         Some(args::Command::Paths(args)) => paths::run(args),
+        Some(args::Command::Ceilings(args)) => ceilings::run(args),
         Some(args::Command::Compression(args)) => compression::run(args),
         Some(args::Command::History(args)) => history::run(args),
         None => run::run(&args),

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use volferry_protocol::geometry::ChunkSize;
+use volferry_source_agent::SourceConfig;
+use volferry_target_agent::TargetConfig;
 
 use crate::profile::Profile;
 
@@ -58,4 +60,24 @@ pub struct Tuning {
     pub direct: bool,
     /// Whether the clones run over QUIC instead of TLS.
     pub quic: bool,
+}
+
+impl Tuning {
+    /// As agents are set that are told nothing.
+    #[must_use]
+    pub fn of_agents() -> Self {
+        let of_volume = SourceConfig::new(PathBuf::new());
+        let of_tree = SourceConfig::new(PathBuf::from("/"));
+        let of_target = TargetConfig::new(PathBuf::new());
+        Self {
+            chunk_size: of_volume.chunk_size,
+            streams: of_volume.streams,
+            readers: of_volume.readers,
+            tree_readers: of_tree.readers,
+            writers: of_target.writers,
+            memory_bytes: of_volume.memory_bytes,
+            direct: of_volume.direct,
+            quic: false,
+        }
+    }
 }

@@ -204,7 +204,7 @@ fn measure(arguments: &RunArguments) -> Result<(), Failure> {
 }
 
 fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings {
-    let defaults = defaults();
+    let defaults = Tuning::of_agents();
     Settings {
         source: source.to_owned(),
         target: target.to_owned(),
@@ -226,23 +226,6 @@ fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings 
             quic: arguments.transport.transport == Some(TransportChoice::Quic),
             ..defaults
         },
-    }
-}
-
-/// How agents are set that are told nothing.
-fn defaults() -> Tuning {
-    let of_volume = SourceConfig::new(PathBuf::new());
-    let of_tree = SourceConfig::new(PathBuf::from("/"));
-    let of_target = TargetConfig::new(PathBuf::new());
-    Tuning {
-        chunk_size: of_volume.chunk_size,
-        streams: of_volume.streams,
-        readers: of_volume.readers,
-        tree_readers: of_tree.readers,
-        writers: of_target.writers,
-        memory_bytes: of_volume.memory_bytes,
-        direct: of_volume.direct,
-        quic: false,
     }
 }
 

@@ -14,7 +14,6 @@ use volferry_benchmark::stop::Stop;
 use volferry_benchmark::{page, table};
 use volferry_protocol::failure::{Failure, FailureCode};
 
-use super::defaults;
 use crate::output::{self, Steps};
 
 #[derive(Debug, Subcommand)]
@@ -104,7 +103,7 @@ impl EndArguments {
         let peer = self.peer.clone().zip(self.identity.clone());
         let tuning = Tuning {
             quic: self.quic,
-            ..defaults()
+            ..Tuning::of_agents()
         };
         EndSettings {
             volume: self.volume.clone(),
