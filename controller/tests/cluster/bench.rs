@@ -259,6 +259,12 @@ async fn profiles_are_cloned_one_after_the_other_from_one_claim() {
     let mut wanted = all(2);
     wanted[2].1 = 3;
     assert_eq!(shapes(&report), wanted, "{}", report["warnings"]);
+
+    // What comes too late leaves the rest as it was.
+    let report = measure(Duration::from_secs(500), 50).await;
+    assert_eq!(shapes(&report), all(1)[..1]);
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("vm has no part in this"), "{warnings}");
 }
 
 #[tokio::test(start_paused = true)]
