@@ -31,6 +31,8 @@ pub const FINALIZER: &str = "volferry.io/cleanup";
 pub const MANAGER: &str = "volferry-controller";
 /// The annotation by which the scheduler says where a claim will be needed.
 pub const SELECTED_NODE_ANNOTATION: &str = "volume.kubernetes.io/selected-node";
+/// On a volume, by who made it for a claim: the provisioner that its storage class names.
+pub const PROVISIONED_BY_ANNOTATION: &str = "pv.kubernetes.io/provisioned-by";
 
 /// An end of a clone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -279,7 +279,7 @@ impl<O: Observe> Context<O> {
             belongings: Vec::new(),
             target_claim: None,
             prime_claim: None,
-            prime_volume: None,
+            filled_volume: None,
             referring_claims: Vec::new(),
             surroundings: None,
             report: None,
@@ -371,13 +371,14 @@ impl<O: Observe> Context<O> {
             let secrets = self.cluster.secret_belongings(clone).await?;
             world.belongings.extend(secrets);
         }
-        let bound = world
-            .prime_claim
-            .as_ref()
-            .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
+        let filled = match prime {
+            Some(_) => world.prime_claim.as_ref(),
+            None => world.target_claim.as_ref().filter(|_| !is_by_agents),
+        };
+        let bound = filled.and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
         let volume = prime.and_then(|prime| prime.volume.clone()).or(bound);
         if let Some(volume) = volume {
-            world.prime_volume = self.cluster.volume(&volume).await?;
+            world.filled_volume = self.cluster.volume(&volume).await?;
             // A volume that is handed over to a claim that was replaced meanwhile would be lost.
             world.target_claim = self
                 .cluster

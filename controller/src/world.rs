@@ -31,8 +31,8 @@ pub struct World {
     pub target_claim: Option<PersistentVolumeClaim>,
     /// The claim that is filled in its place, if there is one.
     pub prime_claim: Option<PersistentVolumeClaim>,
-    /// The volume of that.
-    pub prime_volume: Option<PersistentVolume>,
+    /// The volume of the claim that is filled, where that is a prime one or a backend fills it.
+    pub filled_volume: Option<PersistentVolume>,
     /// Claims that refer to this object, wait for their volume, and have no clone that fills them.
     pub referring_claims: Vec<PersistentVolumeClaim>,
     /// What surrounds the clone. It is only read when something may have to be made.

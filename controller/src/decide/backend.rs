@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, TypedLocalObjectReference};
+use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt;
 
 use super::choose::{snapshot_class, source_driver, storage_class};
+use super::prime::{lost, shown};
 use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Stop};
 use crate::api::{Phase, Strategy, StrategyChoice};
 use crate::claims::{self, VolumeMode};
-use crate::names::{End, name};
+use crate::names::{End, PROVISIONED_BY_ANNOTATION, name};
 use crate::objects::{self, Object, SNAPSHOT_GROUP};
 use crate::reason::Reason;
 use crate::world::{Snapshot, Surroundings};
@@ -17,6 +19,10 @@ use crate::world::{Snapshot, Surroundings};
 /// How long a backend may go on refusing before another way is tried: what it says first may be
 /// about something that mends itself.
 const REFUSALS_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// How much older than its claim a volume that was made for it may seem: each API server tells the time by
+/// a clock of its own.
+const CLOCKS_DIFFER_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 impl Planner<'_> {
     /// The backend clones the source claim.
@@ -124,6 +130,7 @@ impl Planner<'_> {
             return Ok(going("the backend is asked for the target"));
         };
         if claims::is_bound(&claim) {
+            self.check_made_for(&claim)?;
             return self.hand_over(Reason::ClonedByBackend);
         }
         let around = self.around()?;
@@ -144,6 +151,34 @@ impl Planner<'_> {
             return Ok(self.give_up(strategy, refusal));
         }
         Err(Stop::hold(Reason::ProvisioningFailed, refusal.as_str()))
+    }
+
+    /// Whether the claim's volume was made for it, so by its class's driver and from what it refers to.
+    /// Kubernetes also binds a claim to a volume that was free, which may hold anything.
+    fn check_made_for(&self, claim: &PersistentVolumeClaim) -> Result<(), Stop> {
+        let spec = claim.spec.as_ref();
+        let class = spec.and_then(|spec| spec.storage_class_name.as_deref());
+        let class = storage_class(self.around()?, class);
+        let name = spec.and_then(|spec| spec.volume_name.as_deref());
+        let name = name.unwrap_or_default();
+        let Some(volume) = &self.world.filled_volume else {
+            return Err(lost(&format!("volume {name}")));
+        };
+        let driver = volume.annotations().get(PROVISIONED_BY_ANNOTATION);
+        let is_drivers =
+            driver.is_some_and(|driver| class.is_none_or(|class| class.provisioner == *driver));
+        let times = volume.creation_timestamp().zip(claim.creation_timestamp());
+        let is_new = times
+            .is_none_or(|(volume, claim)| claim.0.duration_since(volume.0) <= CLOCKS_DIFFER_MAX);
+        if is_drivers && is_new {
+            return Ok(());
+        }
+        let message = format!(
+            "claim {} has got volume {name}, which was not made for it and may hold anything: keep \
+             volumes of its storage class from being free, or choose another class",
+            shown(claim)
+        );
+        Err(Stop::fail(Reason::ProvisioningFailed, message))
     }
 
     /// Takes the next way, since the backend refuses this one. The claim that it didn't fill goes with

@@ -214,7 +214,7 @@ impl Planner<'_> {
         if namespace != clone.target_namespace() {
             self.check_consent(self.around()?)?;
         }
-        let Some(volume) = &world.prime_volume else {
+        let Some(volume) = &world.filled_volume else {
             return Err(lost(&format!("volume {volume_name}")));
         };
         let step = match target {
@@ -312,12 +312,12 @@ fn is_held(volume: &PersistentVolume, namespace: &str, name: &str) -> bool {
     is_its && phase == Some("Bound")
 }
 
-fn lost(what: &str) -> Stop {
+pub(super) fn lost(what: &str) -> Stop {
     let message = format!("{what}, which was filled for the target claim, is gone");
     Stop::fail(Reason::TargetLost, message)
 }
 
-fn shown(claim: &PersistentVolumeClaim) -> String {
+pub(super) fn shown(claim: &PersistentVolumeClaim) -> String {
     format!(
         "{}/{}",
         claim.namespace().unwrap_or_default(),

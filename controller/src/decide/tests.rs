@@ -83,7 +83,7 @@ fn world(spec: &Value) -> World {
         pods: Vec::new(),
         belongings: Vec::new(),
         prime_claim: None,
-        prime_volume: None,
+        filled_volume: None,
         referring_claims: Vec::new(),
         report: None,
         rejection: None,
@@ -754,6 +754,10 @@ fn a_snapshot_is_taken_and_restored() {
     let bound = json!({"spec": {"dataSource": {"kind": "VolumeSnapshot", "name": "taken",
         "apiGroup": "snapshot.storage.k8s.io"}}});
     world.target_claim = Some(claim("home", "to", &bound));
+    let annotations = json!({names::PROVISIONED_BY_ANNOTATION: "d.io"});
+    world.filled_volume = Some(of(
+        json!({"metadata": {"name": "pv", "annotations": annotations}}),
+    ));
     let mut ours = belonging(&world, Kind::Claim, End::Target);
     ours.name = "to".to_owned();
     world.belongings = vec![ours, belonging(&world, Kind::Snapshot, End::Source)];
@@ -1568,7 +1572,7 @@ fn what_a_source_needs_is_made_again_before_its_pod() {
 fn a_volume_that_lost_its_claim_is_not_handed_over() {
     let check = |phase: &str, uid: &str, expected: &[&str]| {
         let mut world = handed_over(false);
-        world.prime_volume = Some(of(json!({
+        world.filled_volume = Some(of(json!({
             "metadata": {"name": "filled", "resourceVersion": "7"},
             "spec": {"claimRef": {"namespace": "home", "name": format!("volferry-{UID}-prime"), "uid": uid}},
             "status": {"phase": phase},
@@ -1920,4 +1924,40 @@ fn a_snapshot_of_another_mode_is_not_for_the_backend() {
     };
     check("Block", Strategy::Snapshot);
     check("Filesystem", Strategy::HostAssisted);
+}
+
+#[test]
+fn a_volume_that_was_free_is_not_taken_for_a_backends_clone() {
+    let spec = json!({"target": {"claimTemplate": {"metadata": {"name": "to"},
+        "spec": {"storageClassName": "own"}}}});
+    let bound = |volume: Option<Value>| {
+        let mut world = world(&spec);
+        with_backend(&mut world, &json!({}));
+        decide_in(&mut world);
+        let made = json!({"metadata": {"creationTimestamp": at(100).to_string()},
+            "spec": {"storageClassName": "own",
+                "dataSource": {"kind": "PersistentVolumeClaim", "name": "from"}}});
+        world.target_claim = Some(claim("home", "to", &made));
+        let mut ours = belonging(&world, Kind::Claim, End::Target);
+        ours.name = "to".to_owned();
+        world.belongings = vec![ours];
+        world.filled_volume = volume.map(of);
+        world
+    };
+    let volume = |seconds: i64, driver: Option<&str>| {
+        json!({"metadata": {"name": "pv", "creationTimestamp": at(seconds).to_string(),
+            "annotations": driver.map(|driver| json!({names::PROVISIONED_BY_ANNOTATION: driver}))}})
+    };
+    // An API server's clock may be a little behind another's.
+    for seconds in [101, 99] {
+        let mut made = bound(Some(volume(seconds, Some("d.io"))));
+        decide_in(&mut made);
+        assert_eq!(condition(&made, "Ready").1, "ClonedByBackend");
+    }
+    for (seconds, driver) in [(101, None), (101, Some("e.io")), (39, Some("d.io"))] {
+        let world = bound(Some(volume(seconds, driver)));
+        let reason = Reason::ProvisioningFailed;
+        check_stop(world, Phase::Failed, reason, "not made for it");
+    }
+    check_stop(bound(None), Phase::Failed, Reason::TargetLost, "volume pv");
 }

@@ -199,7 +199,7 @@ fn world(
         belongings: Vec::new(),
         target_claim,
         prime_claim: None,
-        prime_volume: None,
+        filled_volume: None,
         referring_claims: Vec::new(),
         surroundings: Some(around),
         report: None,

@@ -129,7 +129,7 @@ fn provision(api: &FakeApi, claim: &Value) {
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume",
             "metadata": {"name": format!("pv-{}", text(&claim["metadata"]["uid"])),
-                "annotations": {CONTENT: held}},
+                "annotations": {CONTENT: held, "pv.kubernetes.io/provisioned-by": "d.io"}},
             "spec": {
                 "capacity": claim["spec"]["resources"]["requests"],
                 "claimRef": {"namespace": namespace, "name": name, "uid": claim["metadata"]["uid"]},
