@@ -30,7 +30,7 @@ use crate::claims::{VolumeMode, waits_for_clone};
 use crate::credentials::ObserverCredentials;
 use crate::names::{End, MANAGER, PRIVILEGED_ANNOTATION, filler_name, name, prime_name};
 use crate::objects::{SNAPSHOT_GROUP, snapshot_resource};
-use crate::world::{ClaimUser, Grant, Kind, Snapshot, Surroundings};
+use crate::world::{ClaimUser, Grant, Kind, Snapshot, Surroundings, Users};
 
 /// How long a call may take: the API server's own limit for most is a minute, and a reconcile that
 /// waits holds up others.
@@ -333,7 +333,6 @@ impl Cluster {
         let home = clone.target_namespace();
         let restored = name(clone, End::Source);
         let mut around = Surroundings {
-            target_users: self.users(clone, home, clone.target_claim()),
             restored_claim: self.claim(source_namespace, &restored),
             storage_classes: cloned(&self.cache.storage_classes.all()),
             snapshot_classes: cloned(&self.cache.snapshot_classes.all()),
@@ -341,10 +340,6 @@ impl Cluster {
         };
         if let Some(source) = &clone.spec.source.persistent_volume_claim {
             around.source_claim = self.claim(source_namespace, &source.name);
-            // Other clones may read it as this one does.
-            let users = self.users(clone, source_namespace, &source.name);
-            let (readers, users) = users.into_iter().partition(ClaimUser::is_source_agent);
-            (around.source_readers, around.source_users) = (readers, users);
             around.taken_snapshot = self.snapshot(source_namespace, &restored, look).await?;
         }
         if let Some(source) = &clone.spec.source.volume_snapshot {
@@ -388,13 +383,28 @@ impl Cluster {
         Ok(around)
     }
 
-    /// Pods that mount a claim, have not ended, and are no agents of this clone.
-    fn users(&self, clone: &VolumeClone, namespace: &str, claim: &str) -> Vec<ClaimUser> {
-        let pods = self.cache.pods.in_namespace(namespace).into_iter();
-        let users = pods.filter_map(|(_, pod)| pod.user.clone());
+    /// Pods that mount the claims of a clone, have not ended, and are none of its agents.
+    pub(crate) fn users(&self, clone: &VolumeClone) -> Users {
+        let source = clone.spec.source.persistent_volume_claim.as_ref();
+        let of_source = source.map_or_else(Vec::new, |source| {
+            self.users_of(clone, clone.source_namespace(), &source.name)
+        });
+        // Other clones may read it as this one does.
+        let (source_readers, source) = of_source.into_iter().partition(ClaimUser::is_source_agent);
+        Users {
+            source,
+            source_readers,
+            target: self.users_of(clone, clone.target_namespace(), clone.target_claim()),
+        }
+    }
+
+    fn users_of(&self, clone: &VolumeClone, namespace: &str, claim: &str) -> Vec<ClaimUser> {
+        let pods = self.cache.pods.in_namespace(namespace);
+        let users = pods.iter().filter_map(|(_, pod)| pod.user.as_ref());
         users
             .filter(|user| user.claims.iter().any(|used| used == claim))
             .filter(|user| user.clone.as_deref() != Some(clone.uid()))
+            .cloned()
             .collect()
     }
 

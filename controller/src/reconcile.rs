@@ -36,7 +36,7 @@ use crate::decide::{Decision, Step, decide};
 use crate::metrics::{Metrics, Outcome};
 use crate::names::{End, FINALIZER, prime_name};
 use crate::observer::Observe;
-use crate::world::{Rejection, Settings, TargetReport, World};
+use crate::world::{Rejection, Settings, TargetReport, Users, World};
 
 /// Reconciles at once: each waits for the API server most of its time.
 const RECONCILES_MAX: u16 = 32;
@@ -281,6 +281,7 @@ impl<O: Observe> Context<O> {
             prime_claim: None,
             filled_volume: None,
             referring_claims: Vec::new(),
+            users: Users::default(),
             surroundings: None,
             report: None,
             rejection: self.memory(&clone, |memory| memory.rejection.clone()),
@@ -316,6 +317,10 @@ impl<O: Observe> Context<O> {
             pods,
             ..self.bare(clone)
         };
+        // While bytes travel too: pods that come then are not to go unseen.
+        if !world.pods.is_empty() {
+            world.users = self.cluster.users(&world.clone);
+        }
         // One that has pods was let in, perhaps by a predecessor.
         let phase = world.clone.status.as_ref().map(|status| status.phase);
         let is_over = phase.is_some_and(|phase| phase.is_finished() || phase == Phase::Suspended);
@@ -394,6 +399,7 @@ impl<O: Observe> Context<O> {
         if is_running(&world) {
             self.look_at_belongings(&mut world, look).await?;
         }
+        world.users = self.cluster.users(&world.clone);
         world.surroundings = Some(self.cluster.surroundings(&world.clone, look).await?);
         world.admission = self.admit(&world, look);
         Ok(world)

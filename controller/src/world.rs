@@ -35,6 +35,8 @@ pub struct World {
     pub filled_volume: Option<PersistentVolume>,
     /// Claims that refer to this object, wait for their volume, and have no clone that fills them.
     pub referring_claims: Vec<PersistentVolumeClaim>,
+    /// Who uses the claims. It is known while there are pods, and with the surroundings.
+    pub users: Users,
     /// What surrounds the clone. It is only read when something may have to be made.
     pub surroundings: Option<Surroundings>,
     /// What the target agent just said of its progress.
@@ -56,6 +58,18 @@ pub struct Settings {
     pub namespace: String,
 }
 
+/// Pods that use the claims of a clone and are none of its agents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Those of the source claim.
+    pub source: Vec<ClaimUser>,
+    /// Agents of other clones that read the source claim: they are in nobody's way, but attach it to their
+    /// node.
+    pub source_readers: Vec<ClaimUser>,
+    /// Those of the target claim.
+    pub target: Vec<ClaimUser>,
+}
+
 /// What has to be looked at before something is made.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
@@ -63,13 +77,6 @@ pub struct Surroundings {
     pub source_claim: Option<PersistentVolumeClaim>,
     /// The volume behind it.
     pub source_volume: Option<PersistentVolume>,
-    /// Pods that use the source claim and are not ours.
-    pub source_users: Vec<ClaimUser>,
-    /// Agents of other clones that read the source claim: they are in nobody's way, but attach it to their
-    /// node.
-    pub source_readers: Vec<ClaimUser>,
-    /// Pods that use the target claim and are not ours.
-    pub target_users: Vec<ClaimUser>,
     /// The source's snapshot.
     pub source_snapshot: Option<Snapshot>,
     /// The snapshot that was taken for this clone.

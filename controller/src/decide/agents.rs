@@ -121,9 +121,13 @@ impl Planner<'_> {
                 Err(hold_soon(Reason::AgentReplaced, message))
             }
             (Some(State::Waiting { reason, message }), _) => waiting(End::Source, reason, &message),
-            (Some(_), _) => {
+            (Some(state), _) => {
                 self.keep_progress(false);
-                Ok(self.travelling())
+                let is_read = matches!(state, State::Running { .. });
+                match self.disturbance(is_read)? {
+                    Some(disturbed) => Ok(disturbed),
+                    None => Ok(self.travelling()),
+                }
             }
         }
     }
@@ -152,6 +156,56 @@ impl Planner<'_> {
             message: message.to_owned(),
             again: POLL_EVERY,
         }
+    }
+
+    /// What is told while pods use what is cloned, which they were not to do. The agents go on: what a file
+    /// was they notice, what a block was nobody does.
+    fn disturbance(&mut self, is_read: bool) -> Result<Option<Going>, Stop> {
+        let world = self.world;
+        let users = &world.users;
+        let (reason, message) = if self.status.prime.is_none() && !users.target.is_empty() {
+            let message = format!(
+                "{} while it is written, which spoils both what they write and the clone",
+                self.used_target()
+            );
+            (Reason::TargetInUse, message)
+        } else if is_read && !users.source.is_empty() {
+            let message = self.used_source();
+            match world.clone.spec.in_use_policy {
+                InUsePolicy::Fail => return Err(Stop::fail(Reason::SourceInUse, message)),
+                InUsePolicy::Allow => return Ok(None),
+                InUsePolicy::Snapshot if !self.reads_claim() => return Ok(None),
+                InUsePolicy::Wait | InUsePolicy::Snapshot => (),
+            }
+            let message =
+                format!("{message} while it is read: of what they write the target may get a part");
+            (Reason::SourceInUse, message)
+        } else {
+            return Ok(None);
+        };
+        let mut told = self.status.conditions.iter();
+        let label = reason.label();
+        if !told.any(|told| told.type_ == "Progressing" && told.reason == label) {
+            self.note(true, reason, message.clone());
+        }
+        Ok(Some(Going {
+            reason,
+            message,
+            ..self.travelling()
+        }))
+    }
+
+    /// Whether the source agent reads the source claim, and nothing that was taken of it.
+    fn reads_claim(&self) -> bool {
+        let claim = self
+            .world
+            .clone
+            .spec
+            .source
+            .persistent_volume_claim
+            .as_ref();
+        let agent = self.world.pod(End::Source).and_then(ClaimUser::of);
+        agent.is_some_and(|agent| claim.is_some_and(|claim| agent.claims.contains(&claim.name)))
     }
 
     fn attempts(&mut self, end: End) -> &mut AgentAttempts {
@@ -270,7 +324,7 @@ impl Planner<'_> {
         let source = self.source_claim(around)?;
         let target = self.target_claim(&source)?;
         if self.status.prime.is_none() {
-            self.check_target_use(around)?;
+            self.check_target_use()?;
         }
         self.provide();
         let checkpoint = self.status.checkpoint.clone();
@@ -380,7 +434,7 @@ impl Planner<'_> {
             return self.restored_source(around, &snapshot);
         };
         // Once a snapshot was taken it stays the source, whoever uses the claim then.
-        let is_taken = around.taken_snapshot.is_some() || !around.source_users.is_empty();
+        let is_taken = around.taken_snapshot.is_some() || !self.world.users.source.is_empty();
         if self.world.clone.spec.in_use_policy == InUsePolicy::Snapshot && is_taken {
             let snapshot = self.taken_snapshot(around)?;
             return self.restored_source(around, &snapshot);
@@ -418,25 +472,42 @@ impl Planner<'_> {
         Ok(claim)
     }
 
-    fn check_target_use(&self, around: &Surroundings) -> Result<(), Stop> {
-        if around.target_users.is_empty() {
+    fn check_target_use(&self) -> Result<(), Stop> {
+        if self.world.users.target.is_empty() {
             return Ok(());
         }
-        let message = format!(
-            "claim {} is used by {}; end them first",
-            self.world.clone.target_claim(),
-            names_of(&around.target_users)
-        );
+        let message = format!("{}; end them first", self.used_target());
         Err(Stop::hold(Reason::TargetInUse, message))
     }
 
+    fn used_target(&self) -> String {
+        let users = names_of(&self.world.users.target);
+        format!(
+            "claim {} is used by {users}",
+            self.world.clone.target_claim()
+        )
+    }
+
+    fn used_source(&self) -> String {
+        let claim = self
+            .world
+            .clone
+            .spec
+            .source
+            .persistent_volume_claim
+            .as_ref();
+        let users = names_of(&self.world.users.source);
+        let claim = claim.map_or("", |claim| claim.name.as_str());
+        format!("claim {claim} is used by {users}")
+    }
+
     fn check_source_use(&self, around: &Surroundings) -> Result<(), Stop> {
-        let (Some(claim), false) = (&around.source_claim, around.source_users.is_empty()) else {
+        let is_unused = self.world.users.source.is_empty();
+        let (Some(claim), false) = (&around.source_claim, is_unused) else {
             return Ok(());
         };
         let policy = self.world.clone.spec.in_use_policy;
-        let users = names_of(&around.source_users);
-        let message = format!("claim {} is used by {users}", claim.name_any());
+        let message = self.used_source();
         let only_one_pod = claims::has_access(claim, "ReadWriteOncePod");
         match policy {
             InUsePolicy::Fail => Err(Stop::fail(Reason::SourceInUse, message)),
@@ -459,7 +530,7 @@ impl Planner<'_> {
         let source = around.source_claim.as_ref();
         source
             .filter(|source| source.name_any() == claim.name_any())
-            .and_then(|source| attached_to(source, around))
+            .and_then(|source| attached_to(source, self.world))
     }
 
     /// Whether what the target shows proves this clone, and as much as was asked for.
@@ -523,14 +594,15 @@ fn mode(claim: &PersistentVolumeClaim) -> VolumeMode {
 /// The nodes where the agents of a clone have to be, as far as that is known before they have pods.
 pub(crate) fn pinned_nodes(world: &World) -> BTreeSet<String> {
     let around = world.surroundings.as_ref();
-    let source = around.and_then(|around| attached_to(around.source_claim.as_ref()?, around));
+    let source = around.and_then(|around| attached_to(around.source_claim.as_ref()?, world));
     let target = world.target_claim.as_ref().and_then(selected_node);
     source.into_iter().chain(target).collect()
 }
 
 /// The node where the source claim is attached, if pods of one node only can use it.
-fn attached_to(source: &PersistentVolumeClaim, around: &Surroundings) -> Option<String> {
-    let mut users = around.source_users.iter().chain(&around.source_readers);
+fn attached_to(source: &PersistentVolumeClaim, world: &World) -> Option<String> {
+    let users = &world.users;
+    let mut users = users.source.iter().chain(&users.source_readers);
     let is_for_one = claims::is_for_one_node(source);
     users
         .find_map(|user| user.node.clone())

@@ -10,7 +10,9 @@ use crate::claims::VolumeMode;
 use crate::credentials;
 use crate::names::{self, End};
 use crate::objects::{self, EndPlan, PodPlan, View};
-use crate::world::{ClaimUser, Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport};
+use crate::world::{
+    ClaimUser, Grant, Rejection, Settings, Snapshot, SnapshotClass, TargetReport, Users,
+};
 
 const UID: &str = "7a1f0c2e-0000-4000-8000-000000000001";
 
@@ -85,6 +87,7 @@ fn world(spec: &Value) -> World {
         prime_claim: None,
         filled_volume: None,
         referring_claims: Vec::new(),
+        users: Users::default(),
         report: None,
         rejection: None,
         admission: Ok(()),
@@ -408,7 +411,7 @@ fn a_target_that_is_too_small_or_not_ours_is_left_alone() {
     lost.target_claim = Some(claim("home", "to", &json!({"status": {"phase": "Lost"}})));
     check_stop(lost, Phase::Failed, Reason::TargetLost, "home/to");
     let mut used = world(&json!({}));
-    around(&mut used).target_users = vec![database()];
+    used.users.target = vec![database()];
     check_stop(used, Phase::Pending, Reason::TargetInUse, "database");
 }
 
@@ -417,8 +420,8 @@ fn a_source_in_use_is_treated_as_asked() {
     let in_use = |policy: &str, access: &str| {
         let mut world = world(&json!({"inUsePolicy": policy}));
         let modes = json!({"spec": {"accessModes": [access]}});
+        world.users.source = vec![database()];
         let around = around(&mut world);
-        around.source_users = vec![database()];
         around.source_claim = Some(claim("home", "from", &modes));
         world
     };
@@ -774,7 +777,7 @@ fn a_snapshot_is_taken_and_restored() {
 #[test]
 fn a_source_in_use_is_cloned_by_a_snapshot_where_that_is_wanted() {
     let mut world = world(&json!({"inUsePolicy": "Snapshot"}));
-    around(&mut world).source_users = vec![database()];
+    world.users.source = vec![database()];
     check_stop(
         world.clone(),
         Phase::Failed,
@@ -795,7 +798,7 @@ fn a_source_in_use_is_cloned_by_a_snapshot_where_that_is_wanted() {
         class: Some("shots".to_owned()),
         ..Snapshot::default()
     });
-    around(&mut world).source_users.clear();
+    world.users.source.clear();
     let (steps, _) = decide_in(&mut world);
     assert_eq!(
         steps[0], "apply claim home/volferry-UID-source",
@@ -1715,7 +1718,7 @@ fn no_snapshot_is_taken_without_consent_or_before_its_turn() {
     let in_use = json!({"inUsePolicy": "Snapshot", "strategy": "HostAssisted"});
     let mut world = self::world(&in_use);
     with_backend(&mut world, &json!({}));
-    around(&mut world).source_users = vec![database()];
+    world.users.source = vec![database()];
     world.admission = Err("many run".to_owned());
     assert_eq!(decide_in(&mut world).0, Vec::<String>::new());
     assert_eq!(condition(&world, "Progressing").1, "Queued");
@@ -1845,7 +1848,7 @@ fn a_source_that_another_clone_reads_is_read_where_it_is_attached() {
     };
     let mut world = under_way(&json!({}));
     world.pods = vec![pod(&world, End::Target, &json!({}))];
-    around(&mut world).source_readers = vec![reader];
+    world.users.source_readers = vec![reader];
     let pinned = |world: &mut World| {
         let (_, decision) = decide_in(world);
         let steps = serde_json::to_string(&format!("{:?}", decision.steps)).unwrap();
@@ -1886,8 +1889,8 @@ fn what_is_in_a_filesystem_is_only_overwritten_by_who_was_let_in() {
 fn a_snapshot_that_tells_no_size_is_as_large_as_its_source() {
     let mut world = world(&json!({"inUsePolicy": "Snapshot", "strategy": "HostAssisted"}));
     with_backend(&mut world, &json!({}));
+    world.users.source = vec![database()];
     let around = around(&mut world);
-    around.source_users = vec![database()];
     around.taken_snapshot = Some(Snapshot {
         name: "taken".to_owned(),
         is_ready: true,
@@ -1960,4 +1963,68 @@ fn a_volume_that_was_free_is_not_taken_for_a_backends_clone() {
         check_stop(world, Phase::Failed, reason, "not made for it");
     }
     check_stop(bound(None), Phase::Failed, Reason::TargetLost, "volume pv");
+}
+
+#[test]
+fn who_comes_while_bytes_travel_is_seen() {
+    let disturbed = |policy: &str| {
+        let mut world = under_way(&json!({"inUsePolicy": policy}));
+        world.pods = End::ALL.map(|end| pod(&world, end, &json!({}))).to_vec();
+        world.surroundings = None;
+        decide_in(&mut world);
+        assert_eq!(condition(&world, "Progressing").1, "Transferring");
+        world
+    };
+    let check = |mut world: World, reason: Reason, words: &str| {
+        let (steps, decision) = decide_in(&mut world);
+        assert_eq!(steps, Vec::<String>::new());
+        let (is_progressing, found, message) = condition(&world, "Progressing");
+        assert_eq!((is_progressing, found), ("True", reason.label()));
+        assert!(message.contains(words), "{message}");
+        assert_eq!(decision.notes.len(), 1, "it is told");
+        assert!(decision.notes[0].is_warning);
+        assert_eq!(decide(&world).notes, [], "once");
+        world.users = Users::default();
+        decide_in(&mut world);
+        assert_eq!(condition(&world, "Progressing").1, "Transferring");
+    };
+    let read = |policy: &str| {
+        let mut world = disturbed(policy);
+        world.users.source = vec![database()];
+        world
+    };
+    check(
+        read("Wait"),
+        Reason::SourceInUse,
+        "from is used by pods database while it is read",
+    );
+    check_stop(read("Fail"), Phase::Failed, Reason::SourceInUse, "database");
+    for policy in ["Allow", "Snapshot"] {
+        assert_eq!(decide(&read(policy)).notes, [], "{policy}");
+    }
+    // Nobody used the source when its pod was made, so no snapshot was taken.
+    let mut unshot = read("Snapshot");
+    let mounts = json!({"spec": {"volumes": [
+        {"name": "volume", "persistentVolumeClaim": {"claimName": "from"}}]}});
+    unshot.pods[0] = pod(&unshot, End::Source, &mounts);
+    check(unshot, Reason::SourceInUse, "database");
+    // What was read to its end may change.
+    let mut over = read("Fail");
+    over.pods[0] = pod(
+        &over,
+        End::Source,
+        &json!({"status": {"phase": "Succeeded"}}),
+    );
+    assert_eq!(decide(&over).notes, []);
+
+    let mut written = disturbed("Allow");
+    written.users.target = vec![database()];
+    check(
+        written.clone(),
+        Reason::TargetInUse,
+        "to is used by pods database",
+    );
+    // A pod that waits for a claim without a volume writes nothing.
+    written.clone.status.as_mut().unwrap().prime = Some(PrimeStatus::default());
+    assert_eq!(decide(&written).notes, []);
 }

@@ -29,7 +29,7 @@ use crate::decide::storage_class;
 use crate::names::MANAGER;
 use crate::objects::Object;
 use crate::plugin::{in_words, report};
-use crate::world::{Settings, Surroundings, World};
+use crate::world::{Settings, Surroundings, Users, World};
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +140,13 @@ pub async fn examine(
             Demand::of_class,
         ),
     ];
-    let world = world(clone, settings, view.around, view.target_claim, now);
+    let world = world(
+        clone,
+        settings,
+        (view.users, view.around),
+        view.target_claim,
+        now,
+    );
     let rehearsal = rehearse(world);
     judge(&rehearsal, &mut found);
     let pods = rehearsal.objects.iter().filter_map(|object| match object {
@@ -159,6 +165,7 @@ pub async fn examine(
 
 /// What is there of what a clone needs.
 struct View {
+    users: Users,
     around: Surroundings,
     target_claim: Option<PersistentVolumeClaim>,
     target_volume: Option<PersistentVolume>,
@@ -178,6 +185,7 @@ async fn observe(client: &Client, clone: &VolumeClone) -> Result<View, ClusterEr
         None => None,
     };
     Ok(View {
+        users: cluster.users(clone),
         around,
         target_claim,
         target_volume,
@@ -187,7 +195,7 @@ async fn observe(client: &Client, clone: &VolumeClone) -> Result<View, ClusterEr
 fn world(
     clone: VolumeClone,
     settings: Settings,
-    around: Surroundings,
+    (users, around): (Users, Surroundings),
     target_claim: Option<PersistentVolumeClaim>,
     now: Timestamp,
 ) -> World {
@@ -201,6 +209,7 @@ fn world(
         prime_claim: None,
         filled_volume: None,
         referring_claims: Vec::new(),
+        users,
         surroundings: Some(around),
         report: None,
         rejection: None,
@@ -483,7 +492,13 @@ mod tests {
             image_pull_policy: "IfNotPresent".to_owned(),
             namespace: "volferry-system".to_owned(),
         };
-        world(clone, settings, around, None, Timestamp::UNIX_EPOCH)
+        world(
+            clone,
+            settings,
+            (Users::default(), around),
+            None,
+            Timestamp::UNIX_EPOCH,
+        )
     }
 
     fn grant() -> Grant {

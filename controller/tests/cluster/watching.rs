@@ -474,3 +474,28 @@ async fn a_quota_for_secrets_is_told() {
     scene.api.refuse("secrets", None);
     scene.until_phase("clone", "Ready").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_bytes_travel_is_seen() {
+    for (policy, phase) in [("Wait", "Ready"), ("Fail", "Failed")] {
+        let scene = Scene::new(SHORT * 10);
+        scene.claim("home", "from");
+        scene.claim("home", "to");
+        scene.clone("clone", &json!({"inUsePolicy": policy}));
+        let says = |reason: &'static str| {
+            move |scene: &Scene| {
+                let conditions = scene.status("clone")["conditions"].to_string();
+                conditions.contains(reason)
+            }
+        };
+        scene.until("travel", says("Transferring")).await;
+        scene.user_pod("home", "from");
+        let began = Instant::now();
+        scene.until("words", says("SourceInUse")).await;
+        assert!(began.elapsed() < SHORT, "{:?}", began.elapsed());
+        let events = scene.api.all("events").into_iter();
+        let mut told = events.filter(|event| event["reason"] == "SourceInUse");
+        assert!(told.any(|event| event["type"] == "Warning"));
+        scene.until_phase("clone", phase).await;
+    }
+}
