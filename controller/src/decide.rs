@@ -590,16 +590,18 @@ fn tear_down(world: &World) -> Decision {
 
 /// Whether the target claim holds a complete clone.
 fn is_complete(world: &World, status: &VolumeCloneStatus) -> bool {
-    // Its name is written into the claim before the volume is the claim's.
-    let bound = world
-        .target_claim
-        .as_ref()
-        .filter(|claim| claims::is_bound(claim));
-    let of_target = bound.and_then(|claim| claim.spec.as_ref()?.volume_name.as_ref());
     match &status.prime {
         _ if status.phase == Phase::Ready => true,
         // Filled in its place; it may be the target's already.
-        Some(prime) => prime.volume.is_some() && prime.volume.as_ref() == of_target,
+        Some(prime) => world.target_claim.as_ref().is_some_and(|target| {
+            let spec = target.spec.as_ref();
+            let named = spec.and_then(|spec| spec.volume_name.as_ref());
+            let volume = world.filled_volume.as_ref();
+            // The name is written into the claim before the volume is the claim's.
+            let is_bound = claims::is_bound(target) && named == prime.volume.as_ref();
+            let is_given = volume.is_some_and(|volume| prime::is_for(volume, target));
+            prime.volume.is_some() && (is_bound || is_given)
+        }),
         None => status.receipt.is_some(),
     }
 }

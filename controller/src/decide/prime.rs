@@ -289,7 +289,7 @@ fn check_presence(claim: &PersistentVolumeClaim) -> Result<(), Stop> {
 }
 
 /// Whether the volume was given to this claim.
-fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+pub(super) fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let owner = volume
         .spec
         .as_ref()

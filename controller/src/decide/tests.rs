@@ -1,6 +1,6 @@
 //! The decision, row by row: a world made by hand, and what is decided of it.
 
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -1480,20 +1480,33 @@ fn a_hand_over_has_no_deadline() {
     assert!(!failed, "{status:?}");
 }
 
+/// The volume that was filled, of the claim with this uid.
+fn filled(uid: &str, phase: &str) -> PersistentVolume {
+    let prime = json!({"namespace": "home", "name": format!("volferry-{UID}-prime"), "uid": uid});
+    of(json!({
+        "metadata": {"name": "filled", "resourceVersion": "7"},
+        "spec": {"claimRef": prime},
+        "status": {"phase": phase},
+    }))
+}
+
 #[test]
 fn a_claim_that_was_given_its_volume_outlives_the_clone() {
-    for is_bound in [true, false] {
-        let mut world = handed_over(is_bound);
-        if !is_bound {
-            // The name is written before the volume is the claim's.
-            let named = json!({"spec": {"volumeName": "filled"}, "status": {"phase": "Pending"}});
-            world.target_claim = Some(claim("home", "to", &named));
-        }
+    let check = |phase: &str, owner: &str, is_kept: bool| {
+        let mut world = handed_over(false);
+        let target = json!({"spec": {"volumeName": "filled"}, "status": {"phase": phase}});
+        world.target_claim = Some(claim("home", "to", &target));
+        world.filled_volume = Some(filled(owner, "Bound"));
         world.clone.metadata.deletion_timestamp = Some(Time(at(0)));
         let (steps, _) = decide_in(&mut world);
         let is_removed = steps.contains(&"delete Claim home/to".to_owned());
-        assert_eq!(is_removed, !is_bound, "{steps:?}");
-    }
+        assert_eq!(is_removed, !is_kept, "{phase} {owner}: {steps:?}");
+    };
+    // The name is written before the volume is the claim's, and goes with the prime claim until then.
+    check("Pending", "uid-prime", false);
+    // Kubernetes has not bound it yet.
+    check("Pending", "uid-to", true);
+    check("Bound", "uid-to", true);
 }
 
 #[test]
@@ -1575,11 +1588,7 @@ fn what_a_source_needs_is_made_again_before_its_pod() {
 fn a_volume_that_lost_its_claim_is_not_handed_over() {
     let check = |phase: &str, uid: &str, expected: &[&str]| {
         let mut world = handed_over(false);
-        world.filled_volume = Some(of(json!({
-            "metadata": {"name": "filled", "resourceVersion": "7"},
-            "spec": {"claimRef": {"namespace": "home", "name": format!("volferry-{UID}-prime"), "uid": uid}},
-            "status": {"phase": phase},
-        })));
+        world.filled_volume = Some(filled(uid, phase));
         let (steps, decision) = decide_in(&mut world);
         let taken: Vec<_> = steps
             .iter()
