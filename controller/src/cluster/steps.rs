@@ -4,7 +4,9 @@ use std::fmt::Debug;
 use std::time::SystemTime;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType};
@@ -42,7 +44,7 @@ impl Cluster {
         call(what, written).await.map(drop)
     }
 
-    /// Tells an Event. One that is lost is no reason to stop.
+    /// Tells an Event, of the clone and of the claim that it was made for. One that is lost is no reason to stop.
     pub async fn publish(&self, clone: &VolumeClone, note: &Note) {
         /// What Kubernetes takes.
         const NOTE_LEN_MAX: usize = 1024;
@@ -59,10 +61,12 @@ impl Cluster {
             action: "Clone".to_owned(),
             secondary: None,
         };
-        let reference = clone.object_ref(&());
-        let what = || "telling an Event".to_owned();
-        if let Err(error) = call(what, self.recorder.publish(&event, &reference)).await {
-            tracing::warn!(%error, "an Event was lost");
+        let about = [Some(clone.object_ref(&())), filled_claim(clone)];
+        for reference in about.into_iter().flatten() {
+            let what = || "telling an Event".to_owned();
+            if let Err(error) = call(what, self.recorder.publish(&event, &reference)).await {
+                tracing::warn!(%error, "an Event was lost");
+            }
         }
     }
 
@@ -308,6 +312,20 @@ fn post_params() -> PostParams {
         field_manager: Some(MANAGER.to_owned()),
         ..PostParams::default()
     }
+}
+
+/// The claim that a clone was made for, since it refers to a `VolumeClone`: who made it looks there.
+fn filled_claim(clone: &VolumeClone) -> Option<ObjectReference> {
+    let mut owners = clone.owner_references().iter();
+    let owner = owners.find(|owner| owner.kind == "PersistentVolumeClaim")?;
+    Some(ObjectReference {
+        api_version: Some(owner.api_version.clone()),
+        kind: Some(owner.kind.clone()),
+        namespace: clone.namespace(),
+        name: Some(owner.name.clone()),
+        uid: Some(owner.uid.clone()),
+        ..ObjectReference::default()
+    })
 }
 
 /// Deletes only what has this uid.

@@ -60,6 +60,12 @@ async fn a_claim_that_refers_to_a_clone_gets_a_proven_volume() {
     assert_eq!(content(&scene, "to").unwrap(), "content of home/from");
     until_ready(&scene, 1).await;
     assert_eq!(scene.status("clone")["phase"], "Template");
+    let of_claim = |event: &Value| event["regarding"]["name"] == "to";
+    let mut told = scene.api.all("events").into_iter().filter(of_claim);
+    assert!(
+        told.any(|event| event["reason"] == "Proven"),
+        "on the claim"
+    );
     let filler = &fillers(&scene)[0];
     let claim = scene
         .api
