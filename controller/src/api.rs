@@ -198,6 +198,7 @@ pub struct Target {
     pub persistent_volume_claim: Option<NameOf>,
     /// A claim to make. It is kept when this object is deleted, unless the clone was not proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("the target can't be changed; make another VolumeClone"))]
     pub claim_template: Option<ClaimTemplate>,
     /// Every claim of this namespace whose `spec.dataSourceRef` names this object. Each is filled by
     /// a clone of its own, made after this object, and has no volume until that is proven.
@@ -221,11 +222,10 @@ pub struct ClaimTemplate {
 }
 
 /// Name, labels and annotations of a claim to make.
-#[derive(Clone, Debug, Default, PartialEq, Eq, KubeSchema, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ClaimMetadata {
     /// The claim's name.
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("the target can't be changed; make another VolumeClone"))]
     pub name: String,
     /// Labels for the claim.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -233,6 +233,10 @@ fn what_is_under_way_stays_as_it_is() {
     );
     check(template("t"), template("t"), "");
     check(template("t"), template("u"), "the target can't be changed");
+    let mut larger = template("t");
+    larger["target"]["claimTemplate"]["spec"] =
+        json!({"resources": {"requests": {"storage": "2Gi"}}});
+    check(template("t"), larger, "the target can't be changed");
     check(
         unchanged.clone(),
         json!({"strategy": "HostAssisted"}),
