@@ -49,7 +49,7 @@ reasons! {
     Rejected: "the API server refused to make something";
     QuotaExceeded: "a resource quota does not leave room";
     Preparing: "claims, credentials and pods are made";
-    PodPending: "a pod has not started yet";
+    PodPending: "a pod has not started for more than a minute; its Events may say why";
     Unschedulable: "no node can take a pod";
     ImagePull: "a node can't get the image of the agents";
     ContainerFailed: "a container can't be started";

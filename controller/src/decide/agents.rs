@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use volferry_protocol::receipt::{Receipt, Verified};
 
@@ -27,6 +27,8 @@ use crate::world::{ClaimUser, Kind, Surroundings, World};
 
 /// What goes on until both agents run. Always the same words: each change is a write.
 const STARTING: &str = "the agents' pods start";
+/// How long a pod may take to start before that is told: volumes are attached and images pulled meanwhile.
+const START_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// How often a target agent is asked for its progress.
 pub(super) const POLL_EVERY: Duration = Duration::from_secs(5);
 /// The pause before a pod is replaced after its first failure; it doubles with each.
@@ -99,7 +101,7 @@ impl Planner<'_> {
             }
             Some(State::Leaving) => return Err(leaving(End::Target)),
             Some(State::Waiting { reason, message }) => {
-                return waiting(End::Target, reason, &message);
+                return self.waiting(End::Target, reason, &message);
             }
             Some(State::Running {
                 address: Some(address),
@@ -120,7 +122,9 @@ impl Planner<'_> {
                 let message = "the target's pod was replaced, and the source's follows";
                 Err(hold_soon(Reason::AgentReplaced, message))
             }
-            (Some(State::Waiting { reason, message }), _) => waiting(End::Source, reason, &message),
+            (Some(State::Waiting { reason, message }), _) => {
+                self.waiting(End::Source, reason, &message)
+            }
             (Some(state), _) => {
                 self.keep_progress(false);
                 let is_read = matches!(state, State::Running { .. });
@@ -130,6 +134,33 @@ impl Planner<'_> {
                 }
             }
         }
+    }
+
+    /// A pod that is not started yet is no reason to worry, unless something says why, or it takes long.
+    fn waiting(&self, end: End, reason: Reason, message: &str) -> Result<Going, Stop> {
+        let Some(pod) = self.world.pod(end) else {
+            return Ok(preparing(STARTING));
+        };
+        let made_at = pod.creation_timestamp();
+        let age = made_at.map(|at| self.world.now.duration_since(at.0));
+        let is_late = age.is_some_and(|age| age >= START_MAX);
+        let mut message = format!("the {} agent's pod: {message}", end.label());
+        if reason == Reason::PodPending {
+            if !is_late {
+                return Ok(preparing(STARTING));
+            }
+            // Volumes, Secrets and networks that are missing are told in its Events alone.
+            message += &format!(
+                ", for more than a minute; `kubectl describe pod --namespace {} {}` may say why",
+                pod.namespace().unwrap_or_default(),
+                pod.name_any()
+            );
+        }
+        Err(Stop::Hold {
+            reason,
+            message,
+            again: LOOK_AGAIN,
+        })
     }
 
     /// What both agents do while they run.
@@ -670,18 +701,5 @@ pub(super) fn hold_soon(reason: Reason, message: &str) -> Stop {
         reason,
         message: message.to_owned(),
         again: LOOK_SOON,
-    }
-}
-
-/// A pod that is not started yet is no reason to worry, unless something says why.
-fn waiting(end: End, reason: Reason, message: &str) -> Result<Going, Stop> {
-    let message = format!("the {} agent's pod: {message}", end.label());
-    match reason {
-        Reason::PodPending => Ok(preparing(STARTING)),
-        reason => Err(Stop::Hold {
-            reason,
-            message,
-            again: LOOK_AGAIN,
-        }),
     }
 }

@@ -1139,7 +1139,15 @@ fn what_keeps_a_pod_from_starting_is_told_in_the_apis_words() {
         .pods
         .push(pod(&world, End::Target, &waits("ContainerCreating")));
     decide_in(&mut world);
-    assert_eq!(world.clone.status.unwrap().phase, Phase::Preparing);
+    assert_eq!(world.clone.status.as_ref().unwrap().phase, Phase::Preparing);
+    let mut slow = waits("ContainerCreating");
+    slow["metadata"]["creationTimestamp"] = json!(at(0).to_string());
+    world.pods = vec![pod(&world, End::Target, &slow)];
+    world.now = at(59);
+    assert!(decide(&world).is_idle());
+    world.now = at(60);
+    let words = "describe pod --namespace home volferry-";
+    check_stop(world, Phase::Pending, Reason::PodPending, words);
 }
 
 #[test]
