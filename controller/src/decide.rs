@@ -262,10 +262,12 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn go_on(&mut self) -> Result<Going, Stop> {
+        let is_new = self.take_proof()?;
         let prime = self.status.prime.as_ref();
         let is_proven = self.status.receipt.is_some();
+        let prime_waits = prime.is_some();
         let is_cloned = prime.is_some_and(|prime| prime.volume.is_some());
-        // What is complete is not thrown away because its hand-over takes long.
+        // What is complete is not thrown away because its hand-over takes long, or nobody looked in time.
         if !is_proven && !is_cloned {
             self.check_deadline()?;
         }
@@ -273,6 +275,15 @@ impl<'a> Planner<'a> {
             return Err(self.suspend());
         }
         // What is complete is handed over, whatever becomes of the source.
+        if is_new && prime_waits {
+            // While bytes travel claims are not looked at.
+            return Ok(Going {
+                phase: Phase::Verifying,
+                reason: Reason::HandingOver,
+                message: "the volume is proven".to_owned(),
+                again: Duration::ZERO,
+            });
+        }
         if is_proven {
             return self.hand_over(Reason::Proven);
         }

@@ -17,7 +17,7 @@ use volferry_protocol::receipt::{Receipt, Verified};
 
 use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Step, Stop};
 use crate::agent_pod::{Ended, Seen, State};
-use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus, Verify};
+use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus, Strategy, Verify};
 use crate::claims::{self, VolumeMode};
 use crate::credentials;
 use crate::names::{End, SELECTED_NODE_ANNOTATION, TARGET_ANNOTATION, name};
@@ -43,30 +43,27 @@ const STALLED: &str = "stalled";
 const UNHEARD_MAX: Duration = Duration::from_secs(90);
 
 impl Planner<'_> {
+    /// Keeps the receipt that the target's pod shows, and says whether it is a new one. The target has it only
+    /// when all is durable and both digests agree. The source shows the same one, but whoever may make pods
+    /// in its namespace can have it show any.
+    pub(super) fn take_proof(&mut self) -> Result<bool, Stop> {
+        let is_by_agents = self.status.strategy == Some(Strategy::HostAssisted);
+        if self.status.receipt.is_some() || !is_by_agents {
+            return Ok(false);
+        }
+        let target = self.world.pod(End::Target).map(Seen::of);
+        let Some(Ended::Proven(receipt, json)) = target.and_then(|seen| seen.last_end) else {
+            return Ok(false);
+        };
+        self.check_receipt(&receipt)?;
+        self.prove(&receipt, &json);
+        Ok(true)
+    }
+
     pub(super) fn host_assisted(&mut self) -> Result<Going, Stop> {
         let target = self.world.pod(End::Target).map(Seen::of);
         let mut source = self.world.pod(End::Source).map(Seen::of);
-        // The target has it only when all is durable and both digests agree. The source shows the same
-        // one, but whoever may make pods in its namespace can have it show any.
-        let proof = match target.as_ref().and_then(|seen| seen.last_end.as_ref()) {
-            Some(Ended::Proven(receipt, json)) => Some((receipt.as_ref(), json)),
-            _ => None,
-        };
-        if let Some((receipt, json)) = proof {
-            self.check_receipt(receipt)?;
-            self.prove(receipt, json);
-            // While bytes travel claims are not looked at.
-            return match &self.status.prime {
-                Some(_) => Ok(Going {
-                    phase: Phase::Verifying,
-                    reason: Reason::HandingOver,
-                    message: "the volume is proven".to_owned(),
-                    again: Duration::ZERO,
-                }),
-                None => self.hand_over(Reason::Proven),
-            };
-        }
-        // Without it nothing is proven, whatever an exit code says.
+        // Without a receipt nothing is proven, whatever an exit code says.
         let is_over = |seen: &Option<Seen>| match seen {
             Some(seen) => seen.state == State::Succeeded,
             None => true,

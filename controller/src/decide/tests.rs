@@ -2045,3 +2045,27 @@ fn who_comes_while_bytes_travel_is_seen() {
     written.clone.status.as_mut().unwrap().prime = Some(PrimeStatus::default());
     assert_eq!(decide(&written).notes, []);
 }
+
+#[test]
+fn what_is_proven_is_seen_before_a_deadline_or_a_suspension() {
+    let proven = |spec: &Value| {
+        let mut world = under_way(spec);
+        world.pods = vec![ended_well(&world, End::Target, 0, &receipt())];
+        world
+    };
+    let mut late = proven(&json!({"deadlineSeconds": 60}));
+    late.now = at(3600);
+    decide_in(&mut late);
+    assert_eq!(condition(&late, "Ready").1, "Proven");
+
+    let mut suspended = proven(&json!({}));
+    suspended.clone.spec.suspend = true;
+    decide_in(&mut suspended);
+    let status = suspended.clone.status.clone().unwrap();
+    assert_eq!(status.phase, Phase::Suspended);
+    assert!(status.receipt.is_some(), "it goes with the pod");
+    suspended.pods.clear();
+    suspended.clone.spec.suspend = false;
+    decide_in(&mut suspended);
+    assert_eq!(condition(&suspended, "Ready").1, "Proven");
+}
