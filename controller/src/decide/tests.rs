@@ -2069,3 +2069,21 @@ fn what_is_proven_is_seen_before_a_deadline_or_a_suspension() {
     decide_in(&mut suspended);
     assert_eq!(condition(&suspended, "Ready").1, "Proven");
 }
+
+#[test]
+fn an_agent_has_ended_though_its_proxy_runs_on() {
+    let mut world = under_way(&json!({}));
+    let beside = |end: End, agent: &Value| {
+        let mut own = json!({"name": end.label(), "restartCount": 0, "image": "", "imageID": ""});
+        merge(&mut own, agent);
+        let proxy = json!({"name": "a-proxy", "ready": true, "restartCount": 99, "image": "",
+            "imageID": "", "state": {"running": {}}});
+        json!({"status": {"containerStatuses": [own, proxy]}})
+    };
+    let ended = json!({"ready": false,
+        "state": {"terminated": {"exitCode": 0, "message": receipt()}}});
+    let pods = End::ALL.map(|end| pod(&world, end, &beside(end, &ended)));
+    world.pods = pods.to_vec();
+    decide_in(&mut world);
+    assert_eq!(condition(&world, "Ready").1, "Proven");
+}

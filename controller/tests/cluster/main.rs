@@ -9,6 +9,7 @@ mod api;
 mod bench;
 mod crowd;
 mod doctor;
+mod holding;
 mod nodes;
 mod plugin;
 mod populator;

@@ -26,7 +26,14 @@ pub(crate) fn tick(api: &FakeApi) {
         let (namespace, name) = (text(&owner["namespace"]), text(&owner["name"]));
         let claim = api.get("persistentvolumeclaims", &namespace, &name);
         if claim.is_none_or(|claim| claim["metadata"]["uid"] != owner["uid"]) {
-            api.delete("persistentvolumes", "", &place(&volume).1);
+            let name = place(&volume).1;
+            // The driver deletes what it holds before the object goes.
+            if volume["status"]["phase"] == "Released" {
+                api.delete("persistentvolumes", "", &name);
+            } else {
+                let released = json!({"status": {"phase": "Released"}});
+                api.change("persistentvolumes", "", &name, &released);
+            }
         }
     }
     for snapshot in api.all("volumesnapshots") {
