@@ -116,6 +116,16 @@ struct Made {
     uid: Option<String>,
 }
 
+impl Made {
+    fn of_pod(pod: &Pod) -> Self {
+        Self {
+            resource: ApiResource::erase::<Pod>(&()),
+            name: pod.name_any(),
+            uid: pod.uid(),
+        }
+    }
+}
+
 /// A benchmark under way.
 pub struct Bench {
     client: Client,
@@ -179,10 +189,13 @@ impl Bench {
         let until = self.share(1 + further.len());
         let source = objects::source_pod(asked, first, Some(target.1), &[]);
         self.make(source, owner).await?;
-        let (source_node, source) = self.until_said(End::Source).await?;
-        let (target_node, target) = self.until_said(End::Target).await?;
-        // A pod that ended would be met by those of the clones, and its claim not be free.
+        let (source_pod, source) = self.until_said(End::Source).await?;
+        let (target_pod, target) = self.until_said(End::Target).await?;
+        let (source_node, target_node) = (node(&source_pod), node(&target_pod));
+        // Pods that ended would be met by those of the clones, and their claims not be free: one that was deleted
+        // stays until its pods are deleted. The Job has done its work, and makes no other.
         self.remove("Pod", &objects::name(asked, "source")).await?;
+        self.remove_made(&Made::of_pod(&target_pod)).await?;
         self.remove("PersistentVolumeClaim", &objects::name(asked, "probe"))
             .await?;
 
@@ -227,7 +240,9 @@ impl Bench {
         });
         self.make(objects::inputs(asked, &inputs), owner).await?;
         self.make(objects::report_pod(asked), owner).await?;
-        let (_node, mut said) = self.until("report", is_reports).await?;
+        let (_pod, mut said) = self
+            .until_pod("report", |is_over, line| is_over && is_reports(line))
+            .await?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Outcome {
             table: text(&said["table"]),
@@ -305,7 +320,7 @@ impl Bench {
         let there = nodes.get(..1).unwrap_or_default();
         let pod = objects::source_pod(&self.asked, profile, None, there);
         self.make(pod, owner).await?;
-        let (_node, source) = self.until_said(End::Source).await?;
+        let (_pod, source) = self.until_said(End::Source).await?;
         self.remove("Pod", &objects::name(&self.asked, "source"))
             .await?;
         let clones = self.clones(&source, nodes, owner, until, warnings).await?;
@@ -425,23 +440,12 @@ impl Bench {
         Ok((node(&pod), ip))
     }
 
-    /// Waits until the pod of `end` has said all; its node, and what it said.
-    async fn until_said(&self, end: End) -> Result<(String, Value), String> {
-        self.until(end.label(), |line| {
-            is_end(line) && line["is_complete"] == true
+    /// Waits until the pod of `end` has said all and ended; that pod, and what it said.
+    async fn until_said(&self, end: End) -> Result<(Pod, Value), String> {
+        self.until_pod(end.label(), |is_over, line| {
+            is_over && is_end(line) && line["is_complete"] == true
         })
         .await
-    }
-
-    async fn until(
-        &self,
-        what: &str,
-        wanted: impl Fn(&Value) -> bool,
-    ) -> Result<(String, Value), String> {
-        let (pod, said) = self
-            .until_pod(what, |is_over, line| is_over && wanted(line))
-            .await?;
-        Ok((node(&pod), said))
     }
 
     /// Waits until a pod says a line that is wanted, and says meanwhile what holds it up.
@@ -562,11 +566,15 @@ impl Bench {
                 .cloned()
         };
         let Some(found) = found else { return Ok(()) };
-        self.delete(&found).await?;
-        self.until_gone(&found).await?;
+        self.remove_made(&found).await?;
         self.made()
             .retain(|made| (&made.resource, &made.name) != (&found.resource, &found.name));
         Ok(())
+    }
+
+    async fn remove_made(&self, made: &Made) -> Result<(), String> {
+        self.delete(made).await?;
+        self.until_gone(made).await
     }
 
     /// Deletes just what was made, and nothing else by its name.

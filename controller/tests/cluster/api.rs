@@ -682,20 +682,21 @@ impl State {
             .as_array()
             .is_none_or(Vec::is_empty);
         let is_going = object["metadata"]["deletionTimestamp"].is_string();
-        if is_free && is_going && place.plural != "pods" {
+        if is_free && is_going && place.plural != "pods" && !self.is_mounted(place) {
             self.remove(place);
             return Ok(object);
         }
         self.put(place, object, "MODIFIED")
     }
 
-    /// A pod has a grace period, and what has finalizers waits for them; all else is gone at once.
+    /// A pod has a grace period, what has finalizers waits for them, and a claim waits for the pods that use it; all
+    /// else is gone at once.
     fn delete(&mut self, place: &Place) -> Outcome {
         let object = self.found(place)?;
         let has_finalizers = object["metadata"]["finalizers"]
             .as_array()
             .is_some_and(|finalizers| !finalizers.is_empty());
-        if !has_finalizers && place.plural != "pods" {
+        if !has_finalizers && place.plural != "pods" && !self.is_mounted(place) {
             let gone = object.clone();
             self.remove(place);
             return Ok(gone);
@@ -714,6 +715,42 @@ impl State {
             object["metadata"]["resourceVersion"] = json!(self.version.to_string());
             self.events
                 .push((self.version, place.plural.clone(), "DELETED", object));
+        }
+        if place.plural == "pods" {
+            self.let_claims_go(&place.namespace);
+        }
+    }
+
+    /// Whether a claim has a pod that uses it, on a node. One that has ended counts until it is deleted: so does
+    /// Kubernetes, by the finalizer `kubernetes.io/pvc-protection`.
+    fn is_mounted(&self, place: &Place) -> bool {
+        place.plural == "persistentvolumeclaims"
+            && self.objects.iter().any(|(pod, object)| {
+                let spec = &object["spec"];
+                let claims = spec["volumes"].as_array().into_iter().flatten();
+                (pod.plural.as_str(), &pod.namespace) == ("pods", &place.namespace)
+                    && spec["nodeName"].is_string()
+                    && claims
+                        .map(|volume| &volume["persistentVolumeClaim"]["claimName"])
+                        .any(|name| *name == *place.name)
+            })
+    }
+
+    /// Claims that were deleted while a pod used them go with the last of these.
+    fn let_claims_go(&mut self, namespace: &str) {
+        let free: Vec<_> = self
+            .objects
+            .iter()
+            .filter(|(place, claim)| {
+                (place.plural.as_str(), place.namespace.as_str())
+                    == ("persistentvolumeclaims", namespace)
+                    && claim["metadata"]["deletionTimestamp"].is_string()
+                    && !self.is_mounted(place)
+            })
+            .map(|(place, _)| place.clone())
+            .collect();
+        for place in free {
+            self.remove(&place);
         }
     }
 
