@@ -14,7 +14,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use volferry_protocol::receipt::{Receipt, Verified};
+use volferry_protocol::waits::Limited;
 
+use super::status::{rate, whole};
 use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Step, Stop};
 use crate::agent_pod::{Ended, Seen, State};
 use crate::api::{AgentAttempts, InUsePolicy, Phase, ReceiptStatus, Strategy, Verify};
@@ -607,6 +609,11 @@ impl Planner<'_> {
         progress.logical_bytes = number(receipt.logical_bytes);
         progress.durable_bytes = number(receipt.logical_bytes);
         progress.percent = "100%".to_owned();
+        // Of the whole clone, since what the last look saw says little of a short one.
+        progress.rate = rate(receipt.bytes_per_second);
+        progress.bytes_per_second = whole(receipt.bytes_per_second);
+        let limited = receipt.limit.unwrap_or(Limited::UNKNOWN);
+        progress.limit = limited.limit.label().to_owned();
         progress.eta_seconds = None;
         progress.updated_at = Some(Time(self.world.now));
     }

@@ -105,11 +105,6 @@ impl Planner<'_> {
 /// A report as people read it.
 fn shown(report: &TargetReport, world: &World) -> ProgressStatus {
     let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "a float turns into the nearest integer there is"
-    )]
-    let whole = |number: f64| number as i64;
     let percent = match (report.logical_bytes, report.entries) {
         (0, 0) => String::new(),
         (0, entries) => format!("{entries} names"),
@@ -132,8 +127,17 @@ fn shown(report: &TargetReport, world: &World) -> ProgressStatus {
     }
 }
 
+/// The integer below.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a float turns into the nearest integer there is"
+)]
+pub(super) fn whole(number: f64) -> i64 {
+    number as i64
+}
+
 /// A rate as people read it.
-fn rate(bytes_per_second: f64) -> String {
+pub(super) fn rate(bytes_per_second: f64) -> String {
     const UNITS: [&str; 5] = ["B/s", "KiB/s", "MiB/s", "GiB/s", "TiB/s"];
     let mut number = bytes_per_second;
     let mut units = UNITS.iter().peekable();
