@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,16 +60,16 @@ enum Verb {
     },
     /// Says how far a clone is, what holds it up, and where to look next
     Status {
-        /// The clone's name
-        name: String,
+        /// The clone's name, or its namespace and name, as in home/copy
+        name: Named,
         /// Again every two seconds, until it has ended
         #[arg(short, long)]
         watch: bool,
     },
     /// Prints a clone's receipt, the proof
     Receipt {
-        /// The clone's name
-        name: String,
+        /// The clone's name, or its namespace and name, as in home/copy
+        name: Named,
     },
     /// Says what would become of a clone, and what stands in its way, before any byte moves
     Doctor {
@@ -79,8 +80,8 @@ enum Verb {
     },
     /// Prints what the agents of a clone log
     Logs {
-        /// The clone's name
-        name: String,
+        /// The clone's name, or its namespace and name, as in home/copy
+        name: Named,
         /// Of one end only
         #[arg(long, value_enum)]
         end: Option<WhichEnd>,
@@ -91,8 +92,8 @@ enum Verb {
     /// Ends a clone and removes what was made for it; a target that is not proven goes too, if it was
     /// made for the clone
     Cancel {
-        /// The clone's name
-        name: String,
+        /// The clone's name, or its namespace and name, as in home/copy
+        name: Named,
     },
     /// Measures how fast a clone between two storage classes is in this cluster, and what holds it
     Bench(Box<BenchArguments>),
@@ -106,14 +107,36 @@ enum Verb {
     },
 }
 
+/// A name, in a namespace or in that of the command.
+#[derive(Clone, Debug)]
+struct Named {
+    namespace: Option<String>,
+    name: String,
+}
+
+impl FromStr for Named {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, name) = match text.split_once('/') {
+            Some((namespace, name)) => (Some(namespace.to_owned()), name.to_owned()),
+            None => (None, text.to_owned()),
+        };
+        if name.is_empty() || name.contains('/') || namespace.as_deref() == Some("") {
+            return Err("write NAME or NAMESPACE/NAME".to_owned());
+        }
+        Ok(Self { namespace, name })
+    }
+}
+
 /// What is cloned to what.
 #[derive(Debug, Args)]
 struct Ends {
     /// The source, as CLAIM or NAMESPACE/CLAIM
-    source: String,
+    source: Named,
 
     /// The claim to make, as CLAIM or NAMESPACE/CLAIM, and the name of the clone
-    target: String,
+    target: Named,
 
     /// The storage class of the new claim; the default one unless given
     #[arg(long, value_name = "NAME")]
@@ -253,13 +276,15 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
         .namespace
         .unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).map_err(|error| error.to_string())?;
-    let clones: Api<VolumeClone> = Api::namespaced(client.clone(), &namespace);
+    let clones_of = |named: &Named| -> Api<VolumeClone> {
+        let namespace = named.namespace.as_ref().unwrap_or(&namespace);
+        Api::namespaced(client.clone(), namespace)
+    };
     match arguments.verb {
         Verb::List { all_namespaces } => {
-            let listed = if all_namespaces {
-                Api::all(client)
-            } else {
-                clones
+            let listed: Api<VolumeClone> = match all_namespaces {
+                true => Api::all(client),
+                false => Api::namespaced(client, &namespace),
             };
             let found = listed
                 .list(&ListParams::default())
@@ -268,8 +293,9 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             print!("{}", table(&found.items, all_namespaces));
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Status { name, watch } => show(&clones, &name, watch).await,
+        Verb::Status { name, watch } => show(&clones_of(&name), &name.name, watch).await,
         Verb::Receipt { name } => {
+            let (clones, name) = (clones_of(&name), name.name);
             let clone = clones.get(&name).await.map_err(in_words)?;
             let receipt = clone.status.and_then(|status| status.receipt);
             let receipt = receipt.ok_or_else(|| {
@@ -291,6 +317,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             })
         }
         Verb::Logs { name, end, follow } => {
+            let (clones, name) = (clones_of(&name), name.name);
             let clone = clones.get(&name).await.map_err(in_words)?;
             let say = |line: &str| println!("{line}");
             let ended = logs(&client, &clone, end.map(WhichEnd::end), follow, say).await;
@@ -305,7 +332,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             ))
         }
         Verb::Cancel { name } => {
-            println!("{}", cancel(&clones, &name).await?);
+            println!("{}", cancel(&clones_of(&name), &name.name).await?);
             Ok(ExitCode::SUCCESS)
         }
         Verb::Clone { ends, watch } => {
@@ -350,23 +377,18 @@ async fn show(clones: &Api<VolumeClone>, name: &str, watch: bool) -> Result<Exit
 
 /// The clone that was asked for; the API server fills in the rest.
 fn wanted(ends: &Ends, namespace: &str) -> Result<VolumeClone, String> {
-    let parts = |text: &str| {
-        let (namespace, claim) = match text.split_once('/') {
-            Some((namespace, claim)) => (Some(namespace.to_owned()), claim.to_owned()),
-            None => (None, text.to_owned()),
-        };
-        if claim.is_empty() || claim.contains('/') || namespace.as_deref() == Some("") {
-            return Err(format!(
-                "{text:?} names no claim: write CLAIM or NAMESPACE/CLAIM"
-            ));
-        }
-        Ok((namespace, claim))
-    };
-    let (from, source) = parts(&ends.source)?;
-    let (to, target) = parts(&ends.target)?;
-    let home = to.unwrap_or_else(|| namespace.to_owned());
+    let Named {
+        namespace: from,
+        name: source,
+    } = &ends.source;
+    let Named {
+        namespace: to,
+        name: target,
+    } = &ends.target;
+    let home = to.clone().unwrap_or_else(|| namespace.to_owned());
     // What is said without a namespace is in the one that kubectl is in, also where the target is not.
-    let from = from.or_else(|| (home != namespace).then(|| namespace.to_owned()));
+    let away = (home != namespace).then_some(namespace);
+    let from = from.as_deref().or(away);
     let spec = json!({
         "source": {"namespace": from, "persistentVolumeClaim": {"name": source}},
         "target": {"claimTemplate": {
@@ -375,7 +397,7 @@ fn wanted(ends: &Ends, namespace: &str) -> Result<VolumeClone, String> {
         }},
     });
     let spec = serde_json::from_value(spec).map_err(|error| error.to_string())?;
-    let mut clone = VolumeClone::new(&target, spec);
+    let mut clone = VolumeClone::new(target, spec);
     clone.metadata.namespace = Some(home);
     Ok(clone)
 }
@@ -505,8 +527,8 @@ mod tests {
     fn claims_are_named_with_their_namespaces() {
         let wanted = |source: &str, target: &str| {
             let ends = Ends {
-                source: source.to_owned(),
-                target: target.to_owned(),
+                source: source.parse().unwrap(),
+                target: target.parse().unwrap(),
                 storage_class: None,
             };
             wanted(&ends, "here")
@@ -520,8 +542,8 @@ mod tests {
         assert_eq!(shown("away/a", "b"), ["away", "here"]);
         assert_eq!(shown("away/a", "there/b"), ["away", "there"]);
         assert_eq!(shown("a", "there/b"), ["here", "there"]);
-        for (source, target) in [("", "b"), ("/a", "b"), ("a", "b/"), ("a/b/c", "d")] {
-            assert!(wanted(source, target).is_err(), "{source} {target}");
+        for bad in ["", "/a", "b/", "a/b/c"] {
+            assert!(bad.parse::<Named>().is_err(), "{bad}");
         }
     }
 
