@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         quic: choice == TransportChoice::Quic,
     };
     let workbench = Arc::new(Workbench::new(tuning, Profile::Random, 1)?);
-    let measured = network::fill(&workbench, choice, streams, time)?;
+    let measured = network::fill(&workbench, choice, streams, time, None)?;
     println!(
         "{:.2} GB/s, {:.2} CPU-s/GiB, {:.2} s stolen",
         measured.rate() / 1e9,
