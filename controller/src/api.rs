@@ -661,6 +661,13 @@ impl VolumeClone {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
+    /// The name of the claim that is read, unless the source is a snapshot.
+    #[must_use]
+    pub fn source_claim(&self) -> Option<&str> {
+        let source = self.spec.source.persistent_volume_claim.as_ref();
+        source.map(|claim| claim.name.as_str())
+    }
+
     /// The name of the claim that is written.
     #[must_use]
     pub fn target_claim(&self) -> &str {

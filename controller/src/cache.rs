@@ -518,8 +518,7 @@ impl Cache {
 
     fn waiting_for_claim(&self, namespace: &str, name: &str) -> Vec<ObjectRef<VolumeClone>> {
         self.waiting(|clone| {
-            let source = clone.spec.source.persistent_volume_claim.as_ref();
-            let is_source = source.is_some_and(|source| source.name == name);
+            let is_source = clone.source_claim() == Some(name);
             (is_source && clone.source_namespace() == namespace)
                 || (clone.target_claim() == name && clone.target_namespace() == namespace)
         })

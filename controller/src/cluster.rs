@@ -338,8 +338,8 @@ impl Cluster {
             snapshot_classes: cloned(&self.cache.snapshot_classes.all()),
             ..Surroundings::default()
         };
-        if let Some(source) = &clone.spec.source.persistent_volume_claim {
-            around.source_claim = self.claim(source_namespace, &source.name);
+        if let Some(claim) = clone.source_claim() {
+            around.source_claim = self.claim(source_namespace, claim);
             around.taken_snapshot = self.snapshot(source_namespace, &restored, look).await?;
         }
         if let Some(source) = &clone.spec.source.volume_snapshot {
@@ -385,9 +385,8 @@ impl Cluster {
 
     /// Pods that mount the claims of a clone, have not ended, and are none of its agents.
     pub(crate) fn users(&self, clone: &VolumeClone) -> Users {
-        let source = clone.spec.source.persistent_volume_claim.as_ref();
-        let of_source = source.map_or_else(Vec::new, |source| {
-            self.users_of(clone, clone.source_namespace(), &source.name)
+        let of_source = clone.source_claim().map_or_else(Vec::new, |claim| {
+            self.users_of(clone, clone.source_namespace(), claim)
         });
         // Other clones may read it as this one does.
         let (source_readers, source) = of_source.into_iter().partition(ClaimUser::is_source_agent);

@@ -331,8 +331,7 @@ impl<'a> Planner<'a> {
         self.check_consent(around)?;
         self.check_source(around)?;
         let clone = &self.world.clone;
-        let source = clone.spec.source.persistent_volume_claim.as_ref();
-        let is_same = source.is_some_and(|source| source.name == clone.target_claim());
+        let is_same = clone.source_claim() == Some(clone.target_claim());
         if is_same && !clone.is_cross_namespace() {
             let message = "a claim can't be cloned to itself; name another target";
             return Err(Stop::fail(Reason::SourceIsTarget, message));

@@ -227,15 +227,11 @@ impl Planner<'_> {
 
     /// Whether the source agent reads the source claim, and nothing that was taken of it.
     fn reads_claim(&self) -> bool {
-        let claim = self
-            .world
-            .clone
-            .spec
-            .source
-            .persistent_volume_claim
-            .as_ref();
+        let claim = self.world.clone.source_claim();
         let agent = self.world.pod(End::Source).and_then(ClaimUser::of);
-        agent.is_some_and(|agent| claim.is_some_and(|claim| agent.claims.contains(&claim.name)))
+        agent.is_some_and(|agent| {
+            claim.is_some_and(|claim| agent.claims.iter().any(|it| it == claim))
+        })
     }
 
     fn attempts(&mut self, end: End) -> &mut AgentAttempts {
@@ -428,13 +424,7 @@ impl Planner<'_> {
         }
         let (view, _) = objects::views(mode(&source), mode(&target));
         // The claim itself may change, whatever was taken of it.
-        let is_restored = clone
-            .spec
-            .source
-            .persistent_volume_claim
-            .as_ref()
-            .map(|it| &it.name)
-            != Some(&source.name_any());
+        let is_restored = clone.source_claim() != Some(&source.name_any());
         let taken = around.taken_snapshot.as_ref();
         let snapshot = around.source_snapshot.as_ref().or(taken);
         let snapshot = snapshot.filter(|_| is_restored);
@@ -519,15 +509,8 @@ impl Planner<'_> {
     }
 
     fn used_source(&self) -> String {
-        let claim = self
-            .world
-            .clone
-            .spec
-            .source
-            .persistent_volume_claim
-            .as_ref();
+        let claim = self.world.clone.source_claim().unwrap_or_default();
         let users = names_of(&self.world.users.source);
-        let claim = claim.map_or("", |claim| claim.name.as_str());
         format!("claim {claim} is used by {users}")
     }
 

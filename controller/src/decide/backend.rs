@@ -27,17 +27,11 @@ const CLOCKS_DIFFER_MAX: SignedDuration = SignedDuration::from_secs(60);
 impl Planner<'_> {
     /// The backend clones the source claim.
     pub(super) fn csi_clone(&mut self) -> Result<Going, Stop> {
-        let source = self
-            .world
-            .clone
-            .spec
-            .source
-            .persistent_volume_claim
-            .as_ref();
+        let source = self.world.clone.source_claim();
         let reference = TypedLocalObjectReference {
             api_group: None,
             kind: "PersistentVolumeClaim".to_owned(),
-            name: source.map(|source| source.name.clone()).unwrap_or_default(),
+            name: source.unwrap_or_default().to_owned(),
         };
         self.provision(Strategy::CsiClone, &reference, None)
     }
