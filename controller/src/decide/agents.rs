@@ -40,6 +40,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// An agent ends so that has waited in vain. Whether its peer comes back it can't know: that takes longer
 /// where a node was lost, and another attempt goes on from what is durable.
 const STALLED: &str = "stalled";
+/// An agent ends so that could not keep all of a tree.
+const UNFAITHFUL: &str = "fidelity";
+
 /// How long a target agent may run on when its source has ended well. It waits for a minute where it
 /// can't know that the source has heard of the receipt.
 const UNHEARD_MAX: Duration = Duration::from_secs(90);
@@ -269,7 +272,12 @@ impl Planner<'_> {
         }) = &seen.last_end
             && code != STALLED
         {
-            let message = format!("the {} agent: {text} ({code})", end.label());
+            // The agent speaks of its flags.
+            let hint = match code.as_str() {
+                UNFAITHFUL => "; here that is spec.accept",
+                _ => "",
+            };
+            let message = format!("the {} agent: {text} ({code}){hint}", end.label());
             return Err(Stop::fail(Reason::AgentFailed, message));
         }
         let limit = self.world.clone.spec.backoff_limit;

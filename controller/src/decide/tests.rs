@@ -1657,6 +1657,22 @@ fn a_receipt_of_another_clone_or_of_less_proves_nothing() {
 }
 
 #[test]
+fn what_a_tree_would_lose_says_which_field_allows_it() {
+    let note = json!({"failure": {"code": "fidelity", "retryable": false,
+        "text": "the target could not keep everything; allow it with --accept CLASS"}});
+    let ended = container(&json!({"restartCount": 1, "state": {"running": {}},
+        "lastState": {"terminated": {"exitCode": 6, "message": note.to_string()}}}));
+    let mut world = under_way(&json!({}));
+    world.pods = vec![pod(&world, End::Target, &ended)];
+    check_stop(
+        world,
+        Phase::Failed,
+        Reason::AgentFailed,
+        "--accept CLASS (fidelity); here that is spec.accept",
+    );
+}
+
+#[test]
 fn an_agent_that_waited_in_vain_is_tried_again() {
     let failed = |code: &str| {
         let note = json!({"failure": {"code": code, "retryable": false, "text": "no progress"}});
