@@ -1,6 +1,6 @@
 //! `kubectl volferry doctor`: what would become of a clone, before any byte moves.
 //!
-//! Nothing is chosen here: the controller's own [`decide`] is asked again and again, about a world in which
+//! Nothing is chosen here: the controller's own [`decide`](crate::decide::decide) is asked again and again, about a world in which
 //! all that it wants made is there (`rehearsal`). What it wants is then shown to the API server, which says
 //! what quotas, policies and Pod Security would say, and makes nothing (`trial`). `nodes` says where the pods
 //! could run.
