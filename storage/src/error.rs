@@ -299,7 +299,7 @@ pub enum UnsupportedKind {
 impl fmt::Display for UnsupportedKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Directory => "is a directory; file trees are not supported yet",
+            Self::Directory => "is a directory where a block device or a file is expected",
             Self::DanglingLink => "is a symbolic link that leads nowhere",
             Self::Special => "is neither a regular file nor a block device",
         })
@@ -356,7 +356,7 @@ mod tests {
         };
         assert_eq!(
             directory.to_string(),
-            "/mnt is a directory; file trees are not supported yet"
+            "/mnt is a directory where a block device or a file is expected"
         );
     }
 

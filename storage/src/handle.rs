@@ -297,6 +297,16 @@ pub(crate) fn reopen(main: &File, flags: OFlags) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
+/// Has the transfers of an open file pass the page cache from now on, or not any more.
+///
+/// # Errors
+/// `EINVAL` where the filesystem doesn't offer it.
+pub(crate) fn set_direct(file: &File, is_direct: bool) -> io::Result<()> {
+    let mut flags = rustix::fs::fcntl_getfl(file)?;
+    flags.set(OFlags::DIRECT, is_direct);
+    Ok(rustix::fs::fcntl_setfl(file, flags)?)
+}
+
 /// Opens the same inode past the page cache; `None` where the filesystem doesn't offer it.
 fn open_direct(main: &File, access: OFlags) -> Option<Direct> {
     let alignment = alignment(main)?;

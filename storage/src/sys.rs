@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "locks of open file descriptions, write-back of ranges, huge pages and the allocator's settings have no safe wrapper"
+    reason = "locks of open file descriptions, write-back of ranges, reads asked for at once, the state of the page cache, huge pages and the allocator's settings have no safe wrapper"
 )]
 
 use std::fs::File;
@@ -184,6 +184,211 @@ impl DerefMut for Part {
     }
 }
 
+/// How many pages of `file` the page cache holds (cachestat(2)).
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.5; `EPERM` for a file that is neither ours nor may be written.
+pub(crate) fn cached_pages(file: &File) -> io::Result<u64> {
+    const SYS_CACHESTAT: libc::c_long = 451; // the C library has no name for it yet
+    /// A length of 0 means all that follows.
+    #[repr(C)]
+    struct Range {
+        offset: u64,
+        len: u64,
+    }
+    #[derive(Default)]
+    #[repr(C)]
+    struct Pages {
+        cached: u64,
+        dirty: u64,
+        under_writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    let all = Range { offset: 0, len: 0 };
+    let mut pages = Pages::default();
+    let (number, descriptor, flags) = (SYS_CACHESTAT, file.as_raw_fd(), 0);
+    let (range, room) = (&raw const all, &raw mut pages);
+    // SAFETY: the call reads the range and writes the pages, and both outlive it.
+    match unsafe { libc::syscall(number, descriptor, range, room, flags) } {
+        0 => Ok(pages.cached),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A file that is read from its beginning, together with others.
+#[derive(Debug)]
+pub(crate) struct Reading<'a> {
+    file: &'a File,
+    bytes: &'a mut [u8],
+    outcome: io::Result<usize>,
+}
+
+impl<'a> Reading<'a> {
+    /// Reads `file` into `bytes`, which are aligned as its filesystem wants it.
+    pub(crate) fn new(file: &'a File, bytes: &'a mut [u8]) -> Self {
+        // That is what it stays where the kernel doesn't say what became of it.
+        let outcome = Err(io::ErrorKind::Other.into());
+        Self {
+            file,
+            bytes,
+            outcome,
+        }
+    }
+
+    /// How many bytes came: not all, perhaps, though the file doesn't end there.
+    ///
+    /// # Errors
+    /// When it can't be read, or not like this.
+    pub(crate) fn finish(self) -> io::Result<usize> {
+        self.outcome
+    }
+}
+
+/// Reads that the kernel is asked for at once (io_submit(2)): what lies side by side on a disk
+/// becomes one request.
+#[derive(Debug)]
+pub(crate) struct ReadQueue {
+    context: libc::c_ulong,
+    len_max: usize,
+}
+
+/// A request, as linux/aio_abi.h has it: a read is the opcode 0, and what is not named is zero.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct ReadRequest {
+    /// Comes back with the outcome.
+    data: u64,
+    key_and_flags: u64,
+    opcode: u16,
+    priority: i16,
+    descriptor: u32,
+    address: u64,
+    len: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    event_descriptor: u32,
+}
+
+/// The outcome of a request.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct ReadEvent {
+    data: u64,
+    request: u64,
+    result: i64,
+    result2: i64,
+}
+
+impl ReadQueue {
+    /// A queue for so many reads at once.
+    ///
+    /// # Errors
+    /// Where the kernel has none, has no more of them (fs.aio-max-nr), or a filter keeps us from it.
+    pub(crate) fn new(len_max: u16) -> io::Result<Self> {
+        let mut context: libc::c_ulong = 0;
+        let len = libc::c_long::from(len_max);
+        // SAFETY: the call writes the context, which outlives it, and takes a number.
+        let answer = unsafe { libc::syscall(libc::SYS_io_setup, len, &raw mut context) };
+        if answer != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let len_max = usize::from(len_max);
+        Ok(Self { context, len_max })
+    }
+
+    /// Reads each file, and returns when all is read: the disk is asked for as many as fit before any
+    /// is waited for.
+    pub(crate) fn read_all(&mut self, readings: &mut [Reading<'_>]) {
+        for some in readings.chunks_mut(self.len_max) {
+            self.read_some(some);
+        }
+    }
+
+    fn read_some(&mut self, readings: &mut [Reading<'_>]) {
+        let request = |(number, reading): (u64, &mut Reading<'_>)| ReadRequest {
+            data: number,
+            descriptor: reading.file.as_raw_fd().cast_unsigned(),
+            address: reading.bytes.as_mut_ptr().expose_provenance() as u64,
+            len: reading.bytes.len() as u64,
+            ..ReadRequest::default()
+        };
+        let mut requests: Vec<_> = (0..).zip(readings.iter_mut()).map(request).collect();
+        let pointers: Vec<_> = requests.iter_mut().map(ptr::from_mut).collect();
+        let (mut next, mut left) = (0, 0);
+        while let Some(rest) = pointers.get(next..).filter(|rest| !rest.is_empty()) {
+            let (number, count) = (libc::SYS_io_submit, rest.len());
+            // SAFETY: the requests and the list of them outlive the call, which writes a key into each of
+            // them. The memory that they name is borrowed exclusively by `readings`, which nobody looks at
+            // before the kernel has done with it, and before that this function doesn't return.
+            let answer = unsafe { libc::syscall(number, self.context, count, rest.as_ptr()) };
+            match usize::try_from(answer) {
+                Ok(submitted @ 1..) => {
+                    next += submitted;
+                    left += submitted;
+                }
+                // The first of the rest is one that the kernel refuses.
+                _ => {
+                    readings[next].outcome = Err(io::Error::last_os_error());
+                    next += 1;
+                }
+            }
+        }
+        let mut events = vec![ReadEvent::default(); left];
+        while left > 0 {
+            let (number, room) = (libc::SYS_io_getevents, events.as_mut_ptr());
+            let forever = ptr::null::<libc::timespec>();
+            // SAFETY: there is room for as many events as are asked for, and it outlives the call. What
+            // the kernel reads meanwhile goes where it was told to above.
+            let answer = unsafe { libc::syscall(number, self.context, left, left, room, forever) };
+            let Ok(count) = usize::try_from(answer) else {
+                if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                // That waits for all that is under way, whose outcomes stay unknown.
+                if self.destroy().is_err() {
+                    // The kernel may write into this memory at any time, whoever has it by then.
+                    std::process::abort();
+                }
+                return;
+            };
+            for event in events.iter().take(count) {
+                let number = usize::try_from(event.data).unwrap_or(usize::MAX);
+                if let Some(reading) = readings.get_mut(number) {
+                    reading.outcome = usize::try_from(event.result).map_err(|_negative| {
+                        io::Error::from_raw_os_error(
+                            i32::try_from(-event.result).unwrap_or(libc::EIO),
+                        )
+                    });
+                }
+            }
+            left -= count;
+        }
+    }
+
+    /// Waits for what is under way. Whatever is asked for afterwards is refused.
+    fn destroy(&mut self) -> io::Result<()> {
+        // Another queue may be given the same number next.
+        let context = std::mem::take(&mut self.context);
+        if context == 0 {
+            return Ok(());
+        }
+        // SAFETY: the call takes a number, and the context is this queue's own.
+        match unsafe { libc::syscall(libc::SYS_io_destroy, context) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for ReadQueue {
+    fn drop(&mut self) {
+        // Nothing is under way, and the end of the process takes what stays.
+        let _destroyed = self.destroy();
+    }
+}
+
 /// Has the allocator keep memory that is freed, for whoever in this process asks for some next.
 ///
 /// By itself glibc gives memory at the end of a heap back to the system at once, and the next packet of a QUIC
@@ -263,5 +468,56 @@ mod tests {
         });
         let [first, second] = faults.join().unwrap();
         assert!(second < first / 10, "{first} pages at first, then {second}");
+    }
+
+    #[test]
+    fn files_are_read_at_once_and_each_says_what_became_of_it() {
+        let files: Vec<_> = (1..8)
+            .map(|number| {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                std::fs::write(file.path(), vec![number; usize::from(number) * 1000]).unwrap();
+                file
+            })
+            .collect();
+        let mut opened: Vec<_> = files
+            .iter()
+            .map(|file| File::open(file.path()).unwrap())
+            .collect();
+        // One in the middle that can't be read.
+        opened[3] = File::options().write(true).open(files[3].path()).unwrap();
+        let mut buffers = vec![vec![0; 4096]; opened.len()];
+        let mut readings: Vec<_> = opened
+            .iter()
+            .zip(&mut buffers)
+            .map(|(file, bytes)| Reading::new(file, bytes))
+            .collect();
+        // More than are under way at once.
+        ReadQueue::new(3).unwrap().read_all(&mut readings);
+        let outcomes: Vec<_> = readings.into_iter().map(Reading::finish).collect();
+        for ((number, outcome), bytes) in (1..).zip(outcomes).zip(&buffers) {
+            if number == 4 {
+                assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EBADF));
+                continue;
+            }
+            let len = usize::from(number) * 1000;
+            assert_eq!(outcome.unwrap(), len.min(4096));
+            let read = bytes.iter().filter(|byte| **byte == number).count();
+            assert_eq!(read, len.min(4096));
+        }
+    }
+
+    #[test]
+    fn a_queue_that_ended_refuses_reads() {
+        let file = tempfile::tempfile().unwrap();
+        let mut queue = ReadQueue::new(1).unwrap();
+        queue.destroy().unwrap();
+        let mut bytes = [0; 8];
+        let mut readings = [Reading::new(&file, &mut bytes)];
+        queue.read_all(&mut readings);
+        let [reading] = readings;
+        assert_eq!(
+            reading.finish().unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
     }
 }

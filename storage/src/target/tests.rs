@@ -110,7 +110,7 @@ fn what_is_no_volume_is_named_in_the_refusal() {
     };
     check(
         dir.path(),
-        "is a directory; file trees are not supported yet",
+        "is a directory where a block device or a file is expected",
     );
     check(&link, "is a symbolic link that leads nowhere");
     check(Path::new("/dev/null"), "neither a regular file nor a block");

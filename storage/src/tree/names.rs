@@ -8,8 +8,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How many files a thread has open at once while it reads them one by one.
-const BATCH_LEN: usize = 32;
+/// How many files a thread has open at once, and asks the disk for at once where that works.
+pub(super) const BATCH_LEN: u16 = 32;
 
 /// Names that are put in order together. More of them would be in a better order, and take more
 /// memory.
@@ -60,9 +60,9 @@ impl Names {
         self.listed.sort_unstable_by_key(|listed| listed.inode);
         let names = Arc::new(self);
         let len = names.listed.len();
-        (0..len).step_by(BATCH_LEN).map(move |start| Batch {
+        (0..len).step_by(BATCH_LEN.into()).map(move |start| Batch {
             names: Arc::clone(&names),
-            range: start..len.min(start + BATCH_LEN),
+            range: start..len.min(start + usize::from(BATCH_LEN)),
         })
     }
 }
@@ -98,13 +98,13 @@ mod tests {
     #[test]
     fn batches_hold_every_name_once_in_the_order_of_inodes() {
         let mut names = Names::default();
-        let count = BATCH_LEN as u64 * 2 + 1;
+        let count = u64::from(BATCH_LEN) * 2 + 1;
         for inode in (0..count).rev() {
             names.add(inode, inode.to_string().as_bytes(), inode % 2 == 0);
         }
         let batches: Vec<_> = names.into_batches().collect();
         let lens: Vec<_> = batches.iter().map(Batch::len).collect();
-        assert_eq!(lens, [BATCH_LEN, BATCH_LEN, 1]);
+        assert_eq!(lens, [usize::from(BATCH_LEN), usize::from(BATCH_LEN), 1]);
         let read = batches.iter().flat_map(Batch::iter);
         let expected: Vec<_> = (0..count)
             .map(|inode| (inode.to_string(), inode % 2 == 0))

@@ -34,6 +34,7 @@ use super::names::Batch;
 use super::{TreeError, allow_open_files};
 use crate::buffer::{Buffer, BufferPool};
 use crate::error::{Operation, StorageError};
+use crate::sys::ReadQueue;
 
 mod directory;
 mod file;
@@ -41,6 +42,7 @@ mod inode;
 mod large;
 mod offers;
 mod pack;
+mod together;
 
 use directory::{Directory, Listing, Waiting};
 use large::LargeFile;
@@ -93,7 +95,7 @@ impl TreeSource {
 pub struct WalkOptions {
     /// What has to be kept.
     pub terms: TreeTerms,
-    /// Read large files past the page cache where the filesystem lets us.
+    /// Read past the page cache where the filesystem lets us.
     pub direct: bool,
     /// Offer files before they are sent.
     pub offer: bool,
@@ -221,6 +223,8 @@ pub struct Walk<End> {
     end: End,
     work: Mutex<Work>,
     is_stopped: AtomicBool,
+    /// Small files can't be read together.
+    reads_alone: AtomicBool,
     /// There is work, or there will be none.
     news: Condvar,
     links: Mutex<LinkGroups>,
@@ -268,13 +272,16 @@ impl Work {
         if let Some(asked) = self.questions.next_task() {
             return Some(Task::Asked(asked));
         }
-        if let Some(file) = self.files.front() {
-            return Some(Task::Pieces(Arc::clone(file)));
-        }
         if let Some((listing, batch)) = self.batches.pop_front() {
             return Some(Task::Names(listing, batch));
         }
-        self.directories.pop().map(Task::Directory)
+        if let Some(waiting) = self.directories.pop() {
+            return Some(Task::Directory(waiting));
+        }
+        // Last: whoever met a large file reads it, while others keep the processors busy with small ones.
+        self.files
+            .front()
+            .map(|file| Task::Pieces(Arc::clone(file)))
     }
 }
 
@@ -333,6 +340,7 @@ impl<End: WalkEnd> Walk<End> {
             end,
             work: Mutex::new(work),
             is_stopped: AtomicBool::new(false),
+            reads_alone: AtomicBool::new(false),
             news: Condvar::new(),
             links: Mutex::default(),
             next_pack: AtomicU64::new(0),
@@ -345,7 +353,7 @@ impl<End: WalkEnd> Walk<End> {
         }
     }
 
-    /// How many threads the memory is enough for: each may hold a pack and a piece.
+    /// How many threads the memory is enough for: each may hold a pack, files that it reads together, and a piece.
     #[must_use]
     pub fn threads_max(&self) -> usize {
         (self.pool.buffer_count() / 3).max(1)
@@ -482,6 +490,8 @@ struct Worker<'a, End> {
     record: Vec<u8>,
     content: Vec<u8>,
     offers: Offers,
+    /// Made when it is needed first.
+    queue: Option<ReadQueue>,
     /// The directory whose names are read.
     listing: Option<Arc<Listing>>,
     depth: u32,
@@ -497,6 +507,7 @@ impl<'a, End: WalkEnd> Worker<'a, End> {
             record: Vec::new(),
             content: Vec::new(),
             offers: Offers::default(),
+            queue: None,
             listing: None,
             depth: 0,
             was_busy: false,

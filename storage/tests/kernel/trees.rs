@@ -3,8 +3,9 @@
 
 mod offers;
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{IoSliceMut, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +13,12 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::SystemTime;
 
+use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags};
 use uuid::Uuid;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::session::fence::Remembered;
+use volferry_protocol::tree::file_digest;
 use volferry_protocol::tree::session::{TreeSummary, TreeTerms};
 use volferry_storage::BufferPool;
 use volferry_storage::tree::{
@@ -165,6 +169,81 @@ fn a_file_that_changes_is_told() {
     assert!(digest(&from).changed.paths.is_empty());
 }
 
+/// Small files that are read together don't come into the page cache, and are the same as one by one.
+#[test]
+fn small_files_are_read_together_past_the_page_cache() {
+    let Some(filesystem) = filesystem_read_together() else {
+        return;
+    };
+    let from = filesystem.path().join("from");
+    fs::create_dir(&from).unwrap();
+    let sizes = [1, 511, 4095, 4096, 4097, 9000, 262_143, 262_144].into_iter();
+    let files: Vec<_> = (0..100)
+        .zip(sizes.cycle())
+        .map(|(number, size)| {
+            let path = from.join(number.to_string());
+            fs::write(&path, vec![number; size]).unwrap();
+            (
+                drop_pages(&path),
+                file_digest::of_bytes(&vec![number; size]),
+            )
+        })
+        .collect();
+    let met = Met::default();
+    let together = walk(2, &from, &met);
+    assert_eq!(together.summary.counts.files, 100);
+    for (file, _) in &files {
+        assert!(!is_cached(file));
+    }
+    let met = met.0.into_inner().unwrap();
+    for (number, (_, digest)) in (0..).zip(&files) {
+        assert_eq!(met[&number].0, *digest, "file {number}");
+    }
+}
+
+/// What the page cache holds is read from it: else it would have to reach the disk first.
+#[test]
+fn small_files_that_are_cached_are_not_read_from_the_disk() {
+    let Some(filesystem) = Filesystem::new("mkfs.ext4") else {
+        return;
+    };
+    let from = filesystem.path().join("from");
+    fs::create_dir(&from).unwrap();
+    for number in 0..20 {
+        fs::write(from.join(number.to_string()), vec![number; 5000]).unwrap();
+    }
+    let met = Met::default();
+    assert_eq!(walk(1, &from, &met).summary.counts.files, 20);
+    let met = met.0.into_inner().unwrap();
+    for number in 0..20 {
+        let (digest, read_bytes) = met[&number];
+        let content = vec![number; 5000];
+        assert_eq!(digest, file_digest::of_bytes(&content));
+        assert_eq!(read_bytes, 0, "it was read from the disk");
+    }
+}
+
+/// Files that change when they were read together already are read again.
+#[test]
+fn small_files_that_changed_are_read_again() {
+    let Some(filesystem) = filesystem_read_together() else {
+        return;
+    };
+    let from = filesystem.path().join("from");
+    fs::create_dir(&from).unwrap();
+    let paths: Vec<_> = (0..20)
+        .map(|number| from.join(number.to_string()))
+        .collect();
+    for path in &paths {
+        fs::write(path, vec![1; 5000]).unwrap();
+        drop_pages(path);
+    }
+    let changes = Changes(Mutex::new(paths));
+    let walked = walk(1, &from, changes);
+    assert!(walked.changed.paths.is_empty(), "{:?}", walked.changed);
+    assert_eq!(walked.summary.digest, digest(&from).summary.digest);
+}
+
 /// A directory is looked at again when the last of its files was read, whoever read it.
 #[test]
 fn an_entry_that_appears_is_told() {
@@ -191,6 +270,79 @@ impl WalkEnd for Grows {
             file.write_all(b"more").unwrap();
         }
         true
+    }
+}
+
+/// A filesystem whose small files are read together.
+fn filesystem_read_together() -> Option<Filesystem> {
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
+    let mut numbers = release
+        .split(|it: char| !it.is_ascii_digit())
+        .map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < (6, 5) => {
+            skip("before Linux 6.5 small files are read one by one")
+        }
+        _ => Filesystem::new("mkfs.ext4"),
+    }
+}
+
+/// Has the page cache forget a file.
+fn drop_pages(path: &Path) -> File {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    file
+}
+
+/// Whether the beginning of a file can be read without waiting for a disk.
+fn is_cached(file: &File) -> bool {
+    let mut byte = [0];
+    let (buffers, flags) = (&mut [IoSliceMut::new(&mut byte)], ReadWriteFlags::NOWAIT);
+    match rustix::io::preadv2(file, buffers, 0, flags) {
+        Ok(len) => len == 1,
+        Err(errno) => {
+            assert_eq!(errno, Errno::AGAIN);
+            false
+        }
+    }
+}
+
+/// Makes all files anew, shorter, longer or as long, when the first was read.
+struct Changes(Mutex<Vec<PathBuf>>);
+
+impl WalkEnd for Changes {
+    fn put(&self, _: Outgoing) -> bool {
+        true
+    }
+
+    fn file(&self, path: &[u8], _: Digest) {
+        let name = str::from_utf8(path).unwrap();
+        let others = std::mem::take(&mut *self.0.lock().unwrap());
+        let others = others.iter().filter(|other| !other.ends_with(name));
+        for (other, size) in others.zip([0, 4096, 5000, 9000, 300_000].into_iter().cycle()) {
+            fs::write(other, vec![2; size]).unwrap();
+        }
+    }
+}
+
+/// The digests of files whose names are numbers, and how many bytes their thread had read from disks.
+#[derive(Default)]
+struct Met(Mutex<HashMap<u8, (Digest, u64)>>);
+
+impl WalkEnd for &Met {
+    fn put(&self, _: Outgoing) -> bool {
+        true
+    }
+
+    fn file(&self, path: &[u8], digest: Digest) {
+        let number = str::from_utf8(path).unwrap().parse().unwrap();
+        let counts = fs::read_to_string("/proc/thread-self/io").unwrap();
+        let mut counts = counts.lines();
+        let read_bytes = counts.find_map(|count| count.strip_prefix("read_bytes: "));
+        let read_bytes = read_bytes.unwrap().parse().unwrap();
+        self.0.lock().unwrap().insert(number, (digest, read_bytes));
     }
 }
 

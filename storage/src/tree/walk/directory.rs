@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{Advice, FileType, OFlags, RawDir, Stat};
+use rustix::fs::{FileType, OFlags, RawDir, Stat};
 use volferry_protocol::tree::fidelity::FidelityClass;
 use volferry_protocol::tree::path::{Name, TreePath, join, show};
 use volferry_protocol::tree::record::Record;
@@ -15,7 +15,7 @@ use super::super::directories::open_quietly;
 use super::super::metadata::Handle as MetadataHandle;
 use super::super::names::{Batch, Names};
 use super::super::{LOST_AND_FOUND, TreeError, is_staging};
-use super::inode::{is_changed, is_large, size_of};
+use super::inode::{is_changed, is_large};
 use super::{Stop, WalkEnd, Worker, lock};
 use crate::error::Operation;
 
@@ -28,9 +28,6 @@ const DEPTH_MAX: u32 = 40;
 
 /// Batches of names that may wait for a thread.
 const BATCHES_MAX: usize = 64;
-
-/// Bytes of small files that a thread asks of the disk before it reads them.
-const AHEAD_MAX: u64 = 2 << 20;
 
 /// Bytes of names that are asked of the kernel at once.
 const NAMES_LEN: usize = 32 << 10;
@@ -227,8 +224,7 @@ impl<End: WalkEnd> Worker<'_, End> {
 
     fn read_names_of(&mut self, listing: &Listing, batch: &Batch) -> Result<(), Stop> {
         let directory = &listing.directory;
-        let mut opened = Vec::with_capacity(batch.len());
-        let mut ahead_bytes = 0;
+        let (mut small, mut large) = (Vec::with_capacity(batch.len()), Vec::new());
         for (name, is_regular) in batch.iter() {
             if !is_regular {
                 self.read_special(directory, name)?;
@@ -237,19 +233,13 @@ impl<End: WalkEnd> Worker<'_, End> {
             let Some(file) = self.open_file(directory, name)? else {
                 continue;
             };
-            if !is_large(&file.stat) && ahead_bytes < AHEAD_MAX && batch.len() > 1 {
-                ahead_bytes += size_of(&file.stat);
-                // A filesystem that doesn't read ahead reads when it is asked to.
-                let _advice = rustix::fs::fadvise(&file.file, 0, None, Advice::WillNeed);
-            }
-            opened.push(file);
-        }
-        for file in opened {
-            self.read_file(file)?;
-            if self.walk.is_stopped.load(Ordering::Relaxed) {
-                return Err(Stop::Unwanted);
+            match is_large(&file.stat) {
+                true => large.push(file),
+                false => small.push(file),
             }
         }
+        self.read_small_files(small)?;
+        self.read_in_turn(large)?;
         self.end_part(listing)
     }
 

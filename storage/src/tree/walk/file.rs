@@ -22,7 +22,7 @@ use super::inode::{is_changed, is_large, key_of, open_for_reading, read_up_to, s
 use super::offers::stamp_of;
 use super::{ATTEMPTS, Stop, WalkEnd, Worker, lock, name_of};
 use crate::error::Operation;
-use crate::handle::advise;
+use crate::handle::{advise, set_direct};
 
 /// The number and the key of an inode among those with several names.
 pub(super) type Group = Option<(u64, InodeKey)>;
@@ -76,6 +76,17 @@ impl<End: WalkEnd> Worker<'_, End> {
             group: None,
             attempt: 1,
         }))
+    }
+
+    /// Reads files one after the other, as long as somebody wants more.
+    pub(super) fn read_in_turn(&mut self, files: Vec<Opened<'_>>) -> Result<(), Stop> {
+        for file in files {
+            self.read_file(file)?;
+            if self.walk.is_stopped.load(Ordering::Relaxed) {
+                return Err(Stop::Unwanted);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn read_file(&mut self, mut opened: Opened<'_>) -> Result<(), Stop> {
@@ -185,6 +196,45 @@ impl<End: WalkEnd> Worker<'_, End> {
                 return self.begin_large(opened);
             }
         };
+        let sent = self.send_small(opened, metadata, &mut content);
+        self.content = content;
+        sent
+    }
+
+    /// Takes in a file with one name, whose content was just read.
+    pub(super) fn take_small(
+        &mut self,
+        opened: Opened<'_>,
+        content: &mut [u8],
+    ) -> Result<(), Stop> {
+        let Opened {
+            path, file, stat, ..
+        } = &opened;
+        let metadata = self.metadata(stat, MetadataHandle::Open(file.as_fd()), path)?;
+        let after = self.stat(file, path)?;
+        match is_changed(stat, &after) {
+            true => self.read_again(opened),
+            false => self.send_small(opened, metadata, content),
+        }
+    }
+
+    /// Reads a file for which reading it together with others wasn't enough.
+    pub(super) fn read_again(&mut self, mut opened: Opened<'_>) -> Result<(), Stop> {
+        // A buffer of any length and place is not for direct transfers.
+        set_direct(&opened.file, false)
+            .map_err(|error| self.error(Operation::Read, &opened.path, error))?;
+        opened.attempt += 1;
+        opened.stat = self.stat(&opened.file, &opened.path)?;
+        self.read_file(opened)
+    }
+
+    /// Sends a small file.
+    fn send_small(
+        &mut self,
+        opened: Opened<'_>,
+        metadata: Metadata,
+        content: &mut [u8],
+    ) -> Result<(), Stop> {
         let Opened {
             directory,
             name,
@@ -193,15 +243,15 @@ impl<End: WalkEnd> Worker<'_, End> {
             group,
             ..
         } = opened;
-        let digest = file_digest::of_bytes(&content);
-        let zero_map = ZeroMap::scan(&content);
+        let digest = file_digest::of_bytes(content);
+        let zero_map = ZeroMap::scan(content);
         let data_len = zero_map.data_len();
         let size = u64::from(zero_map.chunk_len());
         self.walk.bytes_seen.fetch_add(size, Ordering::Relaxed);
         for bytes in [&self.walk.data_bytes, &self.walk.sent_bytes] {
             bytes.fetch_add(u64::from(data_len), Ordering::Relaxed);
         }
-        squeeze(&mut content, &zero_map);
+        squeeze(content, &zero_map);
         self.add(&path, &Content::File { size, digest }, &metadata, group);
         self.walk.end.file(&path, digest);
         let record = Record::File {
@@ -211,9 +261,7 @@ impl<End: WalkEnd> Worker<'_, End> {
             zero_map,
             data: content.get(..data_len as usize).unwrap_or_default(),
         };
-        let emitted = self.emit(&directory.path, &record);
-        self.content = content;
-        emitted
+        self.emit(&directory.path, &record)
     }
 
     /// Reads what is neither a directory nor a regular file, without opening it.
