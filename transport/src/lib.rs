@@ -47,6 +47,7 @@ pub use mint::mint;
 pub use name::{PeerName, Role};
 pub use quic::Congestion;
 pub use rejection::{Class, Refusal, Rejection};
+pub use socket::listen;
 pub use stream::SecureStream;
 pub use tls::{ALPN, RecordPair, TlsFailure, set_process_default};
 

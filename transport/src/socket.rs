@@ -1,12 +1,13 @@
-//! How our TCP sockets are set up.
+//! How our sockets are set up.
 //!
 //! Buffer sizes are left to the kernel, which tunes them to the path as long as nobody sets them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use rustix::io::Errno;
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::warn;
 
@@ -59,28 +60,59 @@ pub(crate) fn congestion_of(stream: &TcpStream) -> Option<String> {
     String::from_utf8(name.to_vec()).ok()
 }
 
-/// Opens a port. `[::]` takes IPv4 as well, whatever the system's default is.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
-    }
+/// Opens a TCP port. `[::]` takes IPv4 as well, and is `0.0.0.0` where the kernel has no IPv6.
+///
+/// # Errors
+/// When the address is taken or isn't this machine's.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // So that a restarted agent gets its port back while old connections linger in TIME-WAIT.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    let socket = bound(address, Type::STREAM, |socket| {
+        socket.set_reuse_address(true)
+    })?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
+/// A socket at this address that doesn't block, prepared before it gets there. `[::]` takes IPv4 as well,
+/// whatever the system's default is, and is `0.0.0.0` where the kernel has no IPv6.
+pub(crate) fn bound(
+    address: SocketAddr,
+    kind: Type,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+) -> io::Result<Socket> {
+    or_without_ipv6(address, |address| {
+        let socket = Socket::new(Domain::for_address(address), kind, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        prepare(&socket)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok(socket)
+    })
+}
+
+/// Opens `address`, or where that is `[::]` and the kernel was started with `ipv6.disable=1`, `0.0.0.0`.
+fn or_without_ipv6<T>(
+    address: SocketAddr,
+    open: impl Fn(SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
+    let is_any = address.is_ipv6() && address.ip().is_unspecified();
+    match open(address) {
+        Err(error) if is_any && lacks_ipv6(&error) => {
+            open((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        opened => opened,
+    }
+}
+
+fn lacks_ipv6(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[tokio::test]
@@ -107,5 +139,35 @@ mod tests {
             // One that is not allowed may be given to root all the same.
             assert!(now == name || (!is_allowed && before.starts_with(now.as_bytes())));
         }
+    }
+
+    #[test]
+    fn any_address_is_one_of_ipv4_where_there_is_no_ipv6() {
+        let check = |address: &str, errno: Errno, expected: Result<&str, Errno>| {
+            let opened = or_without_ipv6(address.parse().unwrap(), |address| {
+                if address.is_ipv6() {
+                    Err(errno.into())
+                } else {
+                    Ok(address.to_string())
+                }
+            });
+            let opened = opened.map_err(|error| Errno::from_io_error(&error).unwrap());
+            assert_eq!(opened, expected.map(str::to_owned), "{address} {errno}");
+        };
+        check("[::]:7700", Errno::AFNOSUPPORT, Ok("0.0.0.0:7700"));
+        check("[::]:7700", Errno::ADDRNOTAVAIL, Ok("0.0.0.0:7700"));
+        check("[::]:7700", Errno::ADDRINUSE, Err(Errno::ADDRINUSE));
+        // Who names an address means it.
+        check("[::1]:7700", Errno::ADDRNOTAVAIL, Err(Errno::ADDRNOTAVAIL));
+        check("10.0.0.1:1", Errno::AFNOSUPPORT, Ok("10.0.0.1:1"));
+    }
+
+    #[test]
+    fn any_address_takes_ipv4_too() {
+        let socket = bound("[::]:0".parse().unwrap(), Type::STREAM, |_| Ok(())).unwrap();
+        socket.listen(1).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, address.port()));
+        assert!(stream.is_ok(), "{stream:?}");
     }
 }

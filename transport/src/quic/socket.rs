@@ -9,7 +9,9 @@ use std::task::{Context, Poll};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use rustix::net::sockopt::{ip_mtu, ipv6_mtu};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Type;
+
+use crate::socket::bound;
 
 /// The largest packet there can be: IPv4 counts in 16 bits, its own header and that of UDP included.
 pub(super) const PACKET_LEN_MAX: u16 = u16::MAX - IPV4_UDP_LEN;
@@ -30,21 +32,14 @@ const SOCKET_BUFFER_LEN: usize = 4 << 20;
 pub(super) struct BundlingSocket(Arc<dyn AsyncUdpSocket>);
 
 impl BundlingSocket {
-    /// Opens a UDP port. `[::]` takes IPv4 as well, whatever the system's default is.
+    /// Opens a UDP port.
     pub(super) fn open(address: SocketAddr) -> io::Result<Arc<Self>> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::DGRAM,
-            Some(Protocol::UDP),
-        )?;
-        if address.is_ipv6() {
-            socket.set_only_v6(!address.ip().is_unspecified())?;
-        }
-        // A smaller buffer is slower, and no reason to fail.
-        let _granted = socket.set_recv_buffer_size(SOCKET_BUFFER_LEN);
-        let _granted = socket.set_send_buffer_size(SOCKET_BUFFER_LEN);
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
+        let socket = bound(address, Type::DGRAM, |socket| {
+            // A smaller buffer is slower, and no reason to fail.
+            let _granted = socket.set_recv_buffer_size(SOCKET_BUFFER_LEN);
+            let _granted = socket.set_send_buffer_size(SOCKET_BUFFER_LEN);
+            Ok(())
+        })?;
         TokioRuntime
             .wrap_udp_socket(socket.into())
             .map(|socket| Arc::new(Self(socket)))
