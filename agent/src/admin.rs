@@ -180,6 +180,6 @@ const LIMIT_TEXT_LEN_MAX: usize = 64;
 ///
 /// # Errors
 /// When the address is taken or isn't this machine's.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    volferry_transport::listen(address)
 }

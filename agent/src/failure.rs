@@ -28,6 +28,13 @@ pub fn of_storage(end: End, error: &StorageError) -> Failure {
         (End::Target, StorageError::IoAt { .. } | StorageError::WritesLost { .. }) => {
             FailureCode::TargetWrite
         }
+        (
+            End::Target,
+            StorageError::Io {
+                operation: Operation::Flush,
+                ..
+            },
+        ) => FailureCode::TargetWrite,
         (End::Target, _) => FailureCode::TargetOpen,
     };
     let mut text = format!("{} volume: {}", end.label(), chain(error));

@@ -15,6 +15,7 @@ pub mod failure;
 pub mod metrics;
 pub mod options;
 pub mod outcome;
+pub mod output_files;
 pub mod patience;
 pub mod pressure;
 pub mod progress;

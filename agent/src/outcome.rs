@@ -98,19 +98,6 @@ pub fn write(outcome: &Outcome, path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Checks that [`write()`] will be able to write to `path`: at the end of a long clone is no time to
-/// find out. Creates the file, and leaves alone what it holds.
-///
-/// # Errors
-/// When the file can't be written; the failure says so.
-pub fn check_writable(path: &Path) -> Result<(), Failure> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map(drop).map_err(|error| {
-        let text = format!("the receipt {} can't be written: {error}", path.display());
-        Failure::new(FailureCode::Usage, text)
-    })
-}
-
 /// The exit code of an agent that ended so.
 #[must_use]
 pub fn exit_code(outcome: &Outcome) -> ExitCode {

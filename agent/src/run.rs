@@ -1,6 +1,7 @@
 //! Runs an agent as a program: a runtime, signals, the admin port, the outcome.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::cpu::{CountedThread, CpuMeter, peak_memory_bytes};
 use crate::metrics::Metrics;
 use crate::options::AgentOptions;
 use crate::outcome::{self, Outcome};
+use crate::output_files::OutputFiles;
 use crate::patience::{Patience, PatienceLimits};
 use crate::pressure::Pressure;
 use crate::progress::{End, Progress};
@@ -106,11 +108,21 @@ pub fn runtime(end: End, cpu: &CpuMeter) -> std::io::Result<Runtime> {
         .build()
 }
 
+/// What an agent reads or writes besides what its [`AgentOptions`] name.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// The volume.
+    pub volume: &'a Path,
+    /// The manifest that it writes.
+    pub manifest: Option<&'a Path>,
+}
+
 /// Runs `work` until it ends or a signal comes, and leaves its outcome in the file, the log and
 /// the exit code.
 pub fn run_program<Work>(
     end: End,
     options: &AgentOptions,
+    files: Files<'_>,
     clone_id: Result<Uuid, Failure>,
     work: impl FnOnce(Context) -> Work,
 ) -> ExitCode
@@ -118,11 +130,14 @@ where
     Work: Future<Output = Outcome>,
 {
     telemetry::start(options.log_format, &options.log);
-    let writable = options
-        .receipt
-        .as_deref()
-        .map_or(Ok(()), outcome::check_writable);
-    let outcome = writable
+    let mut outputs = OutputFiles::beside(vec![files.volume]);
+    let receipt = options.receipt.as_deref();
+    let kept = outputs.add("receipt", receipt);
+    // One that would be written over the volume isn't.
+    let receipt = receipt.filter(|_| kept.is_ok());
+    let outcome = kept
+        .and_then(|()| outputs.add("manifest", files.manifest))
+        .and_then(|()| outputs.add("trace", options.trace.as_deref()))
         .and_then(|()| yield_to_others(options))
         .and(clone_id)
         .and_then(|clone_id| run_work(end, options, clone_id, work));
@@ -141,7 +156,7 @@ where
             "{failure}"
         ),
     }
-    if let Some(path) = &options.receipt
+    if let Some(path) = receipt
         && let Err(error) = outcome::write(&outcome, path)
     {
         tracing::error!(path = %path.display(), %error, "the receipt can't be written");
@@ -188,7 +203,7 @@ where
         let admin = context.admin.clone();
         admin.allow_control(options.admin_control);
         let listener = match options.admin_listen {
-            Some(address) => Some(bind_admin(address).await.map_err(|error| {
+            Some(address) => Some(bind_admin(address).map_err(|error| {
                 let text = format!("the admin port {address} can't be bound: {error}");
                 Failure::new(FailureCode::Usage, text)
             })?),
@@ -244,8 +259,8 @@ fn open_pressure(percent: u8) -> Result<(Pressure, f64), Failure> {
 }
 
 /// Binds the admin port, and logs which one it is: port 0 takes a free one.
-async fn bind_admin(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = admin::bind(address).await?;
+fn bind_admin(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = admin::bind(address)?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "serving the admin port");
     Ok(listener)

@@ -1,5 +1,6 @@
 //! One way to ask an agent to end: SIGTERM, SIGINT, or whoever runs it in-process.
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -41,7 +42,10 @@ impl ShutdownTrigger {
 /// # Panics
 /// When it is called outside of a runtime.
 pub fn signalled() -> impl Future<Output = ()> {
-    let caught = signal(SignalKind::terminate())
+    // A write beyond RLIMIT_FSIZE shall fail and say so (EFBIG), not end the process without a word.
+    let too_large = signal(SignalKind::from_raw(Signal::XFSZ.as_raw()));
+    let caught = too_large
+        .and_then(|_never_awaited| signal(SignalKind::terminate()))
         .and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
     async {
         let (mut terminate, mut interrupt) = match caught {

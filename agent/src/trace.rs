@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::Failure;
 use volferry_protocol::waits::Waits;
 
+use crate::output_files::unwritable;
 use crate::progress::{End, Progress, Report};
 
 /// Between two samples of a trace, in milliseconds: short enough to show a flush, long enough that
@@ -137,10 +138,7 @@ impl Recorder {
             };
             line(&mut file, &header).map(|()| file)
         };
-        let file = create().map_err(|error| {
-            let text = format!("the trace {} can't be written: {error}", path.display());
-            Failure::new(FailureCode::Usage, text)
-        })?;
+        let file = create().map_err(|error| unwritable("trace", path, &error))?;
         Ok(Self {
             path: path.to_owned(),
             file: Some(file),

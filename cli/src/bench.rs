@@ -3,13 +3,14 @@
 mod pod;
 
 use std::cell::RefCell;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 use volferry_agent::options::{TransportOptions, TreeOptions, parse_duration, parse_size};
+use volferry_agent::output_files::{self, OutputFiles};
 use volferry_agent::trace::{self, Sample};
 use volferry_benchmark::compare::Comparison;
 use volferry_benchmark::profile::Profile;
@@ -173,9 +174,9 @@ fn measure(arguments: &RunArguments) -> Result<(), Failure> {
     if source.is_dir() {
         refuse_nested(source, target)?;
     }
-    for path in [&arguments.report, &arguments.html].into_iter().flatten() {
-        check_writable(path)?;
-    }
+    let mut outputs = OutputFiles::beside(vec![source, target]);
+    outputs.add("report", arguments.report.as_deref())?;
+    outputs.add("page", arguments.html.as_deref())?;
     let settings = settings(arguments, source, target);
     let pair = Pair {
         tuning: settings.tuning,
@@ -192,15 +193,17 @@ fn measure(arguments: &RunArguments) -> Result<(), Failure> {
         let text = format!("the report can't be made JSON: {error}");
         Failure::internal(text)
     })?;
+    // What is to be kept first: nobody may read the other.
+    if let Some(path) = &arguments.report {
+        output_files::write("report", path, &json)?;
+    }
+    if let Some(path) = &arguments.html {
+        output_files::write("page", path, &page::render(&[(&name_of(path), &report)]))?;
+    }
     match arguments.json {
         true => output::line(json.trim_end()),
         false => output::line(table::render(&report).trim_end()),
     }
-    if let Some(path) = &arguments.report {
-        write(path, &json)?;
-    }
-    let page = |path: &PathBuf| write(path, &page::render(&[(&name_of(path), &report)]));
-    arguments.html.as_ref().map_or(Ok(()), page)
 }
 
 fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings {
@@ -210,7 +213,7 @@ fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings 
         target: target.to_owned(),
         scratch: arguments.scratch.clone(),
         overwrite: arguments.overwrite,
-        profiles: arguments.profile.clone(),
+        profiles: once_each(&arguments.profile),
         size: arguments.size,
         files: arguments.files,
         seed: arguments.seed,
@@ -227,6 +230,17 @@ fn settings(arguments: &RunArguments, source: &Path, target: &Path) -> Settings 
             ..defaults
         },
     }
+}
+
+/// Without those that come twice: each is made and cloned by its name.
+fn once_each(profiles: &[Profile]) -> Vec<Profile> {
+    let mut once = Vec::new();
+    for profile in profiles {
+        if !once.contains(profile) {
+            once.push(*profile);
+        }
+    }
+    once
 }
 
 /// Both agents in this process.
@@ -290,9 +304,10 @@ fn compare(arguments: &CompareArguments) -> Result<(), Failure> {
         .map(|(name, report)| (name.as_str(), report))
         .collect();
     let comparison = Comparison::of(&named);
-    output::line(table::render_comparison(&comparison).trim_end());
-    let page = |path: &PathBuf| write(path, &page::render(&named));
-    arguments.html.as_ref().map_or(Ok(()), page)
+    if let Some(path) = &arguments.html {
+        output_files::write("page", path, &page::render(&named))?;
+    }
+    output::line(table::render_comparison(&comparison).trim_end())
 }
 
 fn draw(arguments: &TraceArguments) -> Result<(), Failure> {
@@ -303,7 +318,11 @@ fn draw(arguments: &TraceArguments) -> Result<(), Failure> {
             format!("{path} can't be read as a trace: {error}"),
         )
     })?;
-    write(&arguments.html, &page::render_trace(&header, &samples))
+    output_files::write(
+        "page",
+        &arguments.html,
+        &page::render_trace(&header, &samples),
+    )
 }
 
 fn name_of(path: &Path) -> String {
@@ -323,19 +342,4 @@ fn read_text(path: &Path) -> Result<String, Failure> {
         let text = format!("{} can't be read: {error}", path.display());
         Failure::new(FailureCode::Usage, text)
     })
-}
-
-/// That a file can't be written should be told before anything is measured.
-fn check_writable(path: &Path) -> Result<(), Failure> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map(drop).map_err(|error| unwritable(path, &error))
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    let text = format!("{} can't be written: {error}", path.display());
-    Failure::new(FailureCode::Usage, text)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    fs::write(path, text).map_err(|error| unwritable(path, &error))
 }

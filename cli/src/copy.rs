@@ -7,11 +7,12 @@ use clap::{ArgGroup, Args, ValueEnum};
 use uuid::Uuid;
 use volferry_agent::options::{TransportOptions, TreeOptions, parse_part, parse_size};
 use volferry_agent::outcome;
+use volferry_agent::output_files::{self, OutputFiles};
 use volferry_agent::trace::{Recorder, Sample};
 use volferry_protocol::compression::Wanted;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_source_agent::SourceConfig;
-use volferry_storage::tree::disk_image_in;
+use volferry_storage::tree::{DISK_IMAGE, disk_image_in};
 use volferry_storage::{TargetOptions, same_volume};
 use volferry_target_agent::options::ResumeOptions;
 use volferry_target_agent::{Reflink, TargetConfig};
@@ -121,31 +122,35 @@ enum When {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    arguments
-        .receipt
-        .as_deref()
-        .map_or(Ok(()), outcome::check_writable)?;
+    let volumes = vec![arguments.source.as_path(), arguments.target.as_path()];
+    let mut outputs = OutputFiles::beside(volumes);
+    outputs.add("receipt", arguments.receipt.as_deref())?;
+    outputs.add("manifest", arguments.manifest.as_deref())?;
+    outputs.add("trace", arguments.trace.as_deref())?;
     let outcome = copy(arguments);
-    if let Ok(receipt) = &outcome {
-        if arguments.json {
-            output::line(outcome::to_json(&outcome).trim_end());
-        } else {
-            output::line(&output::describe_receipt(receipt));
-        }
-    }
     let written = arguments.receipt.as_deref().map_or(Ok(()), |path| {
-        outcome::write(&outcome, path).map_err(|error| {
-            let text = format!("the receipt {} can't be written: {error}", path.display());
-            Failure::new(FailureCode::Usage, text)
-        })
+        outcome::write(&outcome, path)
+            .map_err(|error| output_files::unwritable("receipt", path, &error))
     });
-    outcome.and(written)
+    // Last: what reads it may have gone.
+    let printed = outcome.as_ref().map_or(Ok(()), |receipt| {
+        if arguments.json {
+            output::line(outcome::to_json(&outcome).trim_end())
+        } else {
+            output::line(&output::describe_receipt(receipt))
+        }
+    });
+    outcome.map(drop).and(written).and(printed)
 }
 
 fn copy(arguments: &Arguments) -> outcome::Outcome {
     refuse_same(&arguments.source, &arguments.target)?;
     let image = image_for(&arguments.source, &arguments.target);
     let source_path = image.as_deref().unwrap_or(&arguments.source);
+    // What is read and what is written, where a directory only holds it.
+    let written = arguments.target.join(DISK_IMAGE);
+    refuse_same(source_path, &arguments.target)?;
+    refuse_same(source_path, &written)?;
     if source_path.is_dir() {
         refuse_nested(&arguments.source, &arguments.target)?;
         make_directory(&arguments.target)?;

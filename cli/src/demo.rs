@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use volferry_agent::options::TransportOptions;
+use volferry_benchmark::stop::Stop;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_source_agent::SourceConfig;
 use volferry_source_agent::digest::OpenVolume;
@@ -38,7 +39,10 @@ pub(crate) fn run() -> Result<(), Failure> {
         directory.path().join("source.img"),
         directory.path().join("target.img"),
     );
-    make_sample(&source).map_err(|error| failed("make its sample volume", error))?;
+    // Caught from here on, so that the directory is removed whatever comes.
+    let stop = Stop::on_signal()?;
+    make_sample(&source, &stop).map_err(|error| failed("make its sample volume", error))?;
+    stop.check()?;
     let allocated = |path: &Path| {
         let metadata = path
             .metadata()
@@ -50,8 +54,8 @@ pub(crate) fn run() -> Result<(), Failure> {
         human_bytes(VOLUME_SIZE),
         allocated(&source)?,
         source.display()
-    ));
-    output::line("Two agents clone it over mutually authenticated TLS 1.3 on loopback ...\n");
+    ))?;
+    output::line("Two agents clone it over mutually authenticated TLS 1.3 on loopback ...\n")?;
     let receipt = pair::clone(
         uuid::Uuid::new_v4(),
         SourceConfig::new(source),
@@ -59,7 +63,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         TransportOptions::default(),
         |_source, _target| {},
     )?;
-    output::line(&output::describe_receipt(&receipt));
+    output::line(&output::describe_receipt(&receipt))?;
 
     let volume = OpenVolume::open(
         &target,
@@ -87,16 +91,15 @@ pub(crate) fn run() -> Result<(), Failure> {
          To clone something of your own:  volferry copy SRC DST --receipt receipt.json\n\
          To prove it again at any time:   volferry verify DST --receipt receipt.json",
         allocated(&target)?
-    ));
-    Ok(())
+    ))
 }
 
-/// A sparse file with islands of bytes that don't compress.
-fn make_sample(path: &Path) -> std::io::Result<()> {
+/// A sparse file with islands of bytes that don't compress, cut short when the end is asked for.
+fn make_sample(path: &Path, stop: &Stop) -> std::io::Result<()> {
     let file = File::create_new(path)?;
     file.set_len(VOLUME_SIZE)?;
     let mut island = vec![0; ISLAND_LEN];
-    for number in 0..ISLANDS {
+    for number in (0..ISLANDS).take_while(|_| !stop.is_requested()) {
         let start = VOLUME_SIZE / ISLANDS * number + (1 << 20);
         fill(&mut island, start);
         file.write_all_at(&island, start)?;

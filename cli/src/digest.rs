@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use volferry_agent::options::{TreeOptions, parse_chunk_size};
+use volferry_agent::output_files::OutputFiles;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::ChunkSize;
@@ -64,6 +65,8 @@ struct PrintedTree {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut outputs = OutputFiles::beside(vec![&arguments.volume]);
+    outputs.add("manifest", arguments.manifest.as_deref())?;
     if arguments.volume.is_dir() {
         return run_on_tree(arguments);
     }
@@ -96,11 +99,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             chunk_size: geometry.chunk_size(),
         };
         let json = serde_json::to_string(&printed);
-        output::line(&json.map_err(|error| Failure::internal(error.to_string()))?);
+        output::line(&json.map_err(|error| Failure::internal(error.to_string()))?)
     } else {
-        output::line(&format!("{digest}  {}", arguments.volume.display()));
+        output::line(&format!("{digest}  {}", arguments.volume.display()))
     }
-    Ok(())
 }
 
 fn run_on_tree(arguments: &Arguments) -> Result<(), Failure> {
@@ -123,9 +125,8 @@ fn run_on_tree(arguments: &Arguments) -> Result<(), Failure> {
             selinux: terms.selinux,
         };
         let json = serde_json::to_string(&printed);
-        output::line(&json.map_err(|error| Failure::internal(error.to_string()))?);
+        output::line(&json.map_err(|error| Failure::internal(error.to_string()))?)
     } else {
-        output::line(&format!("{digest}  {}", arguments.volume.display()));
+        output::line(&format!("{digest}  {}", arguments.volume.display()))
     }
-    Ok(())
 }

@@ -48,8 +48,7 @@ pub(crate) fn run(command: &Command) -> Result<(), Failure> {
     output::line(&format!(
         "clone {clone_id}: credentials in {}",
         roles.join(", ")
-    ));
-    Ok(())
+    ))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -1,33 +1,43 @@
 //! What people and scripts read: lines on standard output, complaints on standard error, the
-//! progress bar.
+//! progress bar. That nobody reads them any more must not end a clone of hours.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this module is where printing is done"
-)]
-
-use std::io::IsTerminal;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use volferry_agent::progress::Report;
-use volferry_protocol::failure::Failure;
+use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::receipt::{Receipt, TreeReceipt};
 use volferry_protocol::waits::{Limit, limit_of_both};
 
-/// Prints a line on standard output.
-pub(crate) fn line(text: &str) {
-    println!("{text}");
+/// Prints a line on standard output. A reader that wants no more, such as `head`, is no failure.
+///
+/// # Errors
+/// When it can't be written, such as to a file on a full disk.
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let text = format!("standard output can't be written: {error}");
+            Err(Failure::new(FailureCode::Usage, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says something on standard error, if anybody hears it.
+fn say(text: &str) {
+    let _nobody_hears = writeln!(io::stderr(), "{text}");
 }
 
 /// Says on standard error why the command failed.
 pub(crate) fn complain(failure: &Failure) {
-    eprintln!(
+    say(&format!(
         "volferry: {} failure ({}): {failure}",
         failure.code.class(),
         failure.code.label()
-    );
+    ));
 }
 
 /// Shows progress: a bar on a terminal, a line every few seconds elsewhere.
@@ -43,7 +53,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 impl Meter {
     /// A meter on standard error.
     pub(crate) fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
+        if !io::stderr().is_terminal() {
             return Self::Lines {
                 next_at: Instant::now() + LINE_INTERVAL,
             };
@@ -64,7 +74,7 @@ impl Meter {
             }
             Self::Lines { next_at } if *next_at <= Instant::now() => {
                 *next_at += LINE_INTERVAL;
-                eprintln!("{}", describe(source, target));
+                say(&describe(source, target));
             }
             Self::Lines { .. } => {}
         }
@@ -85,7 +95,7 @@ pub(crate) struct Steps(Option<ProgressBar>);
 impl Steps {
     /// Nothing is done yet.
     pub(crate) fn new() -> Self {
-        Self(std::io::stderr().is_terminal().then(|| {
+        Self(io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{elapsed}  {msg}");
             bar.set_style(style.unwrap_or_else(|_bad| ProgressStyle::default_bar()));
@@ -97,7 +107,7 @@ impl Steps {
     pub(crate) fn show(&self, step: &str) {
         match &self.0 {
             Some(bar) => bar.set_message(step.to_owned()),
-            None => eprintln!("{step}"),
+            None => say(step),
         }
     }
 

@@ -62,8 +62,13 @@ pub(crate) fn clone(
     transport: TransportOptions,
     mut on_progress: impl FnMut(&Report, &Report),
 ) -> Outcome {
-    let identities = tempfile::tempdir()
-        .map_err(|error| Failure::internal(format!("no directory for the credentials: {error}")))?;
+    let identities = tempfile::tempdir().map_err(|error| {
+        let text = format!(
+            "no directory for the credentials can be made in {}: {error}; set TMPDIR to one that can be written",
+            std::env::temp_dir().display()
+        );
+        Failure::new(FailureCode::Usage, text)
+    })?;
     mint(clone_id, VALIDITY)
         .and_then(|minted| minted.write_to(&identities.path().join("clone")))
         .map_err(|error| Failure::internal(format!("the credentials can't be made: {error}")))?;

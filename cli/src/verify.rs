@@ -16,14 +16,15 @@ use volferry_protocol::tree::set_digest::TreeCounts;
 use volferry_source_agent::SourceConfig;
 use volferry_source_agent::digest::{Found, OpenVolume};
 use volferry_source_agent::tree::digest::DigestOptions;
+use volferry_storage::tree::disk_image_in;
 
 use crate::output;
 
 /// Arguments of `volferry verify`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The volume: a block device, a raw image file, or a directory. What lies behind the receipt's
-    /// volume on a larger device or file is not looked at
+    /// The volume: a block device, a raw image file, or a directory, also one that a volume was cloned
+    /// into. What lies behind the receipt's volume on a larger device or file is not looked at
     volume: PathBuf,
 
     /// The receipt of the clone, as JSON
@@ -52,25 +53,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let manifest = manifest
         .map(|path| read_manifest(path, &receipt))
         .transpose()?;
+    // A volume that was cloned into a directory.
+    let image = disk_image_in(&arguments.volume);
+    let path = image.as_deref().unwrap_or(&arguments.volume);
     let volume = OpenVolume::open(
-        &arguments.volume,
+        path,
         !arguments.buffered,
         receipt.chunk_size,
         Some(receipt.logical_bytes),
     )?;
     let mut differing = ChunkSet::default();
-    let defaults = SourceConfig::new(arguments.volume.clone());
+    let defaults = SourceConfig::new(path.to_owned());
+    let path = path.display();
     let digest = volume.digest(defaults.readers, defaults.memory_bytes, |found| {
         if let Some(manifest) = &manifest {
             compare(manifest, found, &mut differing);
         }
     })?;
     if digest == receipt.digest {
-        let path = arguments.volume.display();
-        output::line(&format!("{path} is what the receipt says: digest {digest}"));
-        return Ok(());
+        return output::line(&format!("{path} is what the receipt says: digest {digest}"));
     }
-    let path = arguments.volume.display();
     let mut text = format!(
         "{path} has digest {digest}, the receipt says {}",
         receipt.digest
@@ -106,8 +108,7 @@ fn verify_tree(
     let found = volferry_source_agent::tree::digest::digest(&arguments.volume, &options)?;
     let (path, digest) = (arguments.volume.display(), found.digest);
     if digest == receipt.digest {
-        output::line(&format!("{path} is what the receipt says: digest {digest}"));
-        return Ok(());
+        return output::line(&format!("{path} is what the receipt says: digest {digest}"));
     }
     let describe = |counts: TreeCounts| {
         format!(

@@ -10,8 +10,7 @@ use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::range_set::ChunkSet;
 use volferry_storage::{Source, StorageError};
 
-/// The most chunks in one zero range: the target zeroes a range in one call, and between two calls
-/// it tells its progress and can be ended.
+/// The most chunks in one zero range. The target zeroes it in pieces, but has to take it in whole.
 const ZERO_RANGE_MAX: u64 = 4096;
 
 /// A piece of work for a reader.

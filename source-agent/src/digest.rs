@@ -12,7 +12,7 @@ use volferry_protocol::digest::{ChunkRefused, Digest, DigestTree};
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, ChunkSize, Geometry};
 use volferry_protocol::range_set::ChunkSet;
-use volferry_storage::{BufferPool, Source, SourceOptions, open_source};
+use volferry_storage::{BufferPool, Generation, Source, SourceOptions, open_source};
 
 use crate::cursor::Cursor;
 use crate::readers::{Outgoing, Readers};
@@ -70,7 +70,7 @@ impl OpenVolume {
     /// piece, and gives the volume's digest. Blocks.
     ///
     /// # Errors
-    /// When the volume can't be read.
+    /// When the volume can't be read, or is a file that was written meanwhile.
     pub fn digest(
         &self,
         readers: usize,
@@ -82,6 +82,7 @@ impl OpenVolume {
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         let (queue_sender, queue) = async_channel::bounded(pool.buffer_count());
         let (failed_sender, mut failed) = mpsc::channel(1);
+        let before = self.generation()?;
         let source = Arc::clone(&self.source);
         let (skip, known) = <(ChunkSet, ChunkSet)>::default();
         let cursor = Cursor::new(Arc::clone(&source), self.geometry, skip, known);
@@ -99,6 +100,11 @@ impl OpenVolume {
         threads.start(readers, &CpuMeter::default())?;
         let mut tree = DigestTree::new(self.geometry);
         while let Ok(outgoing) = queue.recv_blocking() {
+            // The other readers would go on to the end of the volume.
+            if let Ok(error) = failed.try_recv() {
+                queue.close();
+                return Err(failure::of_storage(End::Source, &error));
+            }
             let found = match outgoing {
                 Outgoing::Chunk { index, digest, .. }
                 | Outgoing::Offer { index, digest }
@@ -112,9 +118,31 @@ impl OpenVolume {
         if let Ok(error) = failed.try_recv() {
             return Err(failure::of_storage(End::Source, &error));
         }
+        check_unchanged(&*self.source, &before)?;
         tree.volume_digest()
             .ok_or_else(|| Failure::internal("not every chunk of the volume was read"))
     }
+
+    fn generation(&self) -> Result<Generation, Failure> {
+        let generation = self.source.generation();
+        generation.map_err(|error| failure::of_storage(End::Source, &error))
+    }
+}
+
+/// A source that was written while it was read has no state that a digest or a clone could be of.
+pub(crate) fn check_unchanged(source: &dyn Source, before: &Generation) -> Result<(), Failure> {
+    let after = source
+        .generation()
+        .map_err(|error| failure::of_storage(End::Source, &error))?;
+    let mtime = |generation: &Generation| generation.file.map(|file| file.mtime_ns);
+    if after.size == before.size && mtime(&after) == mtime(before) {
+        return Ok(());
+    }
+    let text = format!(
+        "source volume: {} was written while it was read; stop what writes to it, or use a snapshot of it",
+        source.path().display()
+    );
+    Err(Failure::new(FailureCode::SourceChanged, text))
 }
 
 fn fold(tree: &mut DigestTree, found: Found) -> Result<(), ChunkRefused> {

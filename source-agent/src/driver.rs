@@ -22,6 +22,7 @@ use volferry_transport::Connector;
 use crate::compression::Compression;
 use crate::cursor::Cursor;
 use crate::data::Sent;
+use crate::digest::check_unchanged;
 use crate::manifest::ManifestFile;
 use crate::readers::{Outgoing, Readers};
 use crate::streams::{self, Streams};
@@ -305,20 +306,4 @@ impl<C: Connector + 'static> Session<'_, C> {
         };
         readers.start(self.config.readers, &self.context.cpu)
     }
-}
-
-/// A source that was written while it was read has no state that the clone could equal.
-fn check_unchanged(source: &dyn Source, before: &Generation) -> Result<(), Failure> {
-    let after = source
-        .generation()
-        .map_err(|error| failure::of_storage(End::Source, &error))?;
-    let mtime = |generation: &Generation| generation.file.map(|file| file.mtime_ns);
-    if after.size == before.size && mtime(&after) == mtime(before) {
-        return Ok(());
-    }
-    let text = format!(
-        "source volume: {} was written while it was read; stop what writes to it, or clone a snapshot",
-        source.path().display()
-    );
-    Err(Failure::new(FailureCode::SourceChanged, text))
 }

@@ -10,7 +10,7 @@ use volferry_agent::options::{
     AgentOptions, TransportOptions, TreeOptions, parse_chunk_size, parse_size,
 };
 use volferry_agent::progress::End;
-use volferry_agent::run::run_program;
+use volferry_agent::run::{Files, run_program};
 use volferry_protocol::compression::Wanted;
 use volferry_protocol::geometry::ChunkSize;
 use volferry_source_agent::SourceConfig;
@@ -142,7 +142,11 @@ fn main() -> ExitCode {
         .with_transport(transport.transport.unwrap_or(TransportChoice::Tls))
         .with_congestion(transport.congestion);
     let clone_id = fits.and_then(|()| arguments.agent.clone_id());
-    run_program(End::Source, &arguments.agent, clone_id, |context| {
+    let files = Files {
+        volume: &arguments.volume,
+        manifest: arguments.manifest.as_deref(),
+    };
+    run_program(End::Source, &arguments.agent, files, clone_id, |context| {
         volferry_source_agent::run(config, context, dialer)
     })
 }

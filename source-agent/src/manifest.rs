@@ -1,11 +1,12 @@
 //! The manifest of a block volume as a file.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use volferry_agent::output_files::unwritable;
 use volferry_protocol::digest::Digest;
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::Failure;
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange, Geometry};
 use volferry_protocol::manifest::{chunk_line, first_line};
 use volferry_protocol::range_set::ChunkSet;
@@ -29,7 +30,7 @@ impl ManifestFile {
             file.write_all(first_line(geometry).as_bytes())?;
             Ok(file)
         };
-        let file = create().map_err(|error| cannot_write(path, &error))?;
+        let file = create().map_err(|error| unwritable("manifest", path, &error))?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -54,7 +55,7 @@ impl ManifestFile {
         }
         self.recorded.insert(ChunkRange::one(index));
         let written = self.file.write_all(chunk_line(index, digest).as_bytes());
-        written.map_err(|error| cannot_write(&self.path, &error))
+        written.map_err(|error| unwritable("manifest", &self.path, &error))
     }
 
     /// Makes the file complete and durable.
@@ -66,11 +67,6 @@ impl ManifestFile {
             .file
             .flush()
             .and_then(|()| self.file.get_ref().sync_all());
-        finished.map_err(|error| cannot_write(&self.path, &error))
+        finished.map_err(|error| unwritable("manifest", &self.path, &error))
     }
-}
-
-fn cannot_write(path: &Path, error: &io::Error) -> Failure {
-    let text = format!("the manifest {} can't be written: {error}", path.display());
-    Failure::new(FailureCode::Usage, text)
 }

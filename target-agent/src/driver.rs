@@ -352,9 +352,11 @@ where
                 self.end_frame(now);
             }
             Written::Differs => self.end_frame(now),
-            Written::Zero(chunks) => {
+            Written::Zero { chunks, is_last } => {
                 self.machine.handle_zero(now, chunks);
-                self.end_frame(now);
+                if is_last {
+                    self.end_frame(now);
+                }
             }
             Written::Flushed => self.machine.handle_flushed(now),
             Written::Journaled => self.machine.handle_journaled(now),

@@ -8,7 +8,7 @@ use clap::{ArgGroup, Parser};
 use volferry_agent::options::{AgentOptions, TransportOptions, TreeOptions, parse_part};
 use volferry_agent::outcome::Outcome;
 use volferry_agent::progress::End;
-use volferry_agent::run::{Context, run_program};
+use volferry_agent::run::{Context, Files, run_program};
 use volferry_storage::TargetOptions;
 use volferry_target_agent::options::ResumeOptions;
 use volferry_target_agent::{TargetConfig, listen};
@@ -116,7 +116,11 @@ fn main() -> ExitCode {
     let is_unix = address.network().is_none();
     let fits = transport.check_fits(is_unix);
     let clone_id = fits.and_then(|()| arguments.agent.clone_id());
-    run_program(End::Target, &arguments.agent, clone_id, |context| {
+    let files = Files {
+        volume: &arguments.volume,
+        manifest: None,
+    };
+    run_program(End::Target, &arguments.agent, files, clone_id, |context| {
         serve(config, context, address, credentials, transport)
     })
 }

@@ -24,6 +24,9 @@ use crate::journal::Journal;
 /// size one longer write costs less than two writes and a hole between them.
 const WRITTEN_ZERO_LEN_MAX: u32 = 64 << 10;
 
+/// Bytes that are zeroed by one call: seconds of work where the kernel has to write them.
+const ZEROED_AT_ONCE: u64 = 256 << 20;
+
 /// What a data connection received.
 #[derive(Debug)]
 #[expect(
@@ -58,7 +61,11 @@ pub(crate) enum Written {
         digest: Digest,
         data_len: u32,
     },
-    Zero(ChunkRange),
+    /// A piece of a range of zeros.
+    Zero {
+        chunks: ChunkRange,
+        is_last: bool,
+    },
     /// The volume holds the chunk that was offered.
     Matched {
         index: ChunkIndex,
@@ -156,9 +163,10 @@ impl Writers {
                     }
                 }
                 Incoming::Zero(chunks) => {
-                    let zero = || self.sink.zero(self.geometry.bytes_of(chunks));
-                    let zeroed = self.effort.io.time_blocking(zero);
-                    zeroed.map_or_else(Written::Failed, |()| Written::Zero(chunks))
+                    if !self.zero(chunks) {
+                        break;
+                    }
+                    continue;
                 }
                 Incoming::Offer {
                     index,
@@ -172,6 +180,24 @@ impl Writers {
                 break;
             }
         }
+    }
+
+    /// Zeroes a range, and tells each piece of it: where the storage has no quick way the kernel writes zeros, and
+    /// a clone that tells nothing for long counts as stalled. Whether anybody still listens.
+    fn zero(&self, chunks: ChunkRange) -> bool {
+        let piece_len = ZEROED_AT_ONCE / u64::from(self.geometry.chunk_size().bytes());
+        for piece in pieces(chunks, piece_len) {
+            let zero = || self.sink.zero(self.geometry.bytes_of(piece));
+            if let Err(error) = self.effort.io.time_blocking(zero) {
+                return self.tell(Written::Failed(error));
+            }
+            let is_last = piece.end == chunks.end;
+            let chunks = piece;
+            if !self.tell(Written::Zero { chunks, is_last }) {
+                return false;
+            }
+        }
+        true
     }
 
     fn write_chunk(
@@ -240,6 +266,20 @@ impl Writers {
     fn tell(&self, written: Written) -> bool {
         self.written.blocking_send(written).is_ok()
     }
+}
+
+/// The range in pieces of `len` chunks, at least one.
+fn pieces(chunks: ChunkRange, len: u64) -> impl Iterator<Item = ChunkRange> {
+    let mut start = chunks.start;
+    std::iter::from_fn(move || {
+        let end = start.0.saturating_add(len.max(1)).min(chunks.end.0);
+        let piece = ChunkRange {
+            start,
+            end: ChunkIndex(end),
+        };
+        start = piece.end;
+        (piece.start < piece.end).then_some(piece)
+    })
 }
 
 /// Writes the runs of a chunk that hold data and zeroes the others, unless the volume `is_fresh`: then
@@ -350,6 +390,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_range_is_cut_into_pieces_that_make_it_up() {
+        let range = |start, end| ChunkRange {
+            start: ChunkIndex(start),
+            end: ChunkIndex(end),
+        };
+        let cut = |chunks, len| pieces(chunks, len).collect::<Vec<_>>();
+        assert_eq!(cut(range(3, 10), 4), [range(3, 7), range(7, 10)]);
+        assert_eq!(cut(range(3, 7), 4), [range(3, 7)]);
+        assert_eq!(cut(range(3, 5), 0), [range(3, 4), range(4, 5)]);
+        assert_eq!(cut(range(3, 3), 4), []);
+        let end = u64::MAX;
+        assert_eq!(cut(range(end - 1, end), 4096), [range(end - 1, end)]);
     }
 
     #[test]

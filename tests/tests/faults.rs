@@ -57,7 +57,7 @@ fn a_source_that_is_written_meanwhile() {
     let held = HeldClone::start();
     volume::flip(&held.source_volume, 17);
     held.gate.open();
-    let words = ["was written while it was read", "clone a snapshot"];
+    let words = ["was written while it was read", "use a snapshot"];
     held.source.end().failed(3, &words);
     held.target.end().failed(3, &words);
     assert_eq!(

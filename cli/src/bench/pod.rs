@@ -125,8 +125,7 @@ impl EndArguments {
 fn tell(report: &EndReport) -> Result<(), Failure> {
     let text = serde_json::to_string(report)
         .map_err(|error| Failure::internal(format!("the report can't be made JSON: {error}")))?;
-    output::line(&text);
-    Ok(())
+    output::line(&text)
 }
 
 /// Prints the report in one line: as data, as tables, and as a page.
@@ -144,8 +143,7 @@ fn join(path: &Path) -> Result<(), Failure> {
         "page": page::render(&[("kubectl volferry bench", &report)]),
         "report": report,
     });
-    output::line(&all.to_string());
-    Ok(())
+    output::line(&all.to_string())
 }
 
 /// What the line with the report is called.

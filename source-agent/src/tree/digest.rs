@@ -21,7 +21,7 @@ use super::manifest::TreeManifest;
 pub struct DigestOptions<'a> {
     /// What counts.
     pub terms: TreeTerms,
-    /// Read large files past the page cache where the filesystem lets us.
+    /// Read past the page cache where the filesystem lets us.
     pub direct: bool,
     /// Threads that read.
     pub readers: usize,

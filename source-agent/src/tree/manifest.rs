@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use volferry_agent::output_files::unwritable;
 use volferry_protocol::digest::Digest;
-use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_protocol::failure::Failure;
 
 /// A manifest that is being written. The lines come in the order in which files were read.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub(crate) struct TreeManifest {
 impl TreeManifest {
     /// Creates the file, or empties it.
     pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
-        let file = File::create(path).map_err(|error| cannot_write(path, &error))?;
+        let file = File::create(path).map_err(|error| unwritable("manifest", path, &error))?;
         Ok(Self {
             path: path.to_owned(),
             file: BufWriter::new(file),
@@ -54,7 +55,7 @@ impl TreeManifest {
         let finished = written
             .and_then(|()| self.file.flush())
             .and_then(|()| self.file.get_ref().sync_all());
-        finished.map_err(|error| cannot_write(&self.path, &error))
+        finished.map_err(|error| unwritable("manifest", &self.path, &error))
     }
 }
 
@@ -78,11 +79,6 @@ fn line(path: &[u8], digest: Digest) -> Option<String> {
         .replace('\n', "\\n")
         .replace('\r', "\\r");
     Some(format!("\\{digest}  {escaped}\n"))
-}
-
-fn cannot_write(path: &Path, error: &io::Error) -> Failure {
-    let text = format!("the manifest {} can't be written: {error}", path.display());
-    Failure::new(FailureCode::Usage, text)
 }
 
 #[cfg(test)]
