@@ -33,7 +33,7 @@ pub(crate) struct CeilingsArgs {
     /// Bytes that are read and written each time.
     #[arg(long, default_value = "1GiB")]
     size: Size,
-    /// How often each is measured; medians are shown.
+    /// How often each is measured; medians are shown, and the median of how far each round's two are apart.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     /// A new directory, on the disk that is measured; it is removed again.
@@ -100,6 +100,7 @@ fn measure(
         settings,
         place,
         volumes: &volumes,
+        own_volume: None,
         tree: None,
         cpu: &cpu,
         stop,
@@ -147,11 +148,15 @@ fn per_gib(measured: &Measured) -> f64 {
 
 fn line(what: &str, unit: &str, program: &str, here: &[f64], beside: &[f64]) -> String {
     let summary = |values: &[f64]| Summary::of(values.iter().copied());
-    let (Some(here), Some(beside)) = (summary(here), summary(beside)) else {
+    // Of the same round, so that both met the same machine.
+    let ratios = here.iter().zip(beside).map(|(here, beside)| here / beside);
+    let (Some(here), Some(beside), Some(ratio)) =
+        (summary(here), summary(beside), Summary::of(ratios))
+    else {
         return format!("| {what} | {unit} | not measured |");
     };
     let shown = |one: Summary| format!("{:.2} | {:.0} %", one.median, one.spread_percent());
-    let off = (here.median / beside.median - 1.0) * 100.0;
+    let off = (ratio.median - 1.0) * 100.0;
     format!(
         "| {what} | {unit} | {} | {program} | {} | {off:+.0} % |",
         shown(here),
@@ -262,11 +267,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_are_medians_and_their_difference_is_of_the_other() {
-        let line = line("reading", "GiB/s", "fio", &[1.0, 1.1, 1.2], &[1.0]);
+    fn both_are_medians_and_their_difference_is_that_of_a_round() {
+        // The machine is half as fast in the last round, for both.
+        let (here, beside) = ([1.1, 1.2, 0.55], [1.0, 1.1, 0.5]);
+        let line = line("reading", "GiB/s", "fio", &here, &beside);
         assert_eq!(
             line,
-            "| reading | GiB/s | 1.10 | 18 % | fio | 1.00 | 0 % | +10 % |"
+            "| reading | GiB/s | 1.10 | 59 % | fio | 1.00 | 60 % | +10 % |"
         );
     }
 

@@ -34,7 +34,7 @@ pub(crate) struct Devices {
 struct Memory<'a>(&'a Path, &'a Tools);
 
 /// A configured loop device; detached when dropped, or at its last close.
-struct Loop<'a>(PathBuf, &'a Tools);
+pub(crate) struct Loop<'a>(PathBuf, &'a Tools);
 
 impl Devices {
     /// Makes both devices of `size`; `directory` is an empty one to mount on for a moment.
@@ -46,8 +46,8 @@ impl Devices {
         let target_backing = directory.join("target");
         let target_file = File::create(&target_backing).at("create", &target_backing)?;
         target_file.set_len(size.0).at("resize", &target_backing)?;
-        let source = Loop::attach(&source_backing, tools)?;
-        let target = Loop::attach(&target_backing, tools)?;
+        let source = Loop::attach(&source_backing, &[], tools)?;
+        let target = Loop::attach(&target_backing, &[], tools)?;
         let open = |path: &Path| {
             File::options()
                 .read(true)
@@ -91,12 +91,23 @@ impl Drop for Memory<'_> {
 }
 
 impl<'a> Loop<'a> {
-    fn attach(backing: &Path, tools: &'a Tools) -> Result<Self, Error> {
+    /// A device over the file `backing`, with such options of losetup.
+    pub(crate) fn attach(
+        backing: &Path,
+        options: &[&str],
+        tools: &'a Tools,
+    ) -> Result<Self, Error> {
         let mut losetup: Command = tools.command("losetup");
-        let device = tools::run(losetup.args(["--find", "--show"]).arg(backing))?;
+        losetup.args(["--find", "--show"]).args(options);
+        let device = tools::run(losetup.arg(backing))?;
         let device = PathBuf::from(device.trim());
         fs::metadata(&device).at("look at", &device)?;
         Ok(Self(device, tools))
+    }
+
+    /// The device.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

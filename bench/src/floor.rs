@@ -24,6 +24,12 @@ pub(crate) struct Floor {
 pub(crate) const PROGRAM: &str = "fio";
 
 impl Floor {
+    /// The one in the middle; of two in the middle the slower one.
+    pub(crate) fn median(mut floors: Vec<Self>) -> Option<Self> {
+        floors.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
+        floors.get(floors.len() / 2).copied()
+    }
+
     /// Reads `source` and writes `target`, `bytes` each.
     pub(crate) fn measure(
         source: &Path,
@@ -77,6 +83,15 @@ mod tests {
     fn the_slower_job_counts() {
         let report = r#"{"jobs":[{"job_runtime":1500},{"job_runtime":2500}]}"#;
         assert_eq!(parse(report).unwrap(), 2.5);
+    }
+
+    #[test]
+    fn the_floor_of_several_repeats_is_one_of_them() {
+        let floor = |seconds| Floor { seconds, bytes: 1 };
+        let median = |all: &[f64]| Floor::median(all.iter().copied().map(floor).collect());
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(floor(2.0)));
+        assert_eq!(median(&[2.0, 1.0]), Some(floor(2.0)));
     }
 
     #[test]

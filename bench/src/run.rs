@@ -105,16 +105,30 @@ impl Bench<'_> {
         if row == Row::DenseDisk && self.tools.find(floor::PROGRAM).is_some() {
             result.floor = Some(self.floor(&stage)?);
         }
-        if let Some((facts, place)) = &stage.tree {
+        if let Some((facts, _)) = &stage.tree {
             result.entries = facts.entries;
-            place.make(facts, &self.tools)?;
-            row::drop_caches()?;
-            result.floor = Some(facts.floor(&stage.source, &stage.target)?);
         }
         let mut entries = self.entries(&stage);
-        let outcome = self.repeats(&stage, pki, &mut entries);
+        let mut floors = Vec::new();
+        let outcome = self.repeats(&stage, pki, &mut entries, &mut floors);
+        result.floor = result.floor.or_else(|| Floor::median(floors));
         result.contenders = entries.into_iter().map(|entry| entry.result).collect();
         outcome
+    }
+
+    /// The bare loop of a tree, as it is now: it takes part in each repeat, since a machine is not the
+    /// same from one minute to the next.
+    fn bare_loop(&self, stage: &Stage) -> Result<Option<Floor>, Error> {
+        let Some((facts, place)) = &stage.tree else {
+            return Ok(None);
+        };
+        place.make(facts, &self.tools)?;
+        row::drop_caches()?;
+        settle::settle(Duration::from_secs(self.args.settle))?;
+        let floor = facts.floor(&stage.source, &stage.target)?;
+        let (row, seconds) = (stage.row.name(), floor.seconds);
+        output::progress(&format!("{row} bare loop: {seconds:.2} s"));
+        Ok(Some(floor))
     }
 
     fn floor(&self, stage: &Stage) -> Result<Floor, Error> {
@@ -150,8 +164,15 @@ impl Bench<'_> {
         entries.collect()
     }
 
-    fn repeats(&self, stage: &Stage, pki: &Pki, entries: &mut [Entry<'_>]) -> Result<(), Error> {
+    fn repeats(
+        &self,
+        stage: &Stage,
+        pki: &Pki,
+        entries: &mut [Entry<'_>],
+        floors: &mut Vec<Floor>,
+    ) -> Result<(), Error> {
         for repeat in 0..self.args.repeats as usize {
+            floors.extend(self.bare_loop(stage)?);
             let count = entries.len();
             for order in 0..count {
                 let entry = &mut entries[(order + repeat) % count];

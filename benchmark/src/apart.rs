@@ -158,7 +158,10 @@ pub fn measure_source(
     let EndSettings { profile, seed, .. } = *settings;
     let volume = &settings.volume;
     let filled = match volume.is_dir() {
-        true => shape::make_tree(volume, profile, settings.files, seed, stop)?,
+        true => {
+            shape::remove_tree(volume)?;
+            shape::make_tree(volume, profile, settings.files, seed, stop)?
+        }
         false => shape::fill_device(volume, profile, seed, settings.tuning.direct, stop)?,
     };
     let facts = filled.facts;
@@ -325,6 +328,7 @@ impl<'a> EndBench<'a> {
             settings: &self.full,
             place: &self.rest.place,
             volumes: std::slice::from_ref(&self.shape),
+            own_volume: None,
             tree: Some(&self.shape),
             cpu: &self.cpu,
             stop,

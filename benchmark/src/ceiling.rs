@@ -86,6 +86,9 @@ pub struct Measured {
     pub cost: Cost,
     /// Bytes that went through.
     pub bytes: u64,
+    /// Bytes of those in blocks that hold data, where it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_bytes: Option<u64>,
     /// Names of a tree that were read or made; 0 where there are none.
     #[serde(default)]
     pub names: u64,
@@ -114,6 +117,8 @@ pub struct Bench<'a> {
     pub place: &'a Place,
     /// The generated block volumes, the densest first.
     pub volumes: &'a [Shape],
+    /// The user's own.
+    pub own_volume: Option<&'a Shape>,
     /// The generated tree.
     pub tree: Option<&'a Shape>,
     /// Credentials and chunks.

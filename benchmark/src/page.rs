@@ -140,8 +140,11 @@ fn card(clone: &CloneResult) -> String {
     let name = escape(&clone.name);
     let Some(seconds) = clone.seconds() else {
         let reason = clone.skipped.as_deref().unwrap_or("not measured");
+        let predicted = clone.prediction.as_ref().map_or_else(String::new, |found| {
+            format!("<br>predicted {:.2} s", found.seconds)
+        });
         return format!(
-            "<div class=\"card\"><h3>{name}</h3><p>{}</p></div>",
+            "<div class=\"card\"><h3>{name}</h3><p>{}{predicted}</p></div>",
             escape(reason)
         );
     };

@@ -10,7 +10,10 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use volferry_agent::failure::of_storage;
+use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
+use volferry_storage::{SourceOptions, open_source};
 
 use crate::settings::Settings;
 
@@ -122,17 +125,65 @@ impl Place {
         }
     }
 
+    /// Whether generated sources are made in this directory, or below it.
+    #[must_use]
+    pub fn lies_in(&self, directory: &Path) -> bool {
+        match (self.scratch().canonicalize(), directory.canonicalize()) {
+            (Ok(scratch), Ok(directory)) => scratch.starts_with(directory),
+            _ => false,
+        }
+    }
+
+    /// Bytes that the block device holds to which clones go, if they go to one.
+    ///
+    /// # Errors
+    /// When it can't be asked for.
+    pub fn capacity(&self) -> Result<Option<u64>, Failure> {
+        let size = |device: &PathBuf| {
+            open_source(device, &SourceOptions::default())
+                .map(|device| device.size())
+                .map_err(|error| of_storage(End::Target, &error))
+        };
+        self.device.as_ref().map(size).transpose()
+    }
+
+    /// Bytes that may still be written where generated sources and clones are made: the lesser of both.
+    ///
+    /// # Errors
+    /// When it can't be asked for.
+    pub fn free_bytes(&self) -> Result<u64, Failure> {
+        let scratch = free_bytes(self.scratch())?;
+        match &self.within {
+            Some(within) => Ok(scratch.min(free_bytes(within.path())?)),
+            None => Ok(scratch),
+        }
+    }
+
+    /// Bytes that a new target can hold now.
+    ///
+    /// # Errors
+    /// When it can't be asked for.
+    pub fn room(&self) -> Result<u64, Failure> {
+        match &self.within {
+            Some(within) => free_bytes(within.path()),
+            None => Ok(self.capacity()?.unwrap_or(0)),
+        }
+    }
+
     /// Whether clones go to a block device.
     #[must_use]
     pub const fn is_device(&self) -> bool {
         self.device.is_some()
     }
 
-    /// Removes a target that is no longer needed; a device stays.
+    /// Removes a target that is no longer needed, a volume or a tree; a device stays.
     pub fn remove(&self, target: &Path) {
         if self.device.is_none() {
             // What stays goes with the directory.
-            let _later = fs::remove_file(target);
+            let _later = match target.is_dir() {
+                true => remove_directory(target),
+                false => fs::remove_file(target),
+            };
         }
     }
 
@@ -145,21 +196,25 @@ impl Place {
             .into_iter()
             .flatten()
         {
-            let path = made.path().to_owned();
-            let closed = made.close().or_else(|error| match error.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    open_up(&path)?;
-                    fs::remove_dir_all(&path)
-                }
-                _ => Err(error),
-            });
-            closed.map_err(|error| {
+            let path = made.keep();
+            remove_directory(&path).map_err(|error| {
                 let text = format!("{} can't be removed: {error}; remove it", path.display());
                 Failure::new(FailureCode::TargetWrite, text)
             })?;
         }
         Ok(())
     }
+}
+
+/// Removes a directory with all that it holds, also where that lets nobody in.
+fn remove_directory(directory: &Path) -> io::Result<()> {
+    fs::remove_dir_all(directory).or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            open_up(directory)?;
+            fs::remove_dir_all(directory)
+        }
+        _ => Err(error),
+    })
 }
 
 /// Lets this user remove what is in a clone of a tree, whose directories may let nobody in.
@@ -175,6 +230,17 @@ fn open_up(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn free_bytes(path: &Path) -> Result<u64, Failure> {
+    let found = rustix::fs::statvfs(path).map_err(|errno| {
+        let text = format!(
+            "the free space of {} can't be asked for: {errno}",
+            path.display()
+        );
+        Failure::new(FailureCode::TargetOpen, text)
+    })?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 fn make_in(directory: &Path) -> Result<TempDir, Failure> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use volferry_agent::progress::End;
 
 use crate::ceiling::Kind;
-use crate::report::Ceiling;
+use crate::report::{Ceiling, Report};
 use crate::shape::Facts;
 use crate::stats::Summary;
 
@@ -52,41 +52,71 @@ pub struct Roofline<'a> {
 /// What is cloned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A generated block volume.
+    /// A block volume.
     Volume,
-    /// The user's own block volume.
-    Source,
     /// The generated tree.
     Tree,
 }
 
-impl Roofline<'_> {
+impl<'a> Roofline<'a> {
+    /// What a report of one process tells of the parts.
+    #[must_use]
+    pub const fn of(report: &'a Report) -> Self {
+        Self {
+            ceilings: report.ceilings.as_slice(),
+            cpus: report.machine.cpus,
+            quic: report.tuning.quic,
+            memory_bytes: report.tuning.memory_bytes as u64,
+        }
+    }
+
     /// What a clone of the volume of this name should take; `None` where a ceiling is missing.
     #[must_use]
     pub fn predict(&self, what: What, name: &str, facts: &Facts) -> Option<Prediction> {
-        let session = self.of(Kind::Session)?;
+        let session = self.ceiling(Kind::Session)?;
         let session_seconds = session.seconds()?.median;
         let of_volume =
             |one: &&Ceiling| one.kind == Kind::ReadWrite && one.volume.as_deref() == Some(name);
         let both = match what {
-            What::Volume => Some(self.ceilings.iter().find(of_volume)?),
-            What::Tree => Some(self.of(Kind::TreeReadWrite)?),
-            What::Source => None,
+            What::Volume => self.ceilings.iter().find(of_volume)?,
+            What::Tree => self.ceiling(Kind::TreeReadWrite)?,
         };
-        let (mut bounds, mut cpu_parts) = match both {
-            Some(both) => self.of_both(both, facts)?,
-            None => self.of_source(facts)?,
+        // Of a large volume of the user's only the beginning was read and written.
+        let measured = both.repeats.first()?;
+        let part = match what {
+            What::Volume if measured.bytes > 0 => {
+                (facts.read_bytes as f64 / measured.bytes as f64).max(1.0)
+            }
+            _ => 1.0,
         };
-        cpu_parts.push(bound("session", session.cpu_seconds()?.median));
+        let (alone, own) = (
+            both.seconds()?.median * part,
+            both.cpu_seconds()?.median * part,
+        );
+        // What is zeros, and doesn't travel, shows when it is read.
+        let data = measured
+            .data_bytes
+            .map_or(f64::INFINITY, |data| data as f64 * part);
+        let data = data.min(facts.data_bytes as f64);
+        // What waits for the storage travels no faster than that, and is woken more often.
+        let paced = self.ceiling(Kind::NetworkPaced);
+        let paced = paced.or_else(|| self.ceiling(self.network()))?;
+        let mut cpu_parts = vec![
+            bound(BOTH, own),
+            bound("network", paced.cpu_per_byte()? * data),
+            bound("session", session.cpu_seconds()?.median),
+        ];
         let cpu_seconds = cpu_parts.iter().map(|part| part.seconds).sum::<f64>();
         let processors = self.processors()?;
-        if let Some(both) = both {
-            let threads = both.threads.max(1) as f64;
-            let (alone, own) = (both.seconds()?.median, both.cpu_seconds()?.median);
-            let seconds = beside(alone, own / threads, own, cpu_seconds, processors);
-            bounds.push(bound(BOTH, seconds));
-        }
-        bounds.push(bound("processors", cpu_seconds / processors));
+        let threads = both.threads.max(1) as f64;
+        let mut bounds = vec![
+            bound(
+                BOTH,
+                beside(alone, own / threads, own, cpu_seconds, processors),
+            ),
+            bound("network", data / self.rate(self.network())?),
+            bound("processors", cpu_seconds / processors),
+        ];
         for list in [&mut bounds, &mut cpu_parts] {
             list.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
         }
@@ -103,54 +133,7 @@ impl Roofline<'_> {
     /// Processors' worth of time that threads get that want all of it.
     #[must_use]
     pub fn processors(&self) -> Option<f64> {
-        Some(granted_share(self.of(Kind::Hash)?)? * self.cpus as f64)
-    }
-
-    /// What was generated: `both` ends' storage and hashing were measured at once with it, as in a clone
-    /// but for the network.
-    fn of_both(&self, both: &Ceiling, facts: &Facts) -> Option<(Vec<Bound>, Vec<Bound>)> {
-        let data = facts.data_bytes as f64;
-        let bounds = vec![bound("network", data / self.rate(self.network())?)];
-        // What waits for the storage travels no faster than that, and is woken more often.
-        let paced = self.of(Kind::NetworkPaced);
-        let paced = paced.or_else(|| self.of(self.network()))?;
-        let parts = vec![
-            bound(BOTH, both.cpu_seconds()?.median),
-            bound("network", paced.cpu_per_byte()? * data),
-        ];
-        Some((bounds, parts))
-    }
-
-    /// The user's own volume, from each part alone: it is read once for that, and may be larger than what
-    /// is generated.
-    fn of_source(&self, facts: &Facts) -> Option<(Vec<Bound>, Vec<Bound>)> {
-        let (read_bytes, data) = (facts.read_bytes as f64, facts.data_bytes as f64);
-        let zeros = (read_bytes - data).max(0.0);
-        let network = self.network();
-        let bounds = vec![
-            bound("source read", read_bytes / self.rate(Kind::SourceRead)?),
-            bound("network", data / self.rate(network)?),
-            bound("target write", data / self.rate(Kind::TargetWrite)?),
-        ];
-        let cpu =
-            |name, kind, bytes: f64| Some(bound(name, self.of(kind)?.cpu_per_byte()? * bytes));
-        let parts = vec![
-            cpu("source read", Kind::SourceRead, read_bytes)?,
-            cpu("zero scan", Kind::ZeroScan, zeros)?,
-            cpu("data scan", Kind::DataScan, data)?,
-            // At both ends.
-            cpu("hash", Kind::Hash, 2.0 * data)?,
-            cpu("network", network, data)?,
-            cpu("target write", Kind::TargetWrite, data)?,
-            // In front of what binds the chunks pile up, behind it there are few: about one end
-            // touches all of its memory, once.
-            cpu(
-                "fresh memory",
-                Kind::FreshMemory,
-                facts.data_bytes.min(self.memory_bytes) as f64,
-            )?,
-        ];
-        Some((bounds, parts))
+        Some(granted_share(self.ceiling(Kind::Hash)?)? * self.cpus as f64)
     }
 
     /// What one of two ends in pods of their own can do: its processor time, in parts, and the bounds
@@ -158,7 +141,7 @@ impl Roofline<'_> {
     fn of_end(&self, end: End, what: What, facts: &Facts) -> Option<(Vec<Bound>, Vec<Bound>)> {
         let (read_bytes, data) = (facts.read_bytes as f64, facts.data_bytes as f64);
         let cpu = |name: &str, kind, bytes: f64| {
-            Some(bound(name, self.of(kind)?.cpu_per_byte()? * bytes))
+            Some(bound(name, self.ceiling(kind)?.cpu_per_byte()? * bytes))
         };
         let is_tree = what == What::Tree;
         let (storage_name, storage) = match (end, is_tree) {
@@ -171,7 +154,7 @@ impl Roofline<'_> {
         let mut parts = Vec::new();
         if is_tree {
             // Names are what a small file costs.
-            let measured = self.of(storage)?;
+            let measured = self.ceiling(storage)?;
             let names = measured.repeats.first()?.names.max(1) as f64;
             let scale = facts.names as f64 / names;
             bounds.push(bound(storage_name, measured.seconds()?.median * scale));
@@ -198,7 +181,7 @@ impl Roofline<'_> {
             End::Source => Kind::TlsSeal,
             End::Target => Kind::TlsOpen,
         };
-        let carried = if self.of(network).is_some() {
+        let carried = if self.ceiling(network).is_some() {
             network
         } else {
             sealed
@@ -219,14 +202,14 @@ impl Roofline<'_> {
         }
     }
 
-    fn of(&self, kind: Kind) -> Option<&Ceiling> {
+    fn ceiling(&self, kind: Kind) -> Option<&Ceiling> {
         self.ceilings
             .iter()
             .find(|ceiling| ceiling.kind == kind && !ceiling.repeats.is_empty())
     }
 
     fn rate(&self, kind: Kind) -> Option<f64> {
-        let rate = self.of(kind)?.rate()?.median;
+        let rate = self.ceiling(kind)?.rate()?.median;
         (rate > 0.0).then_some(rate)
     }
 }
@@ -324,14 +307,15 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn predict(report: &crate::report::Report, what: What, facts: Facts) -> Prediction {
-        let roofline = Roofline {
-            ceilings: &report.ceilings,
-            cpus: report.machine.cpus,
-            quic: false,
+    fn line(report: &Report) -> Roofline<'_> {
+        Roofline {
             memory_bytes: GIB / 4,
-        };
-        roofline.predict(what, "random", &facts).unwrap()
+            ..Roofline::of(report)
+        }
+    }
+
+    fn predict(report: &Report, what: What, facts: Facts) -> Prediction {
+        line(report).predict(what, "random", &facts).unwrap()
     }
 
     #[test]
@@ -345,12 +329,15 @@ mod tests {
             data_bytes: GIB,
             names: 0,
         };
-        let found = predict(&report, What::Source, facts);
-        // Reading 2, zeros 1, data 1, hashing twice 2, network 1, writing 1, a quarter of memory:
-        // 8.25 halves.
-        assert!((found.cpu_seconds - 4.175).abs() < 1e-9, "{found:?}");
-        assert_eq!(found.binding, "processors");
-        assert!((found.seconds - (0.1 + 4.175 / 2.0)).abs() < 1e-9);
+        // Both at once were measured with a GiB of the two that are read: twice half a processor second; half of one
+        // for the network.
+        let found = predict(&report, What::Volume, facts);
+        assert!((found.cpu_seconds - 1.55).abs() < 1e-9, "{found:?}");
+        assert_eq!(found.binding, BOTH);
+        assert!(
+            found.seconds > 2.1 && found.seconds < 2.2,
+            "twice a second: {found:?}"
+        );
         let sum: f64 = found.cpu_parts.iter().map(|part| part.seconds).sum();
         assert!((sum - found.cpu_seconds).abs() < 1e-9);
     }
@@ -360,7 +347,7 @@ mod tests {
         let mut report = example();
         let facts = Facts {
             logical_bytes: 2 * GIB,
-            read_bytes: 2 * GIB,
+            read_bytes: GIB,
             data_bytes: GIB / 2,
             names: 0,
         };
@@ -385,6 +372,40 @@ mod tests {
     }
 
     #[test]
+    fn zeros_of_the_beginning_stand_for_those_of_the_rest() {
+        let mut report = example();
+        for ceiling in &mut report.ceilings {
+            for repeat in &mut ceiling.repeats {
+                if ceiling.kind == Kind::ReadWrite {
+                    repeat.data_bytes = Some(GIB / 8);
+                }
+                if ceiling.kind == Kind::TlsN {
+                    repeat.cost.seconds *= 4.0;
+                }
+            }
+        }
+        // A device: nobody knows what of it is zeros before it is read.
+        let facts = |data_bytes| Facts {
+            logical_bytes: 10 * GIB,
+            read_bytes: 10 * GIB,
+            data_bytes,
+            names: 0,
+        };
+        let network = |data_bytes| {
+            let found = predict(&report, What::Volume, facts(data_bytes));
+            assert_eq!(found.binding, BOTH);
+            let network = found
+                .bounds
+                .into_iter()
+                .find(|bound| bound.name == "network");
+            network.unwrap().seconds
+        };
+        // An eighth of 10 GiB at a quarter of a GiB a second, and no more than what is no hole.
+        assert!((network(10 * GIB) - 5.0).abs() < 1e-9);
+        assert!((network(GIB) - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
     fn who_shares_processors_waits_for_them() {
         let close = |found: f64, wanted: f64| assert!((found - wanted).abs() < 1e-3, "{found}");
         // Nobody else wants them.
@@ -402,12 +423,7 @@ mod tests {
     #[test]
     fn a_volume_is_told_from_what_was_measured_with_itself() {
         let report = example();
-        let roofline = Roofline {
-            ceilings: &report.ceilings,
-            cpus: 2,
-            quic: false,
-            memory_bytes: 0,
-        };
+        let roofline = line(&report);
         assert_eq!(
             roofline.predict(What::Volume, "vm", &Facts::default()),
             None
@@ -417,12 +433,7 @@ mod tests {
     #[test]
     fn ends_apart_share_no_processors_unless_they_share_a_node() {
         let report = example();
-        let roofline = Roofline {
-            ceilings: &report.ceilings,
-            cpus: 2,
-            quic: false,
-            memory_bytes: GIB / 4,
-        };
+        let roofline = line(&report);
         let facts = Facts {
             logical_bytes: 4 * GIB,
             read_bytes: 4 * GIB,
@@ -452,10 +463,7 @@ mod tests {
                 repeat.names = 100;
             }
         }
-        let roofline = Roofline {
-            ceilings: &report.ceilings,
-            ..roofline
-        };
+        let roofline = line(&report);
         let tree = predict_apart(&roofline, &roofline, false, What::Tree, &tree).unwrap();
         let read = tree.bounds.iter().find(|bound| bound.name == "tree read");
         assert!((read.unwrap().seconds - 3.0).abs() < 1e-9, "{tree:?}");
@@ -465,12 +473,7 @@ mod tests {
     fn without_a_ceiling_nothing_is_said() {
         let mut report = example();
         report.ceilings.retain(|ceiling| ceiling.kind != Kind::TlsN);
-        let roofline = Roofline {
-            ceilings: &report.ceilings,
-            cpus: 2,
-            quic: false,
-            memory_bytes: 0,
-        };
+        let roofline = line(&report);
         assert_eq!(
             roofline.predict(What::Volume, "random", &Facts::default()),
             None

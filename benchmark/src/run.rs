@@ -5,7 +5,6 @@
 //! budget that ends early cuts repeats instead of kinds.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,46 +22,23 @@ use crate::ceiling::{Bench, CPU_TIME, Kind, Measured, NETWORK_TIME, network, sto
 use crate::cost::Stopwatch;
 use crate::limits::Limits;
 use crate::machine::Machine;
-use crate::place::{Place, is_empty};
+use crate::place::Place;
 use crate::profile::Profile;
 use crate::report::{
     Budget, Ceiling, CloneResult, CloneRun, Noise, Report, SCHEMA, SCHEMA_VERSION, Volume,
 };
-use crate::roofline::{Roofline, What, granted_share};
+use crate::roofline::Roofline;
 use crate::settings::Settings;
-use crate::shape::{self, Facts, Shape};
-use crate::stats::Summary;
+use crate::shape::{self, Shape};
 use crate::stop::Stop;
 
-/// Bytes of a generated volume at most, where none were told.
-const SIZE_MAX: u64 = 1 << 30;
+mod make;
+mod noise;
+mod plan;
 
-/// And at least.
-const SIZE_MIN: u64 = 64 << 20;
-
-/// The part of the time that one pass over a volume may take.
-const PASS_SHARE: f64 = 0.03;
-
-/// The part of the time that is for measuring; the rest is for removing volumes and for what takes
-/// longer than the last time.
-const MEASURING_SHARE: f64 = 0.9;
-
-/// Removing a tree takes such a part of the time of making it.
-const REMOVING_SHARE: f64 = 0.5;
-
-/// Bytes that are written to see how fast the storage is.
-const PROBE_LEN: u64 = 64 << 20;
-
-/// Files of the generated tree for each MiB of a volume, where none were told.
-pub(crate) const FILES_PER_MIB: u64 = 5;
-
-/// Names of a user's tree that are counted before it is left alone.
-const NAMES_MAX: u64 = 1_000_000;
-
-/// A spread, and shares of the processors, beyond which the machine counts as noisy.
-const SPREAD_MAX_PERCENT: f64 = 20.0;
-const OTHERS_MAX: f64 = 0.1;
-const STOLEN_MAX: f64 = 0.02;
+use make::Shapes;
+pub(crate) use noise::{noise, warnings};
+use plan::{Step, Work, removing};
 
 /// Measures everything, and tells `on_step` what is about to be done.
 ///
@@ -150,46 +126,6 @@ struct Runner<'a> {
     on_step: &'a mut dyn FnMut(&str),
 }
 
-/// Something to measure again and again.
-struct Step {
-    work: Work,
-    /// Bytes that it writes.
-    bytes: u64,
-    /// Whether it makes a tree, which stays until the end.
-    makes_tree: bool,
-    /// How long it took last.
-    took: Duration,
-}
-
-#[derive(Clone, Copy)]
-enum Work {
-    /// The ceiling at this place of the report.
-    Ceiling(usize),
-    /// The clone at this place of the report, and of the shapes.
-    Clone(usize),
-}
-
-/// What can be cloned.
-struct Shapes {
-    volumes: Vec<Shape>,
-    tree: Option<Shape>,
-    source: Option<(Shape, What)>,
-}
-
-impl Shapes {
-    /// In the order of the report's clones.
-    fn all(&self) -> Vec<(&Shape, Option<What>)> {
-        let volumes = self.volumes.iter().map(|shape| (shape, Some(What::Volume)));
-        let tree = self.tree.iter().map(|shape| (shape, Some(What::Tree)));
-        // A tree of somebody else's has other files than ours: the ceilings say nothing of it.
-        let source = self
-            .source
-            .iter()
-            .map(|(shape, what)| (shape, Some(*what).filter(|what| *what != What::Tree)));
-        volumes.chain(tree).chain(source).collect()
-    }
-}
-
 impl Runner<'_> {
     fn run(&mut self) -> Result<(), Failure> {
         let shapes = self.make()?;
@@ -201,6 +137,7 @@ impl Runner<'_> {
             settings: self.settings,
             place: self.place,
             volumes: &shapes.volumes,
+            own_volume: shapes.own_volume(),
             tree: shapes.tree.as_ref(),
             cpu: &workbench,
             stop: self.stop,
@@ -215,21 +152,22 @@ impl Runner<'_> {
             let mut ran = 0;
             for step in &mut steps {
                 self.stop.check()?;
-                if let Some(reason) = self.over(step, round) {
-                    if round == 0 {
-                        self.skip(step.work, reason);
-                    }
+                if !self.is_due(step, round) {
                     continue;
                 }
                 let since = Instant::now();
-                match step.work {
-                    Work::Ceiling(at) => self.ceiling(&bench, &workbench, &session, at, round)?,
-                    Work::Clone(at) => self.clone_shape(&shapes, at, round)?,
+                let done = match step.work {
+                    Work::Ceiling(at) => self.ceiling(&bench, &workbench, &session, at, round),
+                    Work::Clone(at) => self.clone_shape(&shapes, at, round),
+                };
+                if let Err(failure) = done {
+                    let reason = self.survive(step, failure)?;
+                    self.leave_out(step, reason);
                 }
                 self.report.budget.spent_bytes += step.bytes;
                 step.took = since.elapsed();
                 if step.makes_tree {
-                    self.removing += step.took.mul_f64(REMOVING_SHARE);
+                    self.removing += removing(self.report.files, step.took);
                 }
                 ran += 1;
             }
@@ -241,256 +179,64 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Why the step can't be afforded.
-    fn over(&self, step: &Step, round: u32) -> Option<String> {
-        let budget = self.report.budget;
-        if budget.spent_bytes.saturating_add(step.bytes) > budget.bytes {
-            return Some(format!("the budget of {} bytes is spent", budget.bytes));
+    /// Whether the step is to be run in this round. What the first can't afford no later one can.
+    fn is_due(&mut self, step: &mut Step, round: u32) -> bool {
+        if step.is_left_out {
+            return false;
         }
-        let expected = match round {
-            0 => self.guess(step.bytes),
-            _ => step.took,
+        let Some(reason) = self.over(step, round) else {
+            return true;
         };
-        let end = self
-            .begun
-            .elapsed()
-            .saturating_add(expected)
-            .saturating_add(self.removing);
-        let is_late = end > self.settings.budget.mul_f64(MEASURING_SHARE);
-        is_late.then(|| format!("the budget of {:.0} s is spent", budget.seconds))
+        if round == 0 {
+            self.leave_out(step, reason);
+        }
+        false
     }
 
-    /// How long something takes that writes so much, as far as the storage alone is known.
-    fn guess(&self, bytes: u64) -> Duration {
-        let rate = self
-            .report
-            .ceiling(Kind::TargetWrite)
-            .and_then(Ceiling::rate);
-        let seconds = rate.map_or(0.0, |rate| bytes as f64 / rate.median);
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-    }
-
-    fn skip(&mut self, work: Work, reason: String) {
-        let skipped = match work {
-            Work::Ceiling(at) => self.report.ceilings.get_mut(at).map(|one| &mut one.skipped),
-            Work::Clone(at) => self.report.clones.get_mut(at).map(|one| &mut one.skipped),
-        };
-        if let Some(skipped) = skipped {
-            *skipped = Some(reason);
+    /// Why there is nothing of a step that failed, where what was measured of all else is worth having.
+    fn survive(&self, step: &Step, failure: Failure) -> Result<String, Failure> {
+        if failure.code == FailureCode::Cancelled {
+            return Err(failure);
         }
-    }
-
-    /// Makes what is to be cloned, and looks at the user's own.
-    fn make(&mut self) -> Result<Shapes, Failure> {
-        let settings = self.settings;
-        let size = match settings.size {
-            Some(size) => size,
-            None => self.choose_size()?,
+        let ceiling = match step.work {
+            Work::Ceiling(at) => self.report.ceilings.get(at).map(|ceiling| ceiling.kind),
+            Work::Clone(_) => None,
         };
-        self.report.size_bytes = size;
-        let files = match settings.files {
-            _ if self.place.is_device() => 0,
-            Some(files) => files,
-            None => (size >> 20) * FILES_PER_MIB,
-        };
-        self.report.files = files;
-        let mut volumes = Vec::new();
-        for profile in &settings.profiles {
-            (self.on_step)(&format!("making the volume {profile}"));
-            let scratch = self.place.scratch();
-            let shape = shape::make_volume(scratch, *profile, size, settings.seed, self.stop)?;
-            self.report.budget.spent_bytes += shape.facts.read_bytes;
-            volumes.push(shape);
-        }
-        // The densest first: with it the storage is measured.
-        volumes.sort_by_key(|shape| std::cmp::Reverse(shape.facts.read_bytes));
-        let tree = match files {
-            0 => None,
-            files => {
-                (self.on_step)(&format!("making {files} small files"));
-                let profile = settings.profiles.first().copied();
-                let profile = profile.unwrap_or(Profile::Random);
-                let scratch = self.place.scratch();
-                let made = shape::make_tree(scratch, profile, files, settings.seed, self.stop)?;
-                self.report.budget.spent_bytes += shape::tree_bytes(files);
-                Some(made)
+        match ceiling {
+            // It may be written meanwhile, too large for the target, or not to be read by this user.
+            None if step.is_own => Ok(format!("it can't be cloned: {failure}")),
+            Some(_) if step.is_own => Ok(format!("it can't be measured: {failure}")),
+            Some(Kind::Quic1 | Kind::QuicN) if failure.code.class() == FailureClass::Network => {
+                Ok(format!("QUIC can't be had here: {failure}"))
             }
-        };
-        let source = self.own_source()?;
-        Ok(Shapes {
-            volumes,
-            tree,
-            source,
-        })
+            _ => Err(failure),
+        }
     }
 
-    /// A size that the storage can bear within the budget.
-    fn choose_size(&mut self) -> Result<u64, Failure> {
-        (self.on_step)("seeing how fast the storage is");
-        let path = self.place.scratch().join("probe");
-        let failed = |error: std::io::Error| {
-            let text = format!("{} can't be written: {error}", path.display());
-            Failure::new(FailureCode::TargetWrite, text)
+    /// Notes why there is nothing of a step, or nothing more.
+    fn leave_out(&mut self, step: &mut Step, reason: String) {
+        step.is_left_out = true;
+        let report = &mut *self.report;
+        let (title, repeats, skipped) = match step.work {
+            Work::Ceiling(at) => match report.ceilings.get_mut(at) {
+                None => return,
+                Some(one) => (one.title(), one.repeats.len(), &mut one.skipped),
+            },
+            Work::Clone(at) => match report.clones.get_mut(at) {
+                None => return,
+                Some(one) => (
+                    format!("cloning {}", one.name),
+                    one.repeats.len(),
+                    &mut one.skipped,
+                ),
+            },
         };
-        let since = Instant::now();
-        let mut file = File::create_new(&path).map_err(failed)?;
-        let mut left = PROBE_LEN;
-        let piece = vec![0xa5; 1 << 20];
-        while left > 0 && since.elapsed() < Duration::from_secs(5) {
-            self.stop.check()?;
-            file.write_all(&piece).map_err(failed)?;
-            left = left.saturating_sub(piece.len() as u64);
+        match repeats {
+            0 => *skipped = Some(reason),
+            _ => report
+                .warnings
+                .push(format!("{title}: not again, since {reason}")),
         }
-        file.sync_all().map_err(failed)?;
-        let written = PROBE_LEN - left;
-        let rate = written as f64 / since.elapsed().as_secs_f64();
-        fs::remove_file(&path).map_err(failed)?;
-        self.report.budget.spent_bytes += written;
-        let affordable = rate * self.settings.budget.as_secs_f64() * PASS_SHARE;
-        // A third of the bytes for what is made and written once in each of some rounds.
-        let affordable = affordable.min(self.settings.budget_bytes as f64 / 12.0);
-        let steps = (affordable / SIZE_MIN as f64).floor().max(1.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "between one and a few thousand"
-        )]
-        let size = (steps as u64).saturating_mul(SIZE_MIN);
-        Ok(size.min(SIZE_MAX))
-    }
-
-    /// The user's own source, where it is small enough.
-    fn own_source(&self) -> Result<Option<(Shape, What)>, Failure> {
-        let path = &self.settings.source;
-        let metadata = fs::metadata(path).map_err(|error| {
-            let text = format!("{} can't be looked at: {error}", path.display());
-            Failure::new(FailureCode::SourceOpen, text)
-        })?;
-        let shape = |facts| Shape {
-            name: "source".into(),
-            path: path.clone(),
-            facts,
-        };
-        if metadata.is_dir() {
-            if self.place.is_device() || is_empty(path)? {
-                return Ok(None);
-            }
-            let facts = shape::look_at_tree(path, NAMES_MAX, self.stop)?;
-            return Ok(facts.map(|facts| (shape(facts), What::Tree)));
-        }
-        // What of it is data shows when it is cloned; until then all of it counts.
-        let size = volferry_storage::open_source(path, &volferry_storage::SourceOptions::default())
-            .map_err(|error| {
-                volferry_agent::failure::of_storage(volferry_agent::progress::End::Source, &error)
-            })?
-            .size();
-        let facts = Facts {
-            logical_bytes: size,
-            read_bytes: size,
-            data_bytes: size,
-            names: 0,
-        };
-        Ok(Some((shape(facts), What::Source)))
-    }
-
-    /// A volume that holds next to nothing.
-    fn make_session(&self) -> Result<Shape, Failure> {
-        let path = self.place.scratch().join("session.img");
-        let size = u64::from(self.settings.tuning.chunk_size.bytes());
-        File::create_new(&path)
-            .and_then(|file| file.set_len(size))
-            .map_err(|error| {
-                let text = format!("{} can't be made: {error}", path.display());
-                Failure::new(FailureCode::TargetWrite, text)
-            })?;
-        Ok(Shape {
-            name: "session".into(),
-            path,
-            facts: Facts::default(),
-        })
-    }
-
-    /// All steps of a round, with their places in the report.
-    fn plan(&mut self, shapes: &Shapes) -> Vec<Step> {
-        let tuning = self.settings.tuning;
-        let tree_bytes = shapes
-            .tree
-            .as_ref()
-            .map(|_| shape::tree_bytes(self.report.files));
-        let densest = shapes.volumes.first().map(|shape| shape.facts.read_bytes);
-        let mut steps = Vec::new();
-        for kind in Kind::ALL {
-            let skipped = match kind {
-                Kind::SourceRead if !matches!(shapes.source, Some((_, What::Source))) => {
-                    Some("the source is a directory")
-                }
-                Kind::ScratchRead | Kind::TargetWrite | Kind::ReadWrite | Kind::NetworkPaced
-                    if densest.is_none() =>
-                {
-                    Some("no block volume is to be cloned")
-                }
-                Kind::TreeRead | Kind::TreeWrite | Kind::TreeReadWrite if tree_bytes.is_none() => {
-                    Some("no tree is to be cloned")
-                }
-                _ => None,
-            };
-            let threads = match kind {
-                Kind::Tls1 | Kind::Quic1 => 1,
-                Kind::TlsN | Kind::QuicN | Kind::NetworkPaced => usize::from(tuning.streams),
-                Kind::ReadWrite => tuning.readers + tuning.writers,
-                Kind::TreeReadWrite => tuning.tree_readers + tuning.writers,
-                Kind::TargetWrite | Kind::TreeWrite => tuning.writers,
-                Kind::TreeRead => tuning.tree_readers,
-                _ => tuning.readers,
-            };
-            // What zeros and holes make of both at once depends on the volume.
-            let each: Vec<_> = match kind {
-                Kind::ReadWrite if skipped.is_none() => shapes.volumes.iter().map(Some).collect(),
-                _ => vec![None],
-            };
-            for volume in each {
-                if skipped.is_none() {
-                    steps.push(Step {
-                        work: Work::Ceiling(self.report.ceilings.len()),
-                        bytes: match kind {
-                            Kind::TargetWrite => densest.unwrap_or(0),
-                            Kind::ReadWrite => volume.map_or(0, |shape| shape.facts.data_bytes),
-                            Kind::TreeWrite | Kind::TreeReadWrite => tree_bytes.unwrap_or(0),
-                            _ => 0,
-                        },
-                        makes_tree: matches!(kind, Kind::TreeWrite | Kind::TreeReadWrite),
-                        took: Duration::ZERO,
-                    });
-                }
-                self.report.ceilings.push(Ceiling {
-                    volume: volume.map(|shape| shape.name.clone()),
-                    skipped: skipped.map(str::to_owned),
-                    ..Ceiling::new(*kind, threads)
-                });
-            }
-        }
-        for (shape, what) in shapes.all() {
-            let is_tree = what == Some(What::Tree);
-            steps.push(Step {
-                work: Work::Clone(self.report.clones.len()),
-                bytes: if is_tree {
-                    tree_bytes.unwrap_or(0)
-                } else {
-                    shape.facts.data_bytes
-                },
-                makes_tree: shape.facts.names > 0,
-                took: Duration::ZERO,
-            });
-            self.report.clones.push(CloneResult {
-                name: shape.name.clone(),
-                facts: shape.facts,
-                skipped: None,
-                repeats: Vec::new(),
-                prediction: None,
-                trace: Vec::new(),
-            });
-        }
-        steps
     }
 
     fn ceiling(
@@ -525,12 +271,14 @@ impl Runner<'_> {
             Kind::QuicN => fill(TransportChoice::Quic, tuning.streams),
             Kind::TargetWrite => storage::write(bench, bench.volume()?.facts.read_bytes),
             Kind::ReadWrite => {
-                let mut volumes = bench.volumes.iter();
-                match volumes.find(|shape| Some(&shape.name) == volume.as_ref()) {
+                let mut all = bench.volumes.iter().chain(bench.own_volume);
+                match all.find(|shape| Some(&shape.name) == volume.as_ref()) {
                     None => return Ok(()),
                     Some(shape) => {
                         self.cool(shape);
-                        storage::read_and_write(bench, &shape.path)
+                        let is_own = shape.path == self.settings.source;
+                        let beginning = is_own.then_some(self.report.size_bytes);
+                        storage::read_and_write(bench, &shape.path, beginning)
                     }
                 }
             }
@@ -561,19 +309,7 @@ impl Runner<'_> {
                 })
             }
         };
-        let measured = match measured {
-            Err(failure)
-                if matches!(kind, Kind::Quic1 | Kind::QuicN)
-                    && failure.code.class() == FailureClass::Network =>
-            {
-                self.skip(
-                    Work::Ceiling(at),
-                    format!("QUIC can't be had here: {failure}"),
-                );
-                return Ok(());
-            }
-            measured => measured?,
-        };
+        let measured = measured?;
         if let Some(ceiling) = self.report.ceilings.get_mut(at) {
             ceiling.repeats.push(measured);
         }
@@ -627,8 +363,8 @@ impl Runner<'_> {
         let cloned = self.cloner.clone(&shape.path, &target, on_sample);
         let cost = watch.stop();
         // A tree stays until the end: ext4 passes over inodes that were freed a moment ago, so that
-        // the next tree would take longer.
-        if !target.is_dir() {
+        // the next tree would take longer. Only the user's own may be as large as all the space there is.
+        if !target.is_dir() || shape.path == self.settings.source {
             self.place.remove(&target);
         }
         let receipt = cloned?;
@@ -645,88 +381,20 @@ impl Runner<'_> {
     /// Predicts, and says what disturbed.
     fn conclude(&mut self, shapes: &Shapes) {
         let report = &mut *self.report;
-        let roofline = Roofline {
-            ceilings: &report.ceilings,
-            cpus: report.machine.cpus,
-            quic: report.tuning.quic,
-            memory_bytes: report.tuning.memory_bytes as u64,
+        let roofline = Roofline::of(report);
+        let all = report.clones.iter().zip(shapes.all());
+        // Also of what there was no time to clone: that is when it is wanted most.
+        let predict = |(clone, (_, what)): (&CloneResult, _)| {
+            roofline.predict(what?, &clone.name, &clone.facts)
         };
-        for (result, (_, what)) in report.clones.iter_mut().zip(shapes.all()) {
-            let predict = |what| roofline.predict(what, &result.name, &result.facts);
-            result.prediction = what
-                .and_then(predict)
-                .filter(|_| !result.repeats.is_empty());
+        let predictions: Vec<_> = all.map(predict).collect();
+        for (clone, prediction) in report.clones.iter_mut().zip(predictions) {
+            clone.prediction = prediction;
         }
         report.noise = noise(report);
         let warnings = warnings(report);
         report.warnings.extend(warnings);
     }
-}
-
-/// What went on beside the measurements that are processor time only: there is no kernel thread of
-/// ours in it.
-pub(crate) fn noise(report: &Report) -> Noise {
-    let quiet = [Kind::ZeroScan, Kind::DataScan, Kind::Hash, Kind::TlsSeal];
-    let costs = || {
-        let ceilings = report
-            .ceilings
-            .iter()
-            .filter(|one| quiet.contains(&one.kind));
-        ceilings
-            .flat_map(|one| &one.repeats)
-            .map(|repeat| repeat.cost)
-    };
-    let seconds: f64 = costs().map(|cost| cost.seconds).sum();
-    let all = seconds * report.machine.cpus.max(1) as f64;
-    if all <= 0.0 {
-        return Noise::default();
-    }
-    let hash = report.ceiling(Kind::Hash);
-    Noise {
-        others_share: costs().map(|cost| cost.of_others()).sum::<f64>() / all,
-        stolen_share: costs().map(|cost| cost.machine_stolen_seconds).sum::<f64>() / all,
-        granted_share: hash.and_then(granted_share).unwrap_or(1.0),
-    }
-}
-
-pub(crate) fn warnings(report: &Report) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let percent = |share: f64| format!("{:.0} %", share * 100.0);
-    let noise = report.noise;
-    if noise.others_share > OTHERS_MAX {
-        warnings.push(format!(
-            "others used {} of the processors: compare processor time, or wait until the machine is quiet",
-            percent(noise.others_share)
-        ));
-    }
-    if noise.stolen_share > STOLEN_MAX {
-        warnings.push(format!(
-            "the hypervisor took {} of the processors away",
-            percent(noise.stolen_share)
-        ));
-    }
-    for clone in &report.clones {
-        let spread = clone.seconds().map_or(0.0, Summary::spread_percent);
-        if spread > SPREAD_MAX_PERCENT {
-            warnings.push(format!(
-                "the clones of {} lie {spread:.0} % apart: the machine was not quiet",
-                clone.name
-            ));
-        }
-        if clone.repeats.len() == 1 {
-            warnings.push(format!(
-                "{} was cloned once only: nothing tells how far that is off",
-                clone.name
-            ));
-        }
-        let mut digests = clone.repeats.iter().map(|run| run.digest);
-        if let Some(first) = digests.next()
-            && digests.any(|other| other != first)
-        {
-            warnings.push(format!("{} changed between its clones", clone.name));
-        }
-    }
-    warnings
 }
 
 #[cfg(test)]

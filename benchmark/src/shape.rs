@@ -1,6 +1,7 @@
 //! The volumes that are cloned: made from a seed, or the user's own.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -9,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use volferry_agent::failure::of_storage;
 use volferry_agent::progress::End;
 use volferry_protocol::failure::{Failure, FailureCode};
-use volferry_protocol::geometry::ByteRange;
+use volferry_protocol::geometry::{ByteRange, ChunkIndex, ChunkRange, ChunkSize, Geometry};
 use volferry_protocol::zero_map::is_zero;
 use volferry_storage::{
-    BufferPool, SourceOptions, StorageError, TargetOptions, TargetVolume, open_source,
+    BufferPool, Source, SourceOptions, StorageError, TargetOptions, TargetVolume, open_source,
 };
 
 use crate::profile::{BLOCK_LEN, Generator, ISLAND_LEN, Profile};
@@ -29,12 +30,20 @@ pub struct Shape {
     pub facts: Facts,
 }
 
+impl Shape {
+    /// Whether it is a block volume, and no tree.
+    #[must_use]
+    pub const fn is_volume(&self) -> bool {
+        self.facts.names == 0
+    }
+}
+
 /// What a clone of a volume has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Bytes of the volume, or of a tree's files.
     pub logical_bytes: u64,
-    /// Bytes that the source has to read: what is no hole.
+    /// Bytes that the source has to read: what is no hole, of a volume of the user's in whole chunks.
     pub read_bytes: u64,
     /// Bytes in blocks that hold data.
     pub data_bytes: u64,
@@ -47,6 +56,9 @@ const PIECE_LEN: usize = 1 << 20;
 
 /// Files of a directory in the generated tree.
 const FILES_PER_DIRECTORY: u64 = 100;
+
+/// The name of the generated tree, and of its clone in reports.
+const TREE: &str = "files";
 
 /// Bytes of the smallest file; each of six kinds is twice as large as the one before.
 const FILE_LEN_MIN: usize = 1 << 10;
@@ -171,7 +183,7 @@ pub fn make_tree(
     seed: u64,
     stop: &Stop,
 ) -> Result<Shape, Failure> {
-    let root = directory.join("files");
+    let root = directory.join(TREE);
     let failed = |error| cannot_make(&root, &error);
     fs::create_dir(&root).map_err(failed)?;
     let generator = Generator::new(profile, seed);
@@ -201,10 +213,22 @@ pub fn make_tree(
     rustix::fs::syncfs(opened).map_err(|errno| failed(errno.into()))?;
     evict_tree(&root);
     Ok(Shape {
-        name: "files".into(),
+        name: TREE.into(),
         path: root,
         facts,
     })
+}
+
+/// Removes the tree that an earlier pod made on this volume, of another profile.
+///
+/// # Errors
+/// When it can't be removed.
+pub fn remove_tree(directory: &Path) -> Result<(), Failure> {
+    let root = directory.join(TREE);
+    match fs::remove_dir_all(&root) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(cannot_make(&root, &error)),
+        _ => Ok(()),
+    }
 }
 
 /// Bytes that a tree of so many files takes, at most.
@@ -240,16 +264,61 @@ pub fn evict_tree(root: &Path) {
     }
 }
 
-/// Names and bytes of a tree on one filesystem, but no more than `names_max` names are looked at.
+/// Bytes of the volume at `path`, of the chunks in which something is no hole, and of just that. What of it is
+/// data shows when it is read; until then all of it counts.
 ///
 /// # Errors
-/// When it can't be listed.
-pub fn look_at_tree(root: &Path, names_max: u64, stop: &Stop) -> Result<Option<Facts>, Failure> {
-    let failed = |error: std::io::Error| {
-        let text = format!("{} can't be looked at: {error}", root.display());
+/// When it can't be opened, or its holes can't be asked for.
+pub fn look_at_volume(path: &Path, chunk_size: ChunkSize) -> Result<Facts, Failure> {
+    let failed = |error: StorageError| of_storage(End::Source, &error);
+    let source = open_source(path, &SourceOptions::default()).map_err(failed)?;
+    let geometry = Geometry::new(source.size(), chunk_size)
+        .map_err(|error| Failure::new(FailureCode::SourceOpen, error.to_string()))?;
+    let mut facts = Facts {
+        logical_bytes: source.size(),
+        ..Facts::default()
+    };
+    for data in data_of(&*source, chunk_size) {
+        let (extent, chunks) = data.map_err(failed)?;
+        facts.data_bytes += extent.len();
+        facts.read_bytes += geometry.bytes_of(chunks).len();
+    }
+    Ok(facts)
+}
+
+/// What of a volume is no hole, in order: extents, and the chunks that none before touches.
+pub(crate) fn data_of(
+    source: &dyn Source,
+    chunk_size: ChunkSize,
+) -> impl Iterator<Item = Result<(ByteRange, ChunkRange), StorageError>> {
+    let chunk_len = u64::from(chunk_size.bytes());
+    let (mut at, mut next) = (0, 0);
+    std::iter::from_fn(move || {
+        let extent = source.next_data(at).transpose()?;
+        Some(extent.map(|extent| {
+            at = extent.end();
+            let end = extent.end().div_ceil(chunk_len);
+            let chunks = ChunkRange {
+                start: ChunkIndex(end.min(next.max(extent.start() / chunk_len))),
+                end: ChunkIndex(end),
+            };
+            next = end;
+            (extent, chunks)
+        }))
+    })
+}
+
+/// Names and bytes of a tree on one filesystem.
+///
+/// # Errors
+/// When it has more than `names_max` names, some of it may not be looked at, or the end was asked for.
+pub fn look_at_tree(root: &Path, names_max: u64, stop: &Stop) -> Result<Facts, Failure> {
+    let failed = |path: &Path, error: std::io::Error| {
+        let text = format!("{} can't be looked at: {error}", path.display());
         Failure::new(FailureCode::SourceOpen, text)
     };
-    let device = fs::symlink_metadata(root).map_err(failed)?.dev();
+    let device = fs::symlink_metadata(root).map_err(|error| failed(root, error))?;
+    let device = device.dev();
     let mut facts = Facts {
         names: 1,
         ..Facts::default()
@@ -257,12 +326,25 @@ pub fn look_at_tree(root: &Path, names_max: u64, stop: &Stop) -> Result<Option<F
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {
         stop.check()?;
-        for entry in fs::read_dir(&directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let metadata = entry.metadata().map_err(failed)?;
+        let entries = match fs::read_dir(&directory) {
+            // Removed meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            entries => entries.map_err(|error| failed(&directory, error))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| failed(&directory, error))?;
+            let metadata = match entry.metadata() {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                metadata => metadata.map_err(|error| failed(&entry.path(), error))?,
+            };
+            // A clone leaves it out, too.
+            if directory == root && entry.file_name() == "lost+found" {
+                continue;
+            }
             facts.names += 1;
             if facts.names > names_max {
-                return Ok(None);
+                let text = format!("{} holds more than {names_max} names", root.display());
+                return Err(Failure::new(FailureCode::Usage, text));
             }
             if metadata.is_dir() && metadata.dev() == device {
                 waiting.push(entry.path());
@@ -273,12 +355,12 @@ pub fn look_at_tree(root: &Path, names_max: u64, stop: &Stop) -> Result<Option<F
         }
     }
     facts.data_bytes = facts.read_bytes;
-    Ok(Some(facts))
+    Ok(facts)
 }
 
 fn cannot_make(path: &Path, error: &std::io::Error) -> Failure {
     let code = match error.kind() {
-        std::io::ErrorKind::StorageFull => FailureCode::TargetNoSpace,
+        ErrorKind::StorageFull => FailureCode::TargetNoSpace,
         _ => FailureCode::TargetWrite,
     };
     let text = format!(
@@ -317,16 +399,58 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_is_read_whole_and_once_for_all_that_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("thin");
+        let file = File::create_new(&path).unwrap();
+        let chunk_size = ChunkSize::new(1 << 20).unwrap();
+        let chunk_len = u64::from(chunk_size.bytes());
+        file.set_len(20 * chunk_len + 4096).unwrap();
+        let block = [7; BLOCK_LEN];
+        // Twice in one, across two, in the last, which is shorter.
+        for offset in [
+            chunk_len,
+            chunk_len + chunk_len / 2,
+            5 * chunk_len,
+            8 * chunk_len - 4096,
+            8 * chunk_len,
+            20 * chunk_len,
+        ] {
+            file.write_all_at(&block, offset).unwrap();
+        }
+        let facts = look_at_volume(&path, chunk_size).unwrap();
+        assert_eq!(facts.data_bytes, 6 * BLOCK_LEN as u64);
+        assert_eq!(facts.read_bytes, 4 * chunk_len + 4096);
+        let source = open_source(&path, &SourceOptions::default()).unwrap();
+        let chunks = data_of(&*source, chunk_size).map(|data| data.unwrap().1);
+        let chunks: Vec<_> = chunks
+            .flat_map(|range| range.start.0..range.end.0)
+            .collect();
+        assert_eq!(chunks, [1, 5, 7, 8, 20]);
+    }
+
+    #[test]
+    fn a_tree_of_another_profile_takes_the_place_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for profile in [Profile::Random, Profile::Text] {
+            remove_tree(dir.path()).unwrap();
+            let made = make_tree(dir.path(), profile, 3, 1, &Stop::default()).unwrap();
+            assert_eq!(made.facts.names, 5);
+        }
+    }
+
+    #[test]
     fn a_tree_is_as_its_facts_say() {
         let dir = tempfile::tempdir().unwrap();
         let stop = Stop::default();
         let made = make_tree(dir.path(), Profile::Text, 250, 1, &stop).unwrap();
-        let seen = look_at_tree(&made.path, u64::MAX, &stop).unwrap().unwrap();
+        let seen = look_at_tree(&made.path, u64::MAX, &stop).unwrap();
         assert_eq!(made.facts.names, 1 + 3 + 250);
         assert_eq!(made.facts.names, seen.names);
         assert_eq!(made.facts.logical_bytes, seen.logical_bytes);
         assert!(seen.logical_bytes <= tree_bytes(250));
-        assert_eq!(look_at_tree(&made.path, 100, &stop).unwrap(), None);
+        let large = look_at_tree(&made.path, 100, &stop).unwrap_err();
+        assert!(large.text.contains("more than 100 names"), "{large}");
         stop.request();
         assert!(make_tree(&dir.path().join("files"), Profile::Text, 1, 1, &stop).is_err());
     }

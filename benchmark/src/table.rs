@@ -131,6 +131,11 @@ fn ceiling_line(ceiling: &Ceiling) -> [String; 6] {
 fn clone_line(clone: &CloneResult) -> [String; 10] {
     let mut line = [const { String::new() }; 10];
     line[0] = clone.name.clone();
+    if let Some(prediction) = &clone.prediction {
+        line[4] = format!("{:.2}", prediction.seconds);
+        line[7] = format!("{:.2}", prediction.cpu_seconds);
+        line[9].clone_from(&prediction.binding);
+    }
     let (Some(seconds), Some(cpu)) = (clone.seconds(), clone.cpu_seconds()) else {
         let reason = clone.skipped.as_deref().unwrap_or("not measured");
         line[9] = format!("skipped: {reason}");
@@ -145,13 +150,8 @@ fn clone_line(clone: &CloneResult) -> [String; 10] {
     line[6] = format!("{:.2}", cpu.median);
     let off =
         |part: Option<f64>| part.map_or_else(String::new, |part| format!("{:+.0}%", part * 100.0));
-    if let Some(prediction) = &clone.prediction {
-        line[4] = format!("{:.2}", prediction.seconds);
-        line[5] = off(clone.error());
-        line[7] = format!("{:.2}", prediction.cpu_seconds);
-        line[8] = off(clone.cpu_error());
-        line[9].clone_from(&prediction.binding);
-    }
+    line[5] = off(clone.error());
+    line[8] = off(clone.cpu_error());
     line
 }
 
@@ -235,14 +235,23 @@ const GIB: f64 = (1_u64 << 30) as f64;
 mod tests {
     use super::*;
     use crate::report::tests::example;
+    use crate::roofline::Prediction;
 
     #[test]
     fn a_table_has_everything() {
         let mut report = example();
+        let prediction = Prediction {
+            seconds: 77.0,
+            cpu_seconds: 33.0,
+            binding: "network".into(),
+            bounds: Vec::new(),
+            cpu_parts: Vec::new(),
+        };
         report.clones.push(CloneResult {
             name: "vm".into(),
             skipped: Some("the budget is spent".into()),
             repeats: Vec::new(),
+            prediction: Some(prediction),
             ..report.clones[0].clone()
         });
         let text = render(&report);
@@ -253,6 +262,7 @@ mod tests {
             "random",
             "2.50",
             "skipped: the budget",
+            "77.00",
             "warning: something",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

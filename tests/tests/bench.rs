@@ -9,13 +9,19 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::Value;
 use volferry_tests::agents::Agents;
+use volferry_tests::device::{Loop, Mount};
 use volferry_tests::programs::{self, Ended, Running, volferry};
 use volferry_tests::volume;
 use volferry_tests::{MIB, temporary_directory};
 use volferry_transport::Role;
 
 /// A benchmark of almost nothing, of `source` to `target`.
-fn arguments(source: &Path, target: &Path, size: &str, more: &[&str]) -> Vec<OsString> {
+fn arguments(
+    source: &Path,
+    target: &Path,
+    (profiles, size): (&str, &str),
+    more: &[&str],
+) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["bench".into(), source.into(), target.into()];
     let small = [
         "--size",
@@ -25,7 +31,7 @@ fn arguments(source: &Path, target: &Path, size: &str, more: &[&str]) -> Vec<OsS
         "--repeats",
         "2",
         "--profile",
-        "random,vm",
+        profiles,
         "--budget",
         "10m",
         "--memory-mib",
@@ -36,7 +42,7 @@ fn arguments(source: &Path, target: &Path, size: &str, more: &[&str]) -> Vec<OsS
 }
 
 fn bench(source: &Path, target: &Path, more: &[&str]) -> Ended {
-    volferry(arguments(source, target, "8MiB", more))
+    volferry(arguments(source, target, ("random,vm", "8MiB"), more))
 }
 
 /// The names in a directory, in order.
@@ -105,6 +111,7 @@ fn all_is_measured_compared_and_removed() {
         "target_write",
         "read_write",
         "read_write",
+        "read_write",
         "network_paced",
         "tree_read",
         "tree_write",
@@ -118,7 +125,7 @@ fn all_is_measured_compared_and_removed() {
         .collect();
     assert_eq!(
         volumes,
-        ["random", "vm"],
+        ["random", "vm", "source"],
         "each is read and written by itself"
     );
     for ceiling in ceilings {
@@ -191,6 +198,69 @@ fn what_others_made_is_not_written_over() {
     assert_eq!(names(&target), ["theirs"]);
 }
 
+/// The report of one volume of 4 MiB.
+fn report_of(source: &Path, target: &Path, more: &[&str]) -> Value {
+    let more = [&["--json"], more].concat();
+    let ended = volferry(arguments(source, target, ("random", "4MiB"), &more)).succeeded();
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// What the report holds under `list` that has this value for the key.
+fn found<'a>(report: &'a Value, list: &str, key: &str, value: &str) -> &'a Value {
+    let mut all = report[list].as_array().unwrap().iter();
+    all.find(|one| one[key] == value).unwrap()
+}
+
+fn repeats(of: &Value) -> usize {
+    of["repeats"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_tree_that_fills_the_disk_costs_nothing_else() {
+    let Some(disk) = Mount::tmpfs(16 * MIB) else {
+        return;
+    };
+    let directory = temporary_directory();
+    let source = directory.path().join("source");
+    fs::create_dir(&source).unwrap();
+    // Little to read, and a page of memory for each.
+    for number in 0..4000 {
+        fs::write(source.join(number.to_string()), "x").unwrap();
+    }
+    let report = report_of(&source, &disk.path().join("new"), &[]);
+    let own = found(&report, "clones", "name", "source");
+    let reason = own["skipped"].as_str().unwrap();
+    assert!(reason.contains("can't be cloned"), "{reason}");
+    // In the second round, too.
+    for name in ["random", "files"] {
+        assert_eq!(repeats(found(&report, "clones", "name", name)), 2, "{name}");
+    }
+    assert_eq!(names(disk.path()).len(), 0);
+}
+
+#[test]
+fn a_volume_that_the_device_does_not_hold_is_measured_as_far_as_it_has_data() {
+    let Some(device) = Loop::dirty(32 * MIB, 512) else {
+        return;
+    };
+    let directory = temporary_directory();
+    let source = directory.path().join("source");
+    volume::create_dense(&source, 2 * MIB, 1);
+    let file = fs::File::options().write(true).open(&source).unwrap();
+    file.set_len(64 * MIB).unwrap();
+    let scratch = directory.path().to_str().unwrap();
+    let more = ["--overwrite", "--scratch", scratch];
+    let report = report_of(&source, &device.device, &more);
+    let own = found(&report, "clones", "name", "source");
+    let reason = own["skipped"].as_str().unwrap();
+    assert!(reason.contains("can't be cloned"), "{reason}");
+    assert!(positive(&own["prediction"]["seconds"]), "{own}");
+    let both = found(&report, "ceilings", "volume", "source");
+    assert_eq!(repeats(both), 2, "{both}");
+    assert_eq!(both["repeats"][0]["data_bytes"], 2 * MIB, "{both}");
+    assert_eq!(names(directory.path()), ["source"]);
+}
+
 #[test]
 fn an_end_from_outside_leaves_nothing() {
     let directory = temporary_directory();
@@ -198,7 +268,7 @@ fn an_end_from_outside_leaves_nothing() {
     let (source, target) = (path("source"), path("target"));
     fs::create_dir(&source).unwrap();
     for (signal, moment) in [(Signal::INT, "BLAKE3"), (Signal::TERM, "cloning random")] {
-        let arguments = arguments(&source, &target, "256MiB", &[]);
+        let arguments = arguments(&source, &target, ("random,vm", "256MiB"), &[]);
         let mut running = Running::start(programs::command(programs::CLI).args(arguments));
         running.wait_for(moment);
         running.signal(signal);

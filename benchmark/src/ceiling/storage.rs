@@ -19,6 +19,7 @@ use volferry_target_agent::write_runs;
 
 use super::{Bench, Measured, on_threads, timed};
 use crate::cost::Stopwatch;
+use crate::shape::data_of;
 use crate::stats::Latency;
 
 /// Bytes between two flushes, and the time, as the target agent has them.
@@ -33,7 +34,8 @@ const WRITTEN_MAX: usize = 1024;
 /// # Errors
 /// When it can't be read, or the end was asked for.
 pub fn read(bench: &Bench<'_>, path: &Path, bytes_max: u64) -> Result<Measured, Failure> {
-    let reading = Reading::open(bench, path, bytes_max, bench.settings.tuning.memory_bytes)?;
+    let memory_bytes = bench.settings.tuning.memory_bytes;
+    let reading = Reading::open(bench, path, Some(bytes_max), memory_bytes)?;
     let watch = Stopwatch::start();
     let times = reading.run(bench, |_place, _buffer| true)?;
     let mut measured = Measured {
@@ -82,13 +84,19 @@ pub fn write(bench: &Bench<'_>, bytes: u64) -> Result<Measured, Failure> {
 /// Clones the volume at `path` as far as storage and threads go: what is read is looked through,
 /// hashed and passed on as at the source, and hashed, written and flushed as at the target, with as
 /// many buffers as both have. So reading goes no faster than writing, a thread that hashes asks
-/// nothing of the storage, and a chunk with zeros in it is written in pieces.
+/// nothing of the storage, and a chunk with zeros in it is written in pieces. Where it is to read a
+/// `beginning` only, of so many bytes that are no hole, it doesn't go on behind the last of them: a hole
+/// there may be larger than all that the target holds.
 ///
 /// # Errors
 /// As of reading and writing.
-pub fn read_and_write(bench: &Bench<'_>, path: &Path) -> Result<Measured, Failure> {
+pub fn read_and_write(
+    bench: &Bench<'_>,
+    path: &Path,
+    beginning: Option<u64>,
+) -> Result<Measured, Failure> {
     let both_bytes = bench.settings.tuning.memory_bytes.saturating_mul(2);
-    let reading = Reading::open(bench, path, u64::MAX, both_bytes)?;
+    let reading = Reading::open(bench, path, beginning, both_bytes)?;
     let writing = Writing::open(bench, reading.geometry.volume_size())?;
     both_at_once(bench, &reading, &writing)
 }
@@ -99,12 +107,16 @@ fn both_at_once(
     writing: &Writing<'_>,
 ) -> Result<Measured, Failure> {
     let (pass, passed) = async_channel::bounded(reading.pool.buffer_count());
+    let data_bytes = AtomicU64::new(0);
     let watch = Stopwatch::start();
     let mut both = on_threads("bench-both", 2, |number| match number {
         0 => {
             let reads = reading.run(bench, |place, buffer| {
                 let hole = reading.hole_before(place);
                 let examined = examine(reading.chunks.get(place).copied(), buffer);
+                if let Some(Passed::Chunk(_, zero_map, ..)) = &examined {
+                    data_bytes.fetch_add(zero_map.data_len().into(), Ordering::Relaxed);
+                }
                 let mut work = hole.into_iter().map(Passed::Zero).chain(examined);
                 work.all(|work| pass.send_blocking(work).is_ok())
             });
@@ -126,6 +138,7 @@ fn both_at_once(
     let mut measured = Measured {
         cost: watch.stop(),
         bytes: reading.bytes(),
+        data_bytes: Some(data_bytes.into_inner()),
         direct: Some(reading.source.reads_direct() && writing.sink.writes_direct()),
         ..Measured::default()
     };
@@ -174,7 +187,7 @@ impl Reading {
     fn open(
         bench: &Bench<'_>,
         path: &Path,
-        bytes_max: u64,
+        beginning: Option<u64>,
         memory_bytes: usize,
     ) -> Result<Self, Failure> {
         let tuning = bench.settings.tuning;
@@ -186,23 +199,26 @@ impl Reading {
         let geometry = Geometry::new(source.size(), tuning.chunk_size)
             .map_err(|error| Failure::new(FailureCode::SourceOpen, error.to_string()))?;
         let chunk_len = u64::from(tuning.chunk_size.bytes());
-        let chunks_max = usize::try_from(bytes_max.div_ceil(chunk_len)).unwrap_or(usize::MAX);
+        let chunks_max = beginning.map_or(u64::MAX, |bytes| bytes.div_ceil(chunk_len));
+        let chunks_max = usize::try_from(chunks_max).unwrap_or(usize::MAX);
         let mut chunks = Vec::new();
-        let mut at = 0;
-        while chunks.len() < chunks_max
-            && let Some(data) = source.next_data(at).map_err(of_storage)?
-        {
-            let (first, end) = (
-                geometry.chunk_at(data.start()).0,
-                data.end().div_ceil(chunk_len),
-            );
-            let first = chunks
-                .last()
-                .map_or(first, |last: &ChunkIndex| first.max(last.0 + 1));
+        for data in data_of(&*source, tuning.chunk_size) {
+            let (_, all) = data.map_err(of_storage)?;
             let left = chunks_max.saturating_sub(chunks.len());
-            chunks.extend((first..end).take(left).map(ChunkIndex));
-            at = data.end();
+            chunks.extend((all.start.0..all.end.0).take(left).map(ChunkIndex));
+            if chunks.len() >= chunks_max {
+                break;
+            }
         }
+        let geometry = match (beginning, chunks.last()) {
+            (None, _) => geometry,
+            // What lies behind the last chunk that is read is not there for the bench.
+            (Some(_), last) => {
+                let end = last.map_or(0, |last| geometry.bytes_of(ChunkRange::one(*last)).end());
+                Geometry::new(end, tuning.chunk_size)
+                    .map_err(|error| Failure::internal(error.to_string()))?
+            }
+        };
         let pool = BufferPool::new(memory_bytes, tuning.chunk_size.bytes() as usize)
             .map_err(|error| Failure::new(FailureCode::Usage, error.to_string()))?;
         Ok(Self {
@@ -278,7 +294,10 @@ impl<'a> Writing<'a> {
         };
         let sink = TargetVolume::open(&path, options)
             .and_then(|volume| volume.prepare(bytes))
-            .map_err(of_target)?;
+            .map_err(|error| {
+                bench.place.remove(&path); // it would be in the way of the next
+                of_target(error)
+            })?;
         let geometry = Geometry::new(bytes, tuning.chunk_size)
             .map_err(|error| Failure::new(FailureCode::TargetOpen, error.to_string()))?;
         Ok(Self {
@@ -413,15 +432,17 @@ mod tests {
             settings: &settings,
             place: &place,
             volumes: &[],
+            own_volume: None,
             tree: None,
             cpu: &Workbench::new(tuning(), profile, 1).unwrap(),
             stop: &stop,
         };
-        let reading = Reading::open(&bench, &volume.path, u64::MAX, 16 << 20).unwrap();
+        let reading = Reading::open(&bench, &volume.path, None, 16 << 20).unwrap();
         let writing = Writing::open(&bench, size).unwrap();
         let measured = both_at_once(&bench, &reading, &writing).unwrap();
         assert!(volume.facts.data_bytes < volume.facts.read_bytes);
         assert_eq!(measured.bytes, volume.facts.read_bytes);
+        assert_eq!(measured.data_bytes, Some(volume.facts.data_bytes));
         let chunks = measured.latencies["read"].count;
         assert!(measured.latencies["write"].count <= chunks);
         assert!(measured.latencies["flush"].count >= 1);
@@ -429,5 +450,20 @@ mod tests {
         assert!(from == to, "the copy differs");
         let allocated = writing.sink.allocated_bytes().unwrap();
         assert!(allocated < volume.facts.read_bytes, "{allocated}");
+
+        // Of more than it may read it takes the beginning, and no hole behind.
+        let beginning = Reading::open(&bench, &volume.path, Some(6 << 20), 16 << 20).unwrap();
+        assert_eq!(beginning.bytes(), 6 << 20);
+        assert_eq!(beginning.hole_before(beginning.chunks.len()), None);
+        assert!(beginning.geometry.volume_size() < size);
+        // Nor one behind all that it holds.
+        fs::File::options()
+            .write(true)
+            .open(&volume.path)
+            .and_then(|file| file.set_len(size << 10))
+            .unwrap();
+        let beginning = Reading::open(&bench, &volume.path, Some(size), 16 << 20).unwrap();
+        assert_eq!(beginning.bytes(), volume.facts.read_bytes);
+        assert!(beginning.geometry.volume_size() <= size);
     }
 }

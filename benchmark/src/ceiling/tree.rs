@@ -64,13 +64,15 @@ const PACK_LEN: usize = 1 << 20;
 /// When it can't be read or made.
 pub fn write(bench: &Bench<'_>, tree: &Shape, number: u32) -> Result<Measured, Failure> {
     let tuning = bench.settings.tuning;
-    // All of it at once, and room for what each thread has begun.
+    // All of it at once, for nobody takes it before the walk ends. A thread that waits for a buffer holds one at
+    // most: a pack that it has begun, or what it has read of several files. One that finds no work sends what it has
+    // begun: with the last directories, one for each thread, that may be their four batches of names and themselves.
     let content = usize::try_from(tree.facts.logical_bytes).unwrap_or(usize::MAX);
     let names = usize::try_from(tree.facts.names).unwrap_or(usize::MAX);
     let room = content
         .saturating_add(names.saturating_mul(512))
         .saturating_mul(2)
-        .saturating_add(PACK_LEN * (tuning.tree_readers + 8));
+        .saturating_add(PACK_LEN.saturating_mul(tuning.tree_readers.saturating_mul(5) + 8));
     let (pass, passed) = passing(room);
     walk(bench, tree, room, &pass)?;
     let path = bench.place.target(&format!("ceiling-tree-{number}"));

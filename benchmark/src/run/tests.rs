@@ -6,6 +6,7 @@ use volferry_protocol::geometry::ChunkSize;
 use volferry_protocol::receipt::{AgentStats, Receipt, Verified};
 
 use super::*;
+use crate::cost::Cost;
 use crate::settings::Tuning;
 
 /// Agents that are small.
@@ -61,7 +62,7 @@ impl Cloner for Copier {
         if source.is_dir() {
             fs::create_dir(target).unwrap();
         } else {
-            fs::copy(source, target).unwrap();
+            fs::copy(source, target).map_err(|error| failed(error.to_string()))?;
         }
         on_sample(Sample::default());
         Ok(receipt())
@@ -95,6 +96,22 @@ pub(crate) fn receipt() -> Receipt {
     }
 }
 
+/// Gives `work` what is about to run.
+fn with_runner<T>(settings: &Settings, work: impl FnOnce(&mut Runner<'_>) -> T) -> T {
+    let place = Place::claim(settings).unwrap();
+    let mut runner = Runner {
+        settings,
+        cloner: &Copier { fails: false },
+        stop: &Stop::default(),
+        place: &place,
+        begun: Instant::now(),
+        removing: Duration::ZERO,
+        report: &mut begin(settings),
+        on_step: &mut |_step| {},
+    };
+    work(&mut runner)
+}
+
 /// What is in a directory.
 fn names(directory: &Path) -> Vec<std::ffi::OsString> {
     let entries = fs::read_dir(directory).unwrap();
@@ -126,12 +143,15 @@ fn everything_is_measured_and_nothing_stays() {
             "{ceiling:?}"
         );
     }
-    // Reading and writing at once was measured with both volumes.
-    assert_eq!(report.ceilings.len(), Kind::ALL.len() + 1);
+    // Reading and writing at once was measured with both volumes and the user's own.
+    assert_eq!(report.ceilings.len(), Kind::ALL.len() + 2);
     let of_both = |ceiling: &&Ceiling| ceiling.kind == Kind::ReadWrite;
     let both: Vec<_> = report.ceilings.iter().filter(of_both).collect();
-    let volumes = [0, 1].map(|at| both[at].volume.as_deref());
-    assert_eq!(volumes, [Some("random"), Some("sparse=0.5")]);
+    let volumes = [0, 1, 2].map(|at| both[at].volume.as_deref());
+    assert_eq!(
+        volumes,
+        [Some("random"), Some("sparse=0.5"), Some("source")]
+    );
     assert!(both[0].repeats[0].bytes > both[1].repeats[0].bytes);
     let of_write = report.ceiling(Kind::TargetWrite).unwrap();
     assert!(of_write.repeats[0].latencies.contains_key("flush"));
@@ -153,6 +173,221 @@ fn everything_is_measured_and_nothing_stays() {
     assert!(report.budget.spent_bytes > 8 << 20);
     assert_eq!(names(dir.path()), ["source"], "what was made is gone");
     assert_eq!(Report::read(&report.to_json().unwrap()), Ok(report));
+}
+
+#[test]
+fn a_volume_that_takes_too_long_is_predicted_and_not_cloned() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, vec![7; 32 << 20]).unwrap();
+    let mut settings = settings(&source, &dir.path().join("target"));
+    settings.profiles = vec![Profile::Random];
+    settings.size = Some(4 << 20);
+    settings.files = Some(0);
+    settings.budget_bytes = 31 << 20;
+    let copier = Copier { fails: false };
+    let report = run(&settings, &copier, &Stop::default(), |_step| {}).unwrap();
+    let own = report.clones.last().unwrap();
+    assert_eq!((own.name.as_str(), own.repeats.len()), ("source", 0));
+    assert!(own.skipped.is_some());
+    let of_own = |one: &&Ceiling| one.volume.as_deref() == Some("source");
+    let beginning = report.ceilings.iter().find(of_own).unwrap();
+    assert_eq!(beginning.skipped, None);
+    assert_eq!(beginning.repeats[0].bytes, 4 << 20);
+    let predicted = own.prediction.as_ref().unwrap();
+    let eight_times = beginning.seconds().unwrap().median * 8.0;
+    assert!(predicted.seconds >= eight_times, "{predicted:?}");
+}
+
+#[test]
+fn a_source_that_can_not_be_read_any_more_costs_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let mut settings = settings(&source, &dir.path().join("target"));
+    settings.profiles = vec![Profile::Random];
+    settings.size = Some(4 << 20);
+    settings.files = Some(0);
+    settings.repeats = 2;
+    let copier = Copier { fails: false };
+    // Gone before the first round, and before the second.
+    for (moment, repeats) in [("warming up", 0), ("round 2: reading the source", 1)] {
+        fs::write(&source, vec![7; 3 << 20]).unwrap();
+        let report = run(&settings, &copier, &Stop::default(), |step| {
+            if step == moment {
+                fs::remove_file(&source).unwrap();
+            }
+        });
+        let report = report.unwrap();
+        let is_own =
+            |one: &Ceiling| one.kind == Kind::SourceRead || one.volume.as_deref() == Some("source");
+        let (own, others): (Vec<_>, Vec<_>) = report.ceilings.iter().partition(|one| is_own(one));
+        assert_eq!(own.len(), 2);
+        for one in own {
+            assert_eq!(one.repeats.len(), repeats, "{moment}: {one:?}");
+            assert_eq!(one.skipped.is_some(), repeats == 0, "{one:?}");
+        }
+        let measured = others.iter().filter(|one| one.skipped.is_none());
+        assert!(measured.clone().count() > 10);
+        assert!(measured.into_iter().all(|one| one.repeats.len() == 2));
+        let [random, cloned] = &report.clones[..] else {
+            panic!("{:?}", report.clones);
+        };
+        assert_eq!((random.repeats.len(), cloned.repeats.len()), (2, repeats));
+        assert_eq!(cloned.skipped.is_some(), repeats == 0);
+        let again = report
+            .warnings
+            .iter()
+            .filter(|text| text.contains("not again"));
+        assert_eq!(again.count(), 3 * repeats, "{:?}", report.warnings);
+    }
+}
+
+/// Puts a measurement into each ceiling of this kind.
+fn put(report: &mut Report, kind: Kind, seconds: f64, bytes: u64, names: u64) {
+    let of_kind = report.ceilings.iter_mut().filter(|one| one.kind == kind);
+    for ceiling in of_kind {
+        let cost = Cost {
+            seconds,
+            cpu_seconds: seconds / 1000.0,
+            ..Cost::default()
+        };
+        ceiling.repeats.push(Measured {
+            cost,
+            bytes,
+            names,
+            ..Measured::default()
+        });
+    }
+}
+
+#[test]
+fn what_there_was_no_time_for_is_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, vec![7; 3 << 20]).unwrap();
+    let settings = settings(&source, &dir.path().join("target"));
+    with_runner(&settings, |runner| {
+        let shapes = runner.make().unwrap();
+        let mut steps = runner.plan(&shapes);
+        // A byte in an hour.
+        put(runner.report, Kind::TargetWrite, 3600.0, 1, 0);
+        let late = steps.iter_mut().filter(|step| step.bytes > 0);
+        let late: Vec<_> = late.collect();
+        assert!(late.len() > 5);
+        for step in late {
+            assert!(!runner.is_due(step, 0));
+            assert!(!runner.is_due(step, 1), "as if it took no time");
+        }
+        let ceilings = runner.report.ceilings.iter();
+        let late = ceilings.filter(|one| one.volume.is_some());
+        assert!(late.into_iter().all(|one| one.skipped.is_some()));
+    });
+}
+
+#[test]
+fn the_first_clone_is_guessed_from_all_that_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let (volume, tree) = (dir.path().join("volume"), dir.path().join("tree"));
+    fs::write(&volume, vec![7; 3 << 20]).unwrap();
+    fs::create_dir(&tree).unwrap();
+    for number in 0..50 {
+        fs::write(tree.join(number.to_string()), "x").unwrap();
+    }
+    for source in [volume, tree] {
+        let settings = settings(&source, &dir.path().join("target"));
+        with_runner(&settings, |runner| {
+            let shapes = runner.make().unwrap();
+            let mut steps = runner.plan(&shapes);
+            let own = steps.last_mut().unwrap();
+            assert_eq!(runner.over(own, 0), None);
+            // Bytes are written in no time, and a name takes a minute, or a MiB that is read, too.
+            put(runner.report, Kind::TargetWrite, 1.0, 1 << 40, 0);
+            put(runner.report, Kind::TreeReadWrite, 6000.0, 1, 100);
+            put(runner.report, Kind::ReadWrite, 600.0, 1 << 20, 0);
+            for kind in [Kind::Session, Kind::Hash, Kind::NetworkPaced, Kind::TlsN] {
+                put(runner.report, kind, 0.001, 1 << 30, 0);
+            }
+            let reason = runner.over(own, 0).unwrap();
+            assert!(reason.contains("budget of 600 s"), "{reason}");
+        });
+    }
+}
+
+#[test]
+fn clones_of_a_tree_of_the_users_do_not_pile_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), vec![7; 5000]).unwrap();
+    let settings = settings(&source, &target);
+    with_runner(&settings, |runner| {
+        let shapes = runner.make().unwrap();
+        let steps = runner.plan(&shapes);
+        let own = runner.report.clones.len() - 1;
+        let before = names(runner.place.scratch());
+        for round in 0..3 {
+            runner.clone_shape(&shapes, own, round).unwrap();
+            assert_eq!(names(runner.place.scratch()), before);
+        }
+        assert_eq!(runner.report.clones[own].repeats.len(), 3);
+        // What doesn't fit is not begun.
+        let mut step = steps.into_iter().next_back().unwrap();
+        assert_eq!(runner.over(&step, 0), None);
+        step.bytes = 1 << 60;
+        runner.report.budget.bytes = u64::MAX;
+        let reason = runner.over(&step, 0).unwrap();
+        assert!(reason.contains("are free"), "{reason}");
+    });
+}
+
+#[test]
+fn nothing_is_made_for_a_source_that_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir.path().join("none"), &dir.path().join("target"));
+    let copier = Copier { fails: false };
+    let failed = run(&settings, &copier, &Stop::default(), |step| {
+        assert!(!step.contains("making"), "{step}");
+    });
+    assert_eq!(failed.unwrap_err().code, FailureCode::SourceOpen);
+    assert_eq!(names(dir.path()).len(), 0);
+}
+
+#[test]
+fn a_source_that_is_not_cloned_is_told_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for directory in ["full", "empty"] {
+        fs::create_dir(path(directory)).unwrap();
+    }
+    fs::write(path("full/file"), "x").unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    let look_at = |source: &str, scratch: Option<&str>| {
+        let mut settings = settings(&path(source), &path("target"));
+        settings.scratch = scratch.map(path);
+        with_runner(&settings, |runner| {
+            let shapes = runner.make().unwrap();
+            runner.plan(&shapes);
+            let read = runner.report.ceilings[0].clone();
+            assert_eq!(read.kind, Kind::SourceRead);
+            (shapes.source, read.skipped, runner.report.warnings.clone())
+        })
+    };
+    for (source, scratch, reason, volume) in [
+        ("full", Some("full"), "made in it", "is a directory"),
+        ("empty", None, "it is empty", "is a directory"),
+        ("socket", None, "neither", "neither"),
+    ] {
+        let (found, read, warnings) = look_at(source, scratch);
+        assert!(found.unwrap_err().contains(reason));
+        assert!(read.unwrap().contains(volume), "{source}");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("is not cloned: ") && warnings[0].contains(reason));
+    }
+    let (found, _read, warnings) = look_at("full", None);
+    assert_eq!(
+        (found.unwrap().name.as_str(), warnings.len()),
+        ("source", 0)
+    );
 }
 
 #[test]
@@ -250,4 +485,17 @@ fn a_noisy_machine_is_told() {
             .any(|text| text.contains("hypervisor took 5 %")),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn removing_takes_its_time_however_fast_a_tree_was_made() {
+    let check = |making, seconds| {
+        assert_eq!(
+            removing(5000, Duration::from_secs(making)).as_secs(),
+            seconds
+        );
+    };
+    check(0, 1);
+    check(2, 1);
+    check(10, 5);
 }
