@@ -24,8 +24,14 @@ pub(crate) struct Seen {
     pub(crate) restarts: i32,
     /// How the container ended the last time that it ended.
     pub(crate) last_end: Option<Ended>,
+    /// Since when its container runs, if it does.
+    pub(crate) runs_since: Option<Timestamp>,
+    /// When the pod became ready last, or stopped being so, if that is known.
+    pub(crate) turned_at: Option<Timestamp>,
     /// When the container ended that is not started again, if that is known.
     pub(crate) ended_at: Option<Timestamp>,
+    /// Whether its node does not answer: what the pod shows is what was so before.
+    pub(crate) is_cut_off: bool,
 }
 
 /// What a pod does.
@@ -133,9 +139,25 @@ impl Seen {
             state: state(pod, &status, container),
             restarts: container.map_or(0, |container| container.restart_count),
             last_end: container.and_then(last_end),
+            runs_since: container.and_then(runs_since),
+            turned_at: turned_at(&status),
             ended_at: container.and_then(ended_at),
+            is_cut_off: is_cut_off(&status),
         }
     }
+}
+
+/// Whether the pod is not ready though its containers are: so Kubernetes marks the pods of a node whose kubelet it has
+/// not heard of for most of a minute. A kubelet says why a pod is not ready.
+fn is_cut_off(status: &PodStatus) -> bool {
+    let condition = |name: &str| {
+        let mut conditions = status.conditions.iter().flatten();
+        conditions.find(|condition| condition.type_ == name)
+    };
+    let ready = condition("Ready");
+    let containers = condition("ContainersReady");
+    ready.is_some_and(|it| it.status == "False" && it.reason.is_none())
+        && containers.is_some_and(|it| it.status == "True")
 }
 
 fn state(pod: &Pod, status: &PodStatus, container: Option<&ContainerStatus>) -> State {
@@ -209,6 +231,19 @@ fn last_end(container: &ContainerStatus) -> Option<Ended> {
         ended.exit_code,
         ended.reason.as_deref(),
     ))
+}
+
+fn runs_since(container: &ContainerStatus) -> Option<Timestamp> {
+    let runs = |state: &ContainerState| Some(state.running.as_ref()?.started_at.clone()?.0);
+    container.state.as_ref().and_then(runs)
+}
+
+fn turned_at(status: &PodStatus) -> Option<Timestamp> {
+    let conditions = status.conditions.iter().flatten();
+    let readiness =
+        conditions.filter(|it| matches!(it.type_.as_str(), "Ready" | "ContainersReady"));
+    let turned_at = readiness.filter_map(|it| Some(it.last_transition_time.as_ref()?.0));
+    turned_at.max()
 }
 
 fn ended_at(container: &ContainerStatus) -> Option<Timestamp> {

@@ -119,7 +119,9 @@ pub struct VolumeCloneSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 9))]
     pub accept: Vec<FidelityClass>,
-    /// The pods of the agents.
+    /// The pods of the agents. Where the source is in another namespace, its pod there takes only
+    /// `resources`, `nodeSelector`, `tolerations`, `affinity` and `securityContext` from here: the rest
+    /// would let a stranger choose what the pod may do, or be taken for, there.
     #[serde(default)]
     pub agents: Agents,
     /// Seconds after which a clone that is not done fails, counted from the moment that it was
@@ -260,6 +262,21 @@ pub enum Strategy {
     HostAssisted,
 }
 
+impl Strategy {
+    /// Every way, the cheapest first.
+    pub const ALL: [Self; 3] = [Self::CsiClone, Self::Snapshot, Self::HostAssisted];
+
+    /// The word, as in the status.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::CsiClone => "CsiClone",
+            Self::Snapshot => "Snapshot",
+            Self::HostAssisted => "HostAssisted",
+        }
+    }
+}
+
 /// How bytes travel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -358,9 +375,7 @@ pub enum FidelityClass {
     Mounts,
 }
 
-/// The pods of the agents. Where the source is in another namespace, its pod there takes only
-/// `resources`, `nodeSelector`, `tolerations` and `affinity` from here: the rest would let a
-/// stranger choose what the pod may do, or be taken for, there.
+/// The pods of the agents.
 #[derive(Clone, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Agents {
@@ -391,12 +406,12 @@ pub struct Agents {
     /// Annotations for the pods; those of volferry itself win.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// Who the agents run as.
+    /// Who the agents run as. Everything else of the restricted Pod Security Standard stays as it is.
     #[serde(default)]
     pub security_context: AgentUser,
 }
 
-/// Who the agents run as. Everything else of the restricted Pod Security Standard stays as it is.
+/// Who the agents run as.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentUser {
@@ -408,7 +423,8 @@ pub struct AgentUser {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub run_as_group: Option<i64>,
-    /// The group that volumes and credentials belong to; 65532 unless given.
+    /// The group that volumes and credentials belong to; 65532 unless given. A source that is read as files
+    /// never gets it: they would all be given to the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub fs_group: Option<i64>,
@@ -441,6 +457,10 @@ pub struct VolumeCloneStatus {
     /// The claim that is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_claim: Option<String>,
+    /// The uid of the claim that a target agent has begun to fill. What was durable there says nothing of
+    /// another claim by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filled_uid: Option<String>,
     /// Another claim that is filled in its place: its volume is handed over when it is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prime: Option<PrimeStatus>,
@@ -508,6 +528,21 @@ impl Phase {
     pub const fn is_finished(self) -> bool {
         matches!(self, Self::Ready | Self::Failed)
     }
+
+    /// The word, as in the status.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Preparing => "Preparing",
+            Self::Cloning => "Cloning",
+            Self::Verifying => "Verifying",
+            Self::Suspended => "Suspended",
+            Self::Ready => "Ready",
+            Self::Failed => "Failed",
+            Self::Template => "Template",
+        }
+    }
 }
 
 /// What was found of one way.
@@ -525,12 +560,16 @@ pub struct Verdict {
 
 /// A claim that is filled in the place of the target claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PrimeStatus {
     /// Its namespace.
     pub namespace: String,
     /// Its volume, once that is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
+    /// When its volume was seen to be complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_at: Option<Time>,
 }
 
 /// How far a clone is.

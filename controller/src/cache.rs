@@ -23,7 +23,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event as CoreEvent, PersistentVolume
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
@@ -41,7 +41,7 @@ use crate::claims::{self, waits_for_clone};
 use crate::names::{CLONE_ANNOTATION, CLONE_LABEL};
 use crate::objects::{SNAPSHOT_GROUP, snapshot_resource};
 use crate::reason::Reason;
-use crate::world::{ClaimUser, Grant, Snapshot, SnapshotClass};
+use crate::world::{ClaimUser, Grant, Refusal, Snapshot, SnapshotClass};
 
 /// The events that are kept: what backends say against making a claim's volume.
 pub(crate) const WARNINGS: &str =
@@ -166,10 +166,8 @@ pub(crate) struct Warning {
     pub(crate) claim: String,
     /// Its uid.
     pub(crate) uid: String,
-    /// When it was said last.
-    pub(crate) at: Option<Time>,
-    /// In the backend's words.
-    pub(crate) message: String,
+    /// What it is.
+    pub(crate) refusal: Refusal,
 }
 
 /// All that is known.
@@ -613,11 +611,20 @@ pub(crate) fn known_pod(mut pod: Pod) -> Option<KnownPod> {
 }
 
 pub(crate) fn known_warning(event: CoreEvent) -> Option<Warning> {
+    // Each way of telling Events has times of its own.
+    let made_at = event.metadata.creation_timestamp.map(|at| at.0);
+    let told_at = event.event_time.map(|at| at.0).or(made_at);
+    let repeated_at = event.series.and_then(|series| series.last_observed_time);
+    let last_at = repeated_at.map(|at| at.0);
+    let counted_at = event.last_timestamp.map(|at| at.0);
     Some(Warning {
         claim: event.involved_object.name?,
         uid: event.involved_object.uid?,
-        at: event.last_timestamp,
-        message: event.message?,
+        refusal: Refusal {
+            message: event.message?,
+            first_at: event.first_timestamp.map(|at| at.0).or(told_at),
+            last_at: last_at.or(counted_at).or(told_at),
+        },
     })
 }
 
@@ -679,4 +686,43 @@ fn watch_kind(
 ) -> impl Stream<Item = watcher::Result<Event<DynamicObject>>> + Send + use<> {
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), kind);
     watcher(objects, watcher::Config::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_the_times_that_its_event_has() {
+        const MADE: &str = "2026-01-01T00:00:00Z";
+        const FIRST: &str = "2026-01-01T00:00:01Z";
+        const LAST: &str = "2026-01-01T00:07:00Z";
+        let check = |times: Value, first: Option<&str>, last: Option<&str>| {
+            let mut event = json!({
+                "metadata": {"name": "event"}, "message": "no room", "reason": "ProvisioningFailed",
+                "involvedObject": {"name": "to", "uid": "uid-to"},
+            });
+            for (key, value) in times.as_object().unwrap() {
+                event[key] = value.clone();
+            }
+            let refusal = known_warning(serde_json::from_value(event).unwrap());
+            let refusal = refusal.unwrap().refusal;
+            let told = [refusal.first_at, refusal.last_at];
+            let expected = [first, last].map(|at| at.map(|at| at.parse::<Timestamp>().unwrap()));
+            assert_eq!(told, expected, "{times}");
+        };
+        let counted = json!({"firstTimestamp": FIRST, "lastTimestamp": LAST, "count": 9});
+        check(counted, Some(FIRST), Some(LAST));
+        let once = json!({"eventTime": "2026-01-01T00:00:01.000000Z"});
+        check(once, Some(FIRST), Some(FIRST));
+        let series = json!({"eventTime": "2026-01-01T00:00:01.000000Z", "series": {
+            "count": 9, "lastObservedTime": "2026-01-01T00:07:00.000000Z"}});
+        check(series, Some(FIRST), Some(LAST));
+        let made = json!({"metadata": {"name": "event", "creationTimestamp": MADE}});
+        check(made, Some(MADE), Some(MADE));
+        check(json!({}), None, None);
+    }
 }

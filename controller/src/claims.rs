@@ -1,7 +1,7 @@
 //! What a claim and its volume say: mode, size, access, node.
 
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
+    PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -20,7 +20,11 @@ impl VolumeMode {
     /// The mode that a claim asks for.
     #[must_use]
     pub fn of(spec: &PersistentVolumeClaimSpec) -> Self {
-        match spec.volume_mode.as_deref() {
+        Self::named(spec.volume_mode.as_deref())
+    }
+
+    fn named(name: Option<&str>) -> Self {
+        match name {
             Some("Block") => Self::Block,
             // Kubernetes' default.
             _ => Self::Filesystem,
@@ -79,10 +83,52 @@ pub fn filled_by(claim: &PersistentVolumeClaim) -> Option<&str> {
     (is_clone && is_near).then_some(reference.name.as_str())
 }
 
-/// The `VolumeClone` that the claim waits to be filled by.
+/// The `VolumeClone` that the claim waits to be filled by. One that has lost its volume gets no other.
 #[must_use]
 pub fn waits_for_clone(claim: &PersistentVolumeClaim) -> Option<&str> {
-    filled_by(claim).filter(|_| !is_bound(claim) && claim.metadata.deletion_timestamp.is_none())
+    let is_going = claim.metadata.deletion_timestamp.is_some();
+    filled_by(claim).filter(|_| !matches!(phase(claim), "Bound" | "Lost") && !is_going)
+}
+
+/// The field because of which Kubernetes does not bind the volume to the claim, though it was given to it, and
+/// both its values; absent where they fit.
+#[must_use]
+pub fn misfit(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<String> {
+    let (given, asked) = (volume.spec.as_ref()?, claim.spec.as_ref()?);
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    let told = |field: &str, asked: &str, given: &str| {
+        Some(format!(
+            "its spec.{field} is {asked}, and the volume's {given}"
+        ))
+    };
+    if let Some(other) = asked.volume_name.as_deref().filter(|it| *it != name) {
+        return Some(format!("its spec.volumeName is {other}"));
+    }
+    let classes = (&asked.storage_class_name, &given.storage_class_name);
+    if let (Some(asked), Some(given)) = classes
+        && asked != given
+    {
+        return told("storageClassName", asked, given);
+    }
+    let asked_mode = VolumeMode::of(asked);
+    let given_mode = given.volume_mode.as_deref();
+    let given_mode = given_mode.map_or(asked_mode, |mode| VolumeMode::named(Some(mode)));
+    if asked_mode != given_mode {
+        return told("volumeMode", asked_mode.label(), given_mode.label());
+    }
+    let list = |modes: &[String]| modes.join(", ");
+    if let (Some(asked), Some(given)) = (&asked.access_modes, &given.access_modes)
+        && asked.iter().any(|mode| !given.contains(mode))
+    {
+        return told("accessModes", &list(asked), &list(given));
+    }
+    let capacity = given.capacity.as_ref()?.get("storage")?;
+    let wanted = requested_bytes(asked).filter(|wanted| Some(*wanted) > bytes(capacity))?;
+    told(
+        "resources.requests.storage",
+        &wanted.to_string(),
+        &capacity.0,
+    )
 }
 
 /// Bytes of the claim's volume, or while it has none, bytes that it asks for.
@@ -161,7 +207,28 @@ pub fn bytes(quantity: &Quantity) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_claim_waits_for_its_clone_until_it_has_or_had_a_volume() {
+        let check = |phase: Option<&str>, deleted: Option<&str>, waits: bool| {
+            let claim = serde_json::from_value(json!({
+                "metadata": {"namespace": "home", "deletionTimestamp": deleted},
+                "spec": {"dataSourceRef": {
+                    "apiGroup": GROUP, "kind": "VolumeClone", "name": "clone"}},
+                "status": {"phase": phase},
+            }));
+            let waits = waits.then_some("clone");
+            assert_eq!(waits_for_clone(&claim.unwrap()), waits, "{phase:?}");
+        };
+        check(None, None, true);
+        check(Some("Pending"), None, true);
+        check(Some("Pending"), Some("2026-01-01T00:00:00Z"), false);
+        check(Some("Bound"), None, false);
+        check(Some("Lost"), None, false);
+    }
 
     #[test]
     fn quantities_are_read_as_kubernetes_writes_them() {

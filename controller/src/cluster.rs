@@ -11,7 +11,10 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
@@ -30,7 +33,8 @@ use crate::claims::{VolumeMode, waits_for_clone};
 use crate::credentials::ObserverCredentials;
 use crate::names::{End, MANAGER, PRIVILEGED_ANNOTATION, filler_name, name, prime_name};
 use crate::objects::{SNAPSHOT_GROUP, snapshot_resource};
-use crate::world::{ClaimUser, Grant, Kind, Snapshot, Surroundings, Users};
+use crate::reason::Reason;
+use crate::world::{ClaimUser, Grant, Kind, Refusal, Snapshot, Surroundings, Users};
 
 /// How long a call may take: the API server's own limit for most is a minute, and a reconcile that
 /// waits holds up others.
@@ -97,6 +101,33 @@ pub struct Cluster {
 impl Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cluster").finish_non_exhaustive()
+    }
+}
+
+/// Why nobody fills a claim.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stray {
+    /// What it refers to is not there.
+    #[error(
+        "spec.dataSourceRef names VolumeClone {name}, which this namespace doesn't have: make it, with \
+         target.referringClaims: true, or delete this claim"
+    )]
+    Unknown { name: String },
+    /// What it refers to clones something else.
+    #[error(
+        "spec.dataSourceRef names VolumeClone {name}, which fills no claims: only one with \
+         target.referringClaims: true does; make such a one, and this claim anew"
+    )]
+    FillsNone { name: String },
+}
+
+impl Stray {
+    /// In a word. Each has its own: an Event that differs in its words alone is taken for the one before.
+    pub(crate) const fn reason(&self) -> Reason {
+        match self {
+            Self::Unknown { .. } => Reason::NoSuchClone,
+            Self::FillsNone { .. } => Reason::NotFilled,
+        }
     }
 }
 
@@ -295,6 +326,25 @@ impl Cluster {
         referring.map(|(_, claim)| (*claim).clone()).collect()
     }
 
+    /// The claims that wait for a `VolumeClone` which will not fill them.
+    pub(crate) fn strays(&self) -> Vec<(Arc<PersistentVolumeClaim>, Stray)> {
+        let claims = self.cache.claims.all().into_iter();
+        let strays = claims.filter_map(|claim| {
+            let namespace = claim.namespace().unwrap_or_default();
+            let name = waits_for_clone(&claim)?.to_owned();
+            let filler = filler_name(&claim.uid().unwrap_or_default());
+            let is_filled = self.known_clone(&namespace, &filler).is_some();
+            let stray = match self.known_clone(&namespace, &name) {
+                _ if is_filled => return None,
+                None => Stray::Unknown { name },
+                Some(clone) if clone.spec.target.referring_claims => return None,
+                Some(_) => Stray::FillsNone { name },
+            };
+            Some((claim, stray))
+        });
+        strays.collect()
+    }
+
     async fn find<K>(&self, namespace: &str, name: &str) -> Result<Option<K>>
     where
         K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
@@ -408,7 +458,7 @@ impl Cluster {
     }
 
     /// What went wrong with making a claim's volume, oldest first.
-    fn warnings(&self, namespace: &str, claim: &str) -> Vec<String> {
+    fn warnings(&self, namespace: &str, claim: &str) -> Vec<Refusal> {
         let known = self.cache.claims.get(namespace, claim);
         let Some(uid) = known.and_then(|claim| claim.metadata.uid.clone()) else {
             return Vec::new();
@@ -416,11 +466,11 @@ impl Cluster {
         // An Event outlives its claim, and another may have the name.
         let mut found = self.cache.warnings.in_namespace(namespace);
         found.retain(|(_, warning)| warning.claim == claim && warning.uid == uid);
-        found.sort_by(|(_, a), (_, b)| a.at.cmp(&b.at));
-        let messages = found
-            .into_iter()
-            .map(|(_, warning)| warning.message.clone());
-        messages.collect()
+        found.sort_by_key(|(_, warning)| warning.refusal.last_at);
+        let refusals = found.into_iter();
+        refusals
+            .map(|(_, warning)| warning.refusal.clone())
+            .collect()
     }
 
     async fn snapshot(&self, namespace: &str, name: &str, look: Look) -> Result<Option<Snapshot>> {
@@ -488,6 +538,18 @@ async fn call<T>(
             source,
         }),
         Err(_) => Err(ClusterError::Timeout { what: what() }),
+    }
+}
+
+/// What objects of a kind are, for those who need no more than their names.
+fn resource_of(kind: Kind) -> ApiResource {
+    match kind {
+        Kind::Pod => ApiResource::erase::<Pod>(&()),
+        Kind::Secret => ApiResource::erase::<Secret>(&()),
+        Kind::NetworkPolicy => ApiResource::erase::<NetworkPolicy>(&()),
+        Kind::ConfigMap => ApiResource::erase::<ConfigMap>(&()),
+        Kind::Claim => ApiResource::erase::<PersistentVolumeClaim>(&()),
+        Kind::Snapshot => snapshot_resource(),
     }
 }
 

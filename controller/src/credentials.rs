@@ -6,9 +6,9 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
-use crate::names::{EXPIRY_ANNOTATION, End, name};
+use crate::names::{EXPIRY_ANNOTATION, End, MINTING_ANNOTATION, name};
 use crate::objects::{IDENTITY_KEYS, OBSERVER_CERTIFICATE, OBSERVER_KEY};
-use crate::world::{Kind, World};
+use crate::world::{Belonging, Kind, World};
 
 /// How long credentials are good: short, since they lie in Secrets, and long enough that renewing
 /// them is rare.
@@ -25,15 +25,22 @@ const SEEN_WITHIN: Duration = Duration::from_secs(120);
 /// How much older than its credentials a pod is at least that had others before: clocks differ.
 const OLDER_BY: Duration = Duration::from_secs(30);
 
-/// Whether the credentials end soon. Missing ones are not renewed but made.
+/// Whether the credentials end soon, or are not of one minting: then no end trusts the other. Missing ones
+/// are not renewed but made.
 #[must_use]
 pub fn should_renew(world: &World) -> bool {
-    End::ALL.into_iter().any(|end| {
-        expiry(world, end).is_some_and(|expiry| {
-            let left = Duration::try_from(expiry.duration_since(world.now)).unwrap_or_default();
-            left < RENEW_BEFORE
+    let [source, target] = End::ALL.map(|end| secret(world, end));
+    let differ = source.zip(target).is_some_and(|(source, target)| {
+        let minting = |secret: &Belonging| secret.annotations.get(MINTING_ANNOTATION).cloned();
+        minting(source) != minting(target)
+    });
+    differ
+        || End::ALL.into_iter().any(|end| {
+            expiry(world, end).is_some_and(|expiry| {
+                let left = Duration::try_from(expiry.duration_since(world.now)).unwrap_or_default();
+                left < RENEW_BEFORE
+            })
         })
-    })
 }
 
 /// Whether the target's credentials were made when its `pod` was there already, and so lately that it may
@@ -53,12 +60,16 @@ pub fn are_unseen_by(pod: &Pod, world: &World) -> bool {
 
 /// When the credentials of `end` end.
 fn expiry(world: &World, end: End) -> Option<Timestamp> {
-    let name = name(&world.clone, end);
-    let mut secrets = world.belongings_of(Kind::Secret);
-    let secret = secrets
-        .find(|secret| secret.name == name && secret.namespace == end.namespace(&world.clone))?;
+    let secret = secret(world, end)?;
     let seconds = secret.annotations.get(EXPIRY_ANNOTATION)?.parse().ok()?;
     Timestamp::from_second(seconds).ok()
+}
+
+/// The Secret of `end`.
+fn secret(world: &World, end: End) -> Option<&Belonging> {
+    let name = name(&world.clone, end);
+    let mut secrets = world.belongings_of(Kind::Secret);
+    secrets.find(|secret| secret.name == name && secret.namespace == end.namespace(&world.clone))
 }
 
 /// By what the controller asks a target for its progress.

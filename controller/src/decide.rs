@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -23,9 +23,12 @@ use crate::reason::Reason;
 use crate::world::{Belonging, Kind, Surroundings, World};
 
 mod agents;
+mod attempts;
 mod backend;
 mod choose;
+mod ends;
 mod prime;
+mod proof;
 mod status;
 mod template;
 #[cfg(test)]
@@ -34,14 +37,16 @@ mod tests;
 pub(crate) use self::agents::pinned_nodes;
 use self::choose::choose;
 pub(crate) use self::choose::storage_class;
-use self::status::{Condition, set_condition};
+pub(crate) use self::prime::is_filled;
+use self::status::{Condition, is_told, rejection, set_condition};
+pub(crate) use self::template::filled_claim;
 
 /// What should happen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Decision {
     /// The status as it should be; absent where it is so. It is written before the steps.
     pub status: Option<Box<VolumeCloneStatus>>,
-    /// What to do, in this order. A step that fails keeps the later ones from being taken.
+    /// What to do, in this order. A step that fails keeps those from being taken that come later and need it.
     pub steps: Vec<Step>,
     /// Events, once the status is written.
     pub notes: Vec<Note>,
@@ -97,15 +102,55 @@ pub enum Step {
 }
 
 impl Step {
-    /// What is made or changed, where the API server may well refuse it: a quota, a policy, a webhook.
-    pub(crate) fn makes(&self) -> Option<String> {
+    /// What it is about, for who hears that it was refused.
+    pub(crate) fn what(&self) -> String {
         match self {
-            Self::Apply(object) => Some(object.describe()),
-            Self::Mint => Some("the credentials of both agents".to_owned()),
-            Self::Rebind(Rebinding { volume, claim, .. }) => {
-                Some(format!("volume {volume} for claim {claim}"))
+            Self::AddFinalizer | Self::RemoveFinalizer => {
+                "the finalizers of the VolumeClone".to_owned()
             }
-            _ => None,
+            Self::Mint => "the credentials of both agents".to_owned(),
+            Self::Apply(object) => object.describe(),
+            Self::Delete(doomed) => format!(
+                "deleting {} {}/{}",
+                doomed.kind.label(),
+                doomed.namespace,
+                doomed.name
+            ),
+            Self::Rebind(Rebinding { volume, claim, .. }) => {
+                format!("volume {volume} for claim {claim}")
+            }
+            Self::Unplace { claim, .. } => format!("taking its node from claim {claim}"),
+            Self::Attest { claim, .. } => format!("noting the receipt on claim {claim}"),
+            Self::Expire => "deleting the VolumeClone, whose time is over".to_owned(),
+        }
+    }
+
+    /// Whether something is made or changed for the clone to go on, where the API server may well refuse it: a
+    /// quota, a policy, a webhook.
+    pub(crate) const fn makes(&self) -> bool {
+        matches!(self, Self::Apply(_) | Self::Mint | Self::Rebind(_))
+    }
+
+    /// Whether any of those that come after it needs it. Of what only goes each goes by itself.
+    pub(crate) fn is_needed_by(&self, later: &[Self]) -> bool {
+        match self {
+            Self::Attest { .. } | Self::Apply(Object::Clone(_)) => false,
+            Self::Delete(_) => !later.iter().all(|step| matches!(step, Self::Delete(_))),
+            _ => true,
+        }
+    }
+
+    /// What it does, in a word.
+    pub(crate) const fn action(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer | Self::RemoveFinalizer => "SetFinalizers",
+            Self::Mint => "Mint",
+            Self::Apply(_) => "Make",
+            Self::Delete(_) => "Delete",
+            Self::Rebind(_) => "Rebind",
+            Self::Unplace { .. } => "Unplace",
+            Self::Attest { .. } => "Attest",
+            Self::Expire => "Expire",
         }
     }
 }
@@ -136,6 +181,8 @@ pub struct Doomed {
     pub name: String,
     /// Its uid: another object by the same name stays.
     pub uid: String,
+    /// Its version, where it goes as it was seen or not at all.
+    pub version: Option<String>,
 }
 
 impl From<&Belonging> for Doomed {
@@ -145,6 +192,7 @@ impl From<&Belonging> for Doomed {
             namespace: belonging.namespace.clone(),
             name: belonging.name.clone(),
             uid: belonging.uid.clone(),
+            version: None,
         }
     }
 }
@@ -156,6 +204,7 @@ impl From<&Pod> for Doomed {
             namespace: pod.namespace().unwrap_or_default(),
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
+            version: None,
         }
     }
 }
@@ -233,8 +282,19 @@ pub fn decide(world: &World) -> Decision {
         };
     }
     if !has_finalizer {
+        let filled = filled_claim(clone);
+        let note = filled.map(|claim| Note {
+            is_warning: false,
+            reason: Reason::Filling,
+            message: format!(
+                "VolumeClone {} fills claim {}, and tells how far it is",
+                clone.name_any(),
+                claim.name
+            ),
+        });
         return Decision {
             steps: vec![Step::AddFinalizer],
+            notes: note.into_iter().collect(),
             ..Decision::default()
         };
     }
@@ -263,12 +323,8 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn go_on(&mut self) -> Result<Going, Stop> {
         let is_new = self.take_proof()?;
-        let prime = self.status.prime.as_ref();
-        let is_proven = self.status.receipt.is_some();
-        let prime_waits = prime.is_some();
-        let is_cloned = prime.is_some_and(|prime| prime.volume.is_some());
-        // What is complete is not thrown away because its hand-over takes long, or nobody looked in time.
-        if !is_proven && !is_cloned {
+        let prime_waits = self.status.prime.is_some();
+        if !self.is_complete() {
             self.check_deadline()?;
         }
         if self.world.clone.spec.suspend {
@@ -284,14 +340,14 @@ impl<'a> Planner<'a> {
                 again: Duration::ZERO,
             });
         }
-        if is_proven {
+        if self.status.receipt.is_some() {
             return self.hand_over(Reason::Proven);
         }
-        if is_cloned {
+        if self.is_complete() {
             return self.hand_over(Reason::ClonedByBackend);
         }
         let strategy = match self.status.strategy {
-            Some(strategy) => strategy,
+            Some(_) => self.way()?,
             None => self.accept()?,
         };
         match strategy {
@@ -299,6 +355,13 @@ impl<'a> Planner<'a> {
             Strategy::CsiClone => self.csi_clone(),
             Strategy::Snapshot => self.restore_snapshot(),
         }
+    }
+
+    /// Whether all is there, and at most to be handed over. It is not thrown away because that takes long, or nobody
+    /// looked in time.
+    fn is_complete(&self) -> bool {
+        let prime = self.status.prime.as_ref();
+        self.status.receipt.is_some() || prime.is_some_and(|prime| prime.volume.is_some())
     }
 
     fn check_deadline(&self) -> Result<(), Stop> {
@@ -358,7 +421,7 @@ impl<'a> Planner<'a> {
             } else {
                 ""
             };
-            format!("{:?}{is_chosen}: {}", way.strategy, way.message)
+            format!("{}{is_chosen}: {}", way.strategy.label(), way.message)
         });
         let told = told.collect::<Vec<_>>().join("; ");
         self.note(false, Reason::StrategyChosen, told);
@@ -421,6 +484,7 @@ impl<'a> Planner<'a> {
             }
         };
         let limit = self.world.clone.spec.deadline_seconds;
+        let limit = limit.filter(|_| !self.is_complete());
         if let (Some(again), Some(limit), Some(started_at)) =
             (&mut again, limit, &self.status.started_at)
         {
@@ -453,7 +517,7 @@ impl<'a> Planner<'a> {
             self.note(false, going.reason, going.message.clone());
             return Some(going.again);
         }
-        match self.rejection() {
+        match rejection(self.world, &self.steps) {
             Some((reason, words)) => {
                 self.status.phase = Phase::Pending;
                 self.condition(Condition::Progressing, false, reason, &words);
@@ -464,29 +528,22 @@ impl<'a> Planner<'a> {
         Some(going.again)
     }
 
-    /// What was refused stays to be read until it is no more refused.
-    fn rejection(&self) -> Option<(Reason, String)> {
-        let rejection = self.world.rejection.as_ref()?;
-        self.steps.iter().find_map(Step::makes)?;
-        let reason = if rejection.message.contains("exceeded quota") {
-            Reason::QuotaExceeded
-        } else {
-            Reason::Rejected
-        };
-        Some((reason, format!("{}: {}", rejection.what, rejection.message)))
-    }
-
     fn settle_hold(&mut self, reason: Reason, message: &str, again: Duration) -> Option<Duration> {
         self.status.phase = match reason {
             Reason::Suspended => Phase::Suspended,
             _ => Phase::Pending,
         };
-        match self.rejection() {
-            Some((reason, words)) => {
-                self.condition(Condition::Progressing, false, reason, &words);
-            }
-            None => self.condition(Condition::Progressing, false, reason, message),
+        let rejection = rejection(self.world, &self.steps);
+        let (shown, words) = rejection
+            .as_ref()
+            .map_or((reason, message), |(reason, words)| (*reason, words));
+        // Who waits for a claim to be filled looks there.
+        let is_filler = filled_claim(&self.world.clone).is_some();
+        let is_noted = self.notes.iter().any(|note| note.reason == shown);
+        if is_filler && !is_noted && !is_told(&self.status, shown) {
+            self.note(rejection.is_some(), shown, words);
         }
+        self.condition(Condition::Progressing, false, shown, words);
         self.condition(Condition::Ready, false, reason, "");
         if self.status.strategy.is_none() {
             self.condition(Condition::Accepted, false, reason, message);
@@ -498,6 +555,8 @@ impl<'a> Planner<'a> {
         self.steps.clear();
         self.status.phase = Phase::Failed;
         self.status.finished_at.get_or_insert(Time(self.world.now));
+        // Nobody goes on from it, and it may be long.
+        self.status.checkpoint = None;
         self.status.failure = Some(FailureStatus {
             reason: reason.label().to_owned(),
             message: message.to_owned(),
@@ -517,11 +576,8 @@ fn finished(world: &World, status: &VolumeCloneStatus) -> Decision {
         .as_ref()
         .filter(|_| status.phase == Phase::Ready);
     // One that was made later by the same name holds something else.
-    let ended_at = status.finished_at.as_ref();
-    let target = world.target_claim.as_ref().filter(|claim| {
-        let made_at = claim.creation_timestamp();
-        made_at.is_none_or(|made_at| ended_at.is_none_or(|ended_at| made_at <= *ended_at))
-    });
+    let target = world.target_claim.as_ref();
+    let target = target.filter(|claim| is_filled(claim, status) && !is_of_later(claim, status));
     if let (Some(receipt), Some(claim)) = (receipt, target) {
         let attested = claim.annotations().get(RECEIPT_ANNOTATION);
         if attested != Some(&receipt.json) {
@@ -544,6 +600,14 @@ fn finished(world: &World, status: &VolumeCloneStatus) -> Decision {
         again: if is_clean { left } else { Some(LOOK_SOON) },
         ..Decision::default()
     }
+}
+
+/// Whether the claim was made after the clone had ended, where nothing better tells it from the one that was filled: an
+/// older controller did not note which that was. Clocks may differ, so it counts nowhere else.
+fn is_of_later(claim: &PersistentVolumeClaim, status: &VolumeCloneStatus) -> bool {
+    let is_known = status.prime.is_some() || status.filled_uid.is_some();
+    let times = claim.creation_timestamp().zip(status.finished_at.as_ref());
+    !is_known && times.is_some_and(|(made_at, ended_at)| made_at > *ended_at)
 }
 
 /// How long a finished clone still stays, if not for ever.
@@ -581,7 +645,17 @@ fn tear_down(world: &World) -> Decision {
         .filter(|other| is_target_claim(world, other));
     let unproven: Vec<_> = unproven.filter(|_| !is_complete).collect();
     let staying = unproven.iter().filter(|claim| !claim.is_deleting);
-    steps.extend(staying.map(|claim| Step::Delete((*claim).into())));
+    let target = world.target_claim.as_ref();
+    // One that was listed and could not be looked at may hold a complete clone: the next look tells.
+    steps.extend(staying.filter_map(|claim| {
+        let seen = target.filter(|seen| seen.uid().as_ref() == Some(&claim.uid))?;
+        // One that has no volume goes without one: a backend may make it just now.
+        let version = seen.resource_version();
+        Some(Step::Delete(Doomed {
+            version: version.filter(|_| !claims::is_bound(seen)),
+            ..Doomed::from(*claim)
+        }))
+    }));
     let others = world.belongings.iter();
     let is_empty = world.pods.is_empty()
         && unproven.is_empty()
@@ -612,8 +686,18 @@ fn is_complete(world: &World, status: &VolumeCloneStatus) -> bool {
             let is_given = volume.is_some_and(|volume| prime::is_for(volume, target));
             prime.volume.is_some() && (is_bound || is_given)
         }),
-        None => status.receipt.is_some(),
+        None => status.receipt.is_some() || is_cloned(world, status),
     }
+}
+
+/// Whether the backend has filled the target claim, seen or not: a pod may use it since.
+fn is_cloned(world: &World, status: &VolumeCloneStatus) -> bool {
+    let (Some(target), Some(volume)) = (&world.target_claim, &world.filled_volume) else {
+        return false;
+    };
+    prime::made_for(target) != Strategy::HostAssisted
+        && status.filled_uid.is_none()
+        && backend::is_volume_for(volume, target, None)
 }
 
 /// Whether `belonging` is the claim that the clone writes.

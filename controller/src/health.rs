@@ -11,7 +11,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
@@ -22,13 +21,13 @@ const CONNECTIONS_MAX: usize = 8;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves on `address` until dropped. A controller that waits for its turn to lead is ready: it does
-/// what it should.
+/// what it should. One that leads and never learns what there is is not alive.
 ///
 /// # Errors
 /// When the address can't be had.
 #[expect(clippy::infinite_loop, reason = "it is said by the type")]
 pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Result<Infallible> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = volferry_transport::listen(address)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // The semaphore is never closed.
@@ -42,10 +41,17 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>) -> std::io::Resul
         let metrics = Arc::clone(&metrics);
         tokio::spawn(async move {
             let answer = service_fn(|request: Request<Incoming>| {
-                let (status, text) = match request.uri().path() {
-                    "/healthz" | "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
-                    "/metrics" => (StatusCode::OK, metrics.render()),
-                    _ => (StatusCode::NOT_FOUND, "no such page\n".to_owned()),
+                let (status, text) = match (request.uri().path(), metrics.is_lost()) {
+                    ("/healthz", Some(since)) => {
+                        let text = format!(
+                            "leads for {} s and has not learnt what there is: the log says which watch fails\n",
+                            since.as_secs()
+                        );
+                        (StatusCode::SERVICE_UNAVAILABLE, text)
+                    }
+                    ("/healthz" | "/readyz", _) => (StatusCode::OK, "ok\n".to_owned()),
+                    ("/metrics", _) => (StatusCode::OK, metrics.render()),
+                    (_, _) => (StatusCode::NOT_FOUND, "no such page\n".to_owned()),
                 };
                 let mut response = Response::new(Full::new(Bytes::from(text)));
                 *response.status_mut() = status;

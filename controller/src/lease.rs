@@ -3,8 +3,8 @@
 //! A holder renews it every few seconds. Another takes it over when it has not changed for its whole
 //! duration by the other's own clock, so that clocks need not agree. Each write names the version that it
 //! replaces, so of two that try one wins. Two leaders for a moment would decide nothing both, since a status
-//! is written in the place of the version that was read; but both could make credentials, each with an
-//! authority of its own. So a holder ends before another may begin, however slow the API server answers.
+//! is written in the place of the version that was read, and so are credentials. Still a holder ends before
+//! another may begin, however slow the API server answers, and what it has under way ends with it.
 
 use std::time::Duration;
 
@@ -78,8 +78,18 @@ impl Candidate {
         self.write(written).await
     }
 
+    /// Goes on leading until `work` is done, and says whether it came to that. What is under way when this one
+    /// no longer leads is dropped: it must not go on beside another's.
+    pub async fn keep_while(&self, work: impl Future<Output = ()>) -> bool {
+        tokio::select! {
+            biased;
+            () = self.keep() => false,
+            () = work => true,
+        }
+    }
+
     /// Goes on leading; returns when that is over.
-    pub async fn keep(&self) {
+    async fn keep(&self) {
         let mut renewed_at = Instant::now();
         loop {
             let renewed = async {

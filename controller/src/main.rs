@@ -67,6 +67,8 @@ async fn main() -> ExitCode {
         .json()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // As the agents: that a line can't be written is no reason to panic.
+        .log_internal_errors(false)
         .init();
     let listen = arguments.health_listen;
     let metrics = Arc::new(Metrics::new());
@@ -99,7 +101,6 @@ async fn run(arguments: Arguments, metrics: Arc<Metrics>) -> Result<(), String> 
     };
     let asked = asked.shared();
     let candidate = Candidate::new(client.clone(), &arguments.namespace, arguments.name.clone());
-    let candidate = Arc::new(candidate);
     tokio::select! {
         () = candidate.lead() => (),
         () = asked.clone() => return Ok(()),
@@ -120,19 +121,7 @@ async fn run(arguments: Arguments, metrics: Arc<Metrics>) -> Result<(), String> 
         },
     )
     .with_metrics(metrics);
-    let keeper = Arc::clone(&candidate);
-    let keep = async move { keeper.keep().await }.boxed().shared();
-    let stop = {
-        let (asked, keep) = (asked.clone(), keep.clone());
-        async move {
-            tokio::select! {
-                () = asked => (),
-                () = keep => (),
-            }
-        }
-    };
-    Arc::new(context).run(stop).await;
-    if asked.now_or_never().is_some() {
+    if Box::pin(candidate.keep_while(Arc::new(context).run(asked))).await {
         candidate.release().await;
         Ok(())
     } else {

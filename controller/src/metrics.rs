@@ -10,8 +10,9 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use tokio::time::Instant;
 
-use crate::api::{Phase, VolumeClone, VolumeCloneStatus};
+use crate::api::{Phase, Strategy, VolumeClone, VolumeCloneStatus};
 
 /// The metrics of one controller.
 #[derive(Debug)]
@@ -24,15 +25,23 @@ pub struct Metrics {
     cloned_bytes: IntCounter,
     reconciles: IntCounterVec,
     reconcile_seconds: Histogram,
+    began: OnceLock<Instant>,
     store: OnceLock<Store<VolumeClone>>,
 }
+
+/// How long who leads may take to learn what there is. In a large cluster that is many thousand objects; after
+/// that something is broken which a new start may mend, and another may be well.
+const LEARN_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// How a reconcile ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All that was decided is done.
     Done,
-    /// The API server refused something, or a call failed.
+    /// Something may not be removed or noted, which is the controller's to do. What a clone needs and a quota or a
+    /// policy refuses stands in its status, and is no such thing.
+    Refused,
+    /// A call failed.
     Failed,
 }
 
@@ -85,6 +94,7 @@ impl Metrics {
             .expect(RIGHT),
             reconciles: IntCounterVec::new(reconciles, &["outcome"]).expect(RIGHT),
             reconcile_seconds: Histogram::with_opts(seconds).expect(RIGHT),
+            began: OnceLock::new(),
             store: OnceLock::new(),
         };
         let Self {
@@ -96,6 +106,7 @@ impl Metrics {
             cloned_bytes,
             reconciles,
             reconcile_seconds,
+            began: _,
             store: _,
         } = &metrics;
         let all: [Box<dyn prometheus::core::Collector>; 7] = [
@@ -113,9 +124,28 @@ impl Metrics {
         metrics
     }
 
-    /// This one leads, and `store` has all clones.
+    /// This one leads, and begins to look what there is.
+    pub(crate) fn begin(&self) {
+        let _again = self.began.set(Instant::now());
+    }
+
+    /// Since when it leads without knowing what there is, if that is too long.
+    #[must_use]
+    pub fn is_lost(&self) -> Option<Duration> {
+        let learns = self.began.get().filter(|_| self.store.get().is_none())?;
+        Some(learns.elapsed()).filter(|passed| *passed >= LEARN_TIME_MAX)
+    }
+
+    /// It knows, and `store` has all clones.
     pub(crate) fn lead(&self, store: Store<VolumeClone>) {
         self.leads.set(1);
+        // A series that begins with its first end shows no increase: that would go unseen.
+        let ways = Strategy::ALL.iter().map(|&way| Some(way));
+        for way in ways.chain([None]) {
+            for phase in [Phase::Ready, Phase::Failed] {
+                self.ended.with_label_values(&ending(phase, way));
+            }
+        }
         // It leads once: afterwards the process ends.
         let _again = self.store.set(store);
     }
@@ -124,6 +154,7 @@ impl Metrics {
     pub(crate) fn reconciled(&self, outcome: Outcome, taken: Duration) {
         let label = match outcome {
             Outcome::Done => "done",
+            Outcome::Refused => "refused",
             Outcome::Failed => "failed",
         };
         self.reconciles.with_label_values(&[label]).inc();
@@ -137,9 +168,7 @@ impl Metrics {
 
     /// A clone has come to its end with this status.
     pub(crate) fn ended(&self, status: &VolumeCloneStatus) {
-        let strategy = status.strategy.map(|strategy| format!("{strategy:?}"));
-        let phase = format!("{:?}", status.phase);
-        let labels = [&*phase, strategy.as_deref().unwrap_or("none")];
+        let labels = ending(status.phase, status.strategy);
         self.ended.with_label_values(&labels).inc();
         if let Some(receipt) = &status.receipt {
             let bytes = u64::try_from(receipt.logical_bytes).unwrap_or(0);
@@ -151,15 +180,14 @@ impl Metrics {
     #[must_use]
     pub fn render(&self) -> String {
         if let Some(store) = self.store.get() {
-            let mut counts: BTreeMap<String, i64> =
-                Phase::ALL.map(|phase| (format!("{phase:?}"), 0)).into();
+            let mut counts: BTreeMap<_, i64> = Phase::ALL.map(|phase| (phase.label(), 0)).into();
             for clone in store.state() {
                 let status = clone.status.as_ref();
                 let phase = status.map_or_else(Phase::default, |status| status.phase);
-                *counts.entry(format!("{phase:?}")).or_default() += 1;
+                *counts.entry(phase.label()).or_default() += 1;
             }
             for (phase, count) in counts {
-                self.clones.with_label_values(&[&*phase]).set(count);
+                self.clones.with_label_values(&[phase]).set(count);
             }
         }
         let mut text = Vec::new();
@@ -169,10 +197,50 @@ impl Metrics {
     }
 }
 
+/// The labels of an end: the phase, and the way if one was chosen.
+fn ending(phase: Phase, way: Option<Strategy>) -> [&'static str; 2] {
+    [phase.label(), way.map_or("none", Strategy::label)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{ReceiptStatus, Strategy};
+    use crate::api::ReceiptStatus;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_learns_what_there_is_is_not_well() {
+        let waits = Metrics::new();
+        let learns = Metrics::new();
+        learns.begin();
+        let knows = Metrics::new();
+        knows.begin();
+        knows.lead(kube::runtime::reflector::store().0);
+        let are_lost = || [&waits, &learns, &knows].map(|it| it.is_lost().is_some());
+        tokio::time::advance(LEARN_TIME_MAX - Duration::from_secs(1)).await;
+        assert_eq!(are_lost(), [false; 3]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(are_lost(), [false, true, false]);
+    }
+
+    #[test]
+    fn a_first_failure_is_an_increase() {
+        let metrics = Metrics::new();
+        metrics.lead(kube::runtime::reflector::store().0);
+        let zero = |text: &str| {
+            let lines = text.lines();
+            lines
+                .filter(|line| line.starts_with("volferry_controller_clones_ended_total{"))
+                .filter(|line| line.ends_with(" 0"))
+                .count()
+        };
+        let before = metrics.render();
+        assert_eq!(zero(&before), 8, "{before}");
+        metrics.ended(&VolumeCloneStatus {
+            phase: Phase::Failed,
+            ..VolumeCloneStatus::default()
+        });
+        assert_eq!(zero(&metrics.render()), 7, "one of those that were there");
+    }
 
     #[test]
     fn what_was_done_is_counted() {

@@ -21,6 +21,8 @@ pub const TEMPLATE_LABEL: &str = "volferry.io/template-uid";
 pub const RECEIPT_ANNOTATION: &str = "volferry.io/receipt";
 /// On a Secret: when its credentials end, in seconds since 1970.
 pub const EXPIRY_ANNOTATION: &str = "volferry.io/expires-unix-seconds";
+/// On a Secret: which credentials were made together, of one authority.
+pub const MINTING_ANNOTATION: &str = "volferry.io/minting";
 /// On a source pod: the target that it dials.
 pub const TARGET_ANNOTATION: &str = "volferry.io/target";
 /// On a namespace, by its administrator: agents may have the privileges that keep all of a tree.

@@ -33,7 +33,7 @@ pub fn table(clones: &[VolumeClone], with_namespace: bool) -> String {
         row([
             clone.target_namespace(),
             &clone.name_any(),
-            &format!("{:?}", status.phase),
+            status.phase.label(),
             &progress.percent,
             if status.phase.is_finished() {
                 ""
@@ -91,7 +91,7 @@ pub fn report(clone: &VolumeClone, now: Timestamp) -> String {
     line("target", &shown(clone.target_namespace(), target));
     line(
         "phase",
-        &format!("{:?}{}", status.phase, since(&status, now)),
+        &format!("{}{}", status.phase.label(), since(&status, now)),
     );
     if let Some(progress) = status
         .progress
@@ -136,8 +136,8 @@ pub fn report(clone: &VolumeClone, now: Timestamp) -> String {
             (false, true) => "possible",
             (false, false) => "not possible",
         };
-        let way_name = format!("{:?}", way.strategy);
-        line("way", &format!("{way_name}, {verdict}: {}", way.message));
+        let name = way.strategy.label();
+        line("way", &format!("{name}, {verdict}: {}", way.message));
     }
     for (end, attempts) in [
         (End::Source, &status.attempts.source),

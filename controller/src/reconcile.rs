@@ -10,8 +10,10 @@
 //! look waits until what was done can be seen, and before an object goes all is listed.
 
 mod places;
+mod refusals;
+mod strays;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -27,6 +29,7 @@ use tokio::time::Instant;
 
 pub use self::places::Limits;
 use self::places::count_admitted;
+use self::refusals::Refused;
 use crate::agent_pod::{Seen, State};
 use crate::api::{Phase, Strategy, VolumeClone};
 use crate::cache::Wake;
@@ -35,8 +38,8 @@ use crate::credentials::ObserverCredentials;
 use crate::decide::{Decision, Step, decide};
 use crate::metrics::{Metrics, Outcome};
 use crate::names::{End, FINALIZER, prime_name};
-use crate::observer::Observe;
-use crate::world::{Rejection, Settings, TargetReport, Users, World};
+use crate::observer::{Observe, ObserveError};
+use crate::world::{Settings, Silence, TargetReport, Users, World};
 
 /// Reconciles at once: each waits for the API server most of its time.
 const RECONCILES_MAX: u16 = 32;
@@ -53,6 +56,9 @@ const FAILS_AFTER: Duration = Duration::from_secs(2);
 const ERROR_PAUSE_MIN: Duration = Duration::from_millis(500);
 /// The longest pause after an error or a refusal.
 const ERROR_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// The pauses between questions to a target that does not answer begin like those after so many errors: with
+/// seconds, as often as it is asked anyway.
+const ASKED_IN_VAIN: u32 = 3;
 
 /// Tells the time: the system's, or in tests one that passes faster.
 pub type Clock = fn() -> Timestamp;
@@ -80,9 +86,11 @@ struct Memory {
     is_admitted: bool,
     /// The nodes on which its agents have to be.
     nodes: BTreeSet<String>,
-    rejection: Option<Rejection>,
+    /// The steps that were refused.
+    refused: BTreeMap<String, Refused>,
     errors: u32,
     observer: Option<ObserverCredentials>,
+    silence: Option<Unheard>,
     looked_at: Option<Instant>,
     /// Whether it has ended, and nothing of it was left.
     is_clean: bool,
@@ -91,6 +99,39 @@ struct Memory {
     acted_at: Option<Instant>,
     /// Since when it looks as if the clone failed.
     fails_since: Option<Instant>,
+}
+
+/// A target that could not be asked for its progress.
+#[derive(Debug)]
+struct Unheard {
+    since: Instant,
+    why: String,
+    /// How often it was asked in vain.
+    asked: u32,
+    /// When it is asked again: ever more rarely, since who asks waits for each.
+    ask_at: Instant,
+}
+
+impl Unheard {
+    fn note(silence: &mut Option<Self>, error: &ObserveError) {
+        let now = Instant::now();
+        let silence = silence.get_or_insert_with(|| Self {
+            since: now,
+            why: chain(error),
+            asked: 0,
+            ask_at: now,
+        });
+        silence.asked = silence.asked.saturating_add(1);
+        silence.ask_at = now + pause(silence.asked.saturating_add(ASKED_IN_VAIN));
+        tracing::debug!(%error, asked = silence.asked, "a target could not be asked for its progress");
+    }
+
+    fn told(&self) -> Silence {
+        Silence {
+            lasts: self.since.elapsed(),
+            why: self.why.clone(),
+        }
+    }
 }
 
 /// What a glance showed.
@@ -133,6 +174,7 @@ impl<O: Observe> Context<O> {
     /// Reconciles everything until `stop` is done and what is under way has ended.
     pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()> + Send + Sync + 'static) {
         let (wake, mut woken) = mpsc::channel(WAKES_MAX);
+        self.metrics.begin();
         let stop = stop.boxed().shared();
         // Dropped, they end.
         let _watches = self.cluster.watch(&wake);
@@ -157,6 +199,7 @@ impl<O: Observe> Context<O> {
                 .await
                 .map(|clone| (Ok::<_, NeverFails>(clone), woken))
         });
+        let teller = Arc::clone(&self);
         let reconciled = applier(
             |clone, context: Arc<Self>| {
                 async move { context.reconcile_counted(&clone).await }.boxed()
@@ -167,13 +210,15 @@ impl<O: Observe> Context<O> {
             all.chain(woken).take_until(stop),
             Config::default().concurrency(RECONCILES_MAX),
         );
-        reconciled
-            .for_each(|ended| async {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a reconcile ended early");
-                }
-            })
-            .await;
+        let reconciled = reconciled.for_each(|ended| async {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a reconcile ended early");
+            }
+        });
+        tokio::select! {
+            () = reconciled => (),
+            never = teller.tell_strays() => match never {},
+        }
     }
 
     async fn reconcile_counted(&self, cached: &VolumeClone) -> Result<Action, ClusterError> {
@@ -188,36 +233,31 @@ impl<O: Observe> Context<O> {
         }
         let began = Instant::now();
         let ended = self.reconcile(cached).await;
-        let outcome = if ended.is_ok() {
-            Outcome::Done
-        } else {
-            Outcome::Failed
-        };
+        let outcome = ended
+            .as_ref()
+            .map_or(Outcome::Failed, |(_, outcome)| *outcome);
         self.metrics.reconciled(outcome, began.elapsed());
         self.metrics.running(count_admitted(&self.memories()));
         self.wake_queue();
-        ended
+        ended.map(|(action, _)| action)
     }
 
-    /// Looks at one clone and does what is next.
-    ///
-    /// # Errors
-    /// When a call fails; the next look goes on from there.
-    pub async fn reconcile(&self, cached: &VolumeClone) -> Result<Action, ClusterError> {
+    /// Looks at one clone and does what is next. When a call fails, the next look goes on from there.
+    async fn reconcile(&self, cached: &VolumeClone) -> Result<(Action, Outcome), ClusterError> {
         let report = match Box::pin(self.glance(cached)).await? {
-            Glance::Idle(action) => return Ok(action),
+            Glance::Idle(action) => return Ok((action, Outcome::Done)),
             Glance::Busy(report) => report,
         };
         let namespace = cached.namespace().unwrap_or_default();
         let name = cached.name_any();
         let Some(clone) = self.cluster.clone_now(&namespace, &name).await? else {
             self.forget(cached.uid());
-            return Ok(Action::await_change());
+            return Ok((Action::await_change(), Outcome::Done));
         };
         if clone.uid() != cached.uid() {
             // Another by the same name; its own event follows.
             self.forget(cached.uid());
-            return Ok(Action::requeue(SEEN_WITHIN));
+            return Ok((Action::requeue(SEEN_WITHIN), Outcome::Done));
         }
         let mut world = self.observe(clone, Look::Full, report).await?;
         let mut decision = decide(&world);
@@ -228,7 +268,7 @@ impl<O: Observe> Context<O> {
         }
         let clone = &world.clone;
         if let Some(pause) = self.may_still_mend(clone, &decision) {
-            return Ok(Action::requeue(pause));
+            return Ok((Action::requeue(pause), Outcome::Done));
         }
         let is_over = clone
             .status
@@ -263,7 +303,7 @@ impl<O: Observe> Context<O> {
             decision = decide(&world);
         }
         Ok(if decision.is_idle() {
-            self.memory(cached, |memory| memory.errors = 0);
+            self.memory(cached, Memory::rest);
             Glance::Idle(after(&decision))
         } else {
             Glance::Busy(world.report)
@@ -284,7 +324,8 @@ impl<O: Observe> Context<O> {
             users: Users::default(),
             surroundings: None,
             report: None,
-            rejection: self.memory(&clone, |memory| memory.rejection.clone()),
+            silence: None,
+            rejections: self.memory(&clone, |memory| memory.rejections()),
             admission: Ok(()),
             clone,
         }
@@ -347,6 +388,9 @@ impl<O: Observe> Context<O> {
             Some(report) => Some(report),
             None => self.report(&world).await?,
         };
+        world.silence = self.memory(&world.clone, |memory| {
+            memory.silence.as_ref().map(Unheard::told)
+        });
         Ok(world)
     }
 
@@ -378,13 +422,22 @@ impl<O: Observe> Context<O> {
         }
         let filled = match prime {
             Some(_) => world.prime_claim.as_ref(),
-            None => world.target_claim.as_ref().filter(|_| !is_by_agents),
+            // Of a volume that agents fill it is asked whether it was made for the clone, before they do.
+            None => world.target_claim.as_ref().filter(|_| {
+                let is_ours = clone.spec.target.claim_template.is_some();
+                !is_by_agents || (is_ours && world.pod(End::Target).is_none())
+            }),
         };
         let bound = filled.and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
         let volume = prime.and_then(|prime| prime.volume.clone()).or(bound);
-        if let Some(volume) = volume {
-            world.filled_volume = self.cluster.volume(&volume).await?;
-            // A volume that is handed over to a claim that was replaced meanwhile would be lost.
+        if let Some(volume) = &volume {
+            world.filled_volume = self.cluster.volume(volume).await?;
+        }
+        let goes_on = status.is_some_and(|status| status.filled_uid.is_some());
+        let is_going = clone.metadata.deletion_timestamp.is_some();
+        if is_going || volume.is_some() || (goes_on && world.pod(End::Target).is_none()) {
+            // To a claim that was replaced meanwhile a volume would be lost, and a checkpoint would lie; and none is
+            // deleted but as it is.
             world.target_claim = self
                 .cluster
                 .claim_now(clone.target_namespace(), clone.target_claim())
@@ -445,12 +498,20 @@ impl<O: Observe> Context<O> {
             is_ready: true,
         }) = world.pod(End::Target).map(|pod| Seen::of(pod).state)
         else {
+            self.memory(&world.clone, |memory| memory.silence = None);
             return Ok(None);
         };
         if world.pod(End::Source).is_none() || world.clone.metadata.deletion_timestamp.is_some() {
             return Ok(None);
         }
-        let remembered = self.memory(&world.clone, |memory| memory.observer.clone());
+        let (remembered, is_late) = self.memory(&world.clone, |memory| {
+            let silence = memory.silence.as_ref();
+            let is_late = silence.is_none_or(|silence| Instant::now() >= silence.ask_at);
+            (memory.observer.clone(), is_late)
+        });
+        if !is_late {
+            return Ok(None);
+        }
         let credentials = match remembered {
             Some(credentials) => Some(credentials),
             None => self.cluster.observer(&world.clone).await?,
@@ -461,17 +522,23 @@ impl<O: Observe> Context<O> {
         let asked = self.observer.progress(address, &credentials).await;
         // Those that were refused may have been renewed.
         let kept = asked.is_ok().then_some(credentials);
-        self.memory(&world.clone, |memory| memory.observer = kept);
-        // Progress that can't be had holds nothing up: the pods tell the end.
-        if let Err(error) = &asked {
-            let clone = world.clone.uid();
-            tracing::debug!(clone, %error, "the target could not be asked for its progress");
-        }
+        self.memory(&world.clone, |memory| {
+            memory.observer = kept;
+            // Progress that can't be had holds nothing up: the pods tell the end.
+            match &asked {
+                Ok(_) => memory.silence = None,
+                Err(error) => Unheard::note(&mut memory.silence, error),
+            }
+        });
         Ok(asked.ok())
     }
 
     /// Writes the status, then takes the steps, and says when to look again.
-    async fn act(&self, clone: &VolumeClone, decision: &Decision) -> Result<Action, ClusterError> {
+    async fn act(
+        &self,
+        clone: &VolumeClone,
+        decision: &Decision,
+    ) -> Result<(Action, Outcome), ClusterError> {
         if let Some(status) = &decision.status {
             self.cluster.write_status(clone, status).await?;
             let was_over = clone
@@ -485,57 +552,37 @@ impl<O: Observe> Context<O> {
         for note in &decision.notes {
             self.cluster.publish(clone, note).await;
         }
-        for step in &decision.steps {
-            if let Err(error) = self.cluster.take(clone, step).await {
-                return self.refused(clone, step, error);
+        let was_refused = self.memory(clone, |memory| {
+            memory.forget_refusals(&decision.steps);
+            memory.was_refused(&decision.steps)
+        });
+        let mut refused: Option<Duration> = None;
+        let mut outcome = Outcome::Done;
+        let mut steps = decision.steps.iter();
+        while let Some(step) = steps.next() {
+            let Some(pause) = self.take(clone, step).await? else {
+                continue;
+            };
+            refused = Some(refused.map_or(pause, |soonest| soonest.min(pause)));
+            if !step.makes() {
+                outcome = Outcome::Refused;
             }
-            self.memory(clone, |memory| {
-                memory.expected.extend(Expected::of(clone, step));
-                memory.acted_at = Some(Instant::now());
-            });
+            if step.is_needed_by(steps.as_slice()) {
+                break;
+            }
+        }
+        if let Some(pause) = refused {
+            return Ok((Action::requeue(pause), outcome));
         }
         if decision.steps.contains(&Step::RemoveFinalizer) {
             self.forget(clone.uid());
-            return Ok(Action::await_change());
+            return Ok((Action::await_change(), outcome));
         }
-        let was_refused = self.memory(clone, |memory| {
-            memory.errors = 0;
-            memory.rejection.take().is_some()
-        });
+        self.memory(clone, Memory::rest);
         if was_refused || (decision.status.is_some() && decision.again == Some(Duration::ZERO)) {
-            return Ok(Action::requeue(Duration::ZERO));
+            return Ok((Action::requeue(Duration::ZERO), outcome));
         }
-        Ok(after(decision))
-    }
-
-    /// What the API server refuses is told in the status, and tried again after a while.
-    fn refused(
-        &self,
-        clone: &VolumeClone,
-        step: &Step,
-        error: ClusterError,
-    ) -> Result<Action, ClusterError> {
-        let (Some(message), Some(what)) = (error.refusal(), step.makes()) else {
-            return Err(error);
-        };
-        let message = message.to_owned();
-        let rejection = Rejection { what, message };
-        Ok(Action::requeue(self.memory(clone, |memory| {
-            self.set_admitted(memory, false);
-            let is_new = memory.rejection.as_ref() != Some(&rejection);
-            memory.rejection = Some(rejection);
-            // It is told at once, and tried again later.
-            memory.errors = if is_new {
-                0
-            } else {
-                memory.errors.saturating_add(1)
-            };
-            if is_new {
-                Duration::ZERO
-            } else {
-                pause(memory.errors)
-            }
-        })))
+        Ok((after(decision), outcome))
     }
 
     fn pause_after(&self, clone: &VolumeClone, error: &ClusterError) -> Action {
@@ -563,6 +610,13 @@ impl<O: Observe> Context<O> {
 }
 
 impl Memory {
+    /// All went well.
+    fn rest(&mut self) {
+        self.errors = 0;
+        self.forget_refusals(&[]);
+        self.fails_since = None;
+    }
+
     /// Whether all that belongs to the clone was looked at not long ago.
     fn is_recent(&self) -> bool {
         self.looked_at
@@ -579,6 +633,13 @@ fn after(decision: &Decision) -> Action {
     decision
         .again
         .map_or_else(Action::await_change, Action::requeue)
+}
+
+/// An error with all that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let words: Vec<_> = causes.map(ToString::to_string).collect();
+    words.join(": ")
 }
 
 /// The pause after so many errors in a row.

@@ -3,6 +3,7 @@
 //! Plain data without any API behind it: tests make worlds by hand, the reconcile loop reads them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -41,8 +42,10 @@ pub struct World {
     pub surroundings: Option<Surroundings>,
     /// What the target agent just said of its progress.
     pub report: Option<TargetReport>,
-    /// What the API refused the last time that it was asked to make something.
-    pub rejection: Option<Rejection>,
+    /// Since the target agent could not be asked any more: for how long, and why.
+    pub silence: Option<Silence>,
+    /// What the API refused to make the last time that it was asked for it.
+    pub rejections: Vec<Rejection>,
     /// Whether the clone may run beside those that run already, else what it waits for.
     pub admission: Result<(), String>,
 }
@@ -84,7 +87,7 @@ pub struct Surroundings {
     /// The claim that the source's snapshot was restored to for the source agent.
     pub restored_claim: Option<PersistentVolumeClaim>,
     /// What the backend said against the claim that is filled, oldest first.
-    pub target_warnings: Vec<String>,
+    pub target_warnings: Vec<Refusal>,
     /// All storage classes.
     pub storage_classes: Vec<StorageClass>,
     /// All snapshot classes; none where the cluster doesn't know the kind.
@@ -93,6 +96,17 @@ pub struct Surroundings {
     pub grants: Vec<Grant>,
     /// Whether an administrator lets agents have privileges for files, by namespace.
     pub privileged: BTreeMap<String, bool>,
+}
+
+/// What a backend said against making a claim's volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// In its words.
+    pub message: String,
+    /// When it said so first, if that is known.
+    pub first_at: Option<Timestamp>,
+    /// When it said so last, if that is known.
+    pub last_at: Option<Timestamp>,
 }
 
 /// A pod that uses claims, as far as it matters here.
@@ -228,6 +242,19 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// As Kubernetes names it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Secret => "Secret",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::ConfigMap => "ConfigMap",
+            Self::Claim => "PersistentVolumeClaim",
+            Self::Snapshot => "VolumeSnapshot",
+        }
+    }
+
     /// Every kind. What is made later comes later.
     pub const ALL: [Self; 6] = [
         Self::Snapshot,
@@ -254,6 +281,15 @@ pub struct Belonging {
     pub annotations: BTreeMap<String, String>,
     /// Whether it is about to go.
     pub is_deleting: bool,
+}
+
+/// A target agent that can't be asked for its progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// For how long.
+    pub lasts: Duration,
+    /// What failed first, in words. What fails later may differ each time.
+    pub why: String,
 }
 
 /// What the API refused.

@@ -12,10 +12,10 @@ use volferry_controller::api::{GROUP, Phase, VolumeClone};
 /// Set by `cargo xtask crd`: write the files instead of comparing them.
 const UPDATE: &str = "VOLFERRY_UPDATE_CRD";
 
-/// Compares `object` with the file of this name in deploy/crd, or writes it.
+/// Compares `object` with this file of deploy/, or writes it.
 fn check_file(name: &str, object: &impl Serialize) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../deploy/crd")
+        .join("../deploy")
         .join(name);
     let text = format!(
         "# Made from controller/src/api.rs by `cargo xtask crd`. Don't edit.\n{}",
@@ -35,7 +35,7 @@ fn check_file(name: &str, object: &impl Serialize) {
 
 #[test]
 fn the_definition_is_what_the_types_say() {
-    check_file("volumeclones.yaml", &VolumeClone::crd());
+    check_file("crd/volumeclones.yaml", &VolumeClone::crd());
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn the_populator_is_registered() {
         "metadata": {"name": "volumeclones.volferry.io"},
         "sourceKind": {"group": GROUP, "kind": "VolumeClone"},
     });
-    check_file("volumepopulator.yaml", &registration);
+    check_file("populator/volumepopulator.yaml", &registration);
 }
 
 /// Walks the schema; `at` is the path so far.

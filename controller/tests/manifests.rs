@@ -58,11 +58,11 @@ fn render(chart: &Path, template: &str) -> String {
             other => other.to_string(),
         };
         match words[..] {
-            ["if", ".Values.monitoring.enabled"] | ["end"] => {}
-            [".Release.Namespace"] => text.push_str("volferry-system"),
+            ["if", _] | ["end"] => {}
+            [".Release.Namespace", "|", "quote"] => text.push_str("\"volferry-system\""),
             [path] => text.push_str(&plain(value(path))),
-            [path, "|", "quote"] => text.push_str(&value(path).to_string()),
             // Of YAML, JSON is a part.
+            [path, "|", "quote" | "toJson"] => text.push_str(&value(path).to_string()),
             ["toYaml", path, "|", "nindent", _] => {
                 text.push(' ');
                 text.push_str(&value(path).to_string());

@@ -2,14 +2,15 @@
 //! nobody else.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "it is what it is for")]
-#![expect(clippy::print_stderr, reason = "and where it says why not")]
 
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::jiff::Timestamp;
@@ -27,6 +28,7 @@ use volferry_controller::plugin::cancel::cancel;
 use volferry_controller::plugin::logs::logs;
 use volferry_controller::plugin::{doctor, in_words, installation, report, table};
 use volferry_controller::world::Settings;
+use volferry_protocol::tree::fidelity::FidelityClass;
 
 /// Clones volumes, and tells how far clones are and what they wait for.
 #[derive(Debug, Parser)]
@@ -139,8 +141,30 @@ struct Ends {
     target: Named,
 
     /// The storage class of the new claim; the default one unless given
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "into_existing")]
     storage_class: Option<String>,
+
+    /// The target is a claim that exists: a block volume, which is overwritten, or an empty filesystem
+    #[arg(long)]
+    into_existing: bool,
+
+    /// Write into a filesystem though it holds something: what is sent replaces what is there
+    #[arg(long, requires = "into_existing")]
+    overwrite: bool,
+
+    /// What of a tree may be lost; agents without privileges can't keep ownership, modes and times of its root
+    #[arg(long, value_name = "CLASS", value_delimiter = ',', value_parser = classes())]
+    accept: Vec<String>,
+
+    /// By which way; Auto takes the backend's own where there is one
+    #[arg(long, value_name = "WAY", default_value = "Auto")]
+    #[arg(value_parser = ["Auto", "CsiClone", "Snapshot", "HostAssisted"])]
+    strategy: String,
+}
+
+/// The words of `spec.accept`.
+fn classes() -> PossibleValuesParser {
+    PossibleValuesParser::new(FidelityClass::ALL.iter().map(|class| class.label()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -252,13 +276,26 @@ struct Installation {
 /// How often a status is shown again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
+/// Prints on standard output.
+fn print(text: &str) -> Result<(), String> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes());
+    let written = written.and_then(|()| stdout.flush());
+    written.map_err(|error| format!("standard output can't be written: {error}"))
+}
+
+/// Says on standard error what went wrong or is being done, if anybody hears it.
+fn complain(text: &str) {
+    let _nobody_hears = writeln!(io::stderr(), "{text}");
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     volferry_transport::set_process_default();
     match Box::pin(run(Arguments::parse())).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("kubectl volferry: {error}");
+            complain(&format!("kubectl volferry: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -290,7 +327,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
                 .list(&ListParams::default())
                 .await
                 .map_err(in_words)?;
-            print!("{}", table(&found.items, all_namespaces));
+            print(&table(&found.items, all_namespaces))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Status { name, watch } => show(&clones_of(&name), &name.name, watch).await,
@@ -301,7 +338,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             let receipt = receipt.ok_or_else(|| {
                 format!("{name} has no receipt: it is not proven, or the backend made the target")
             })?;
-            println!("{}", receipt.json);
+            print(&format!("{}\n", receipt.json))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Bench(arguments) => Box::pin(bench(client, namespace, *arguments)).await,
@@ -310,7 +347,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             let settings = installation.settings(&client).await;
             let found = doctor::examine(&client, &wanted, settings, Timestamp::now());
             let found = Box::pin(found).await?;
-            print!("{}", found.render());
+            print(&found.render())?;
             Ok(match found.is_hopeful() {
                 true => ExitCode::SUCCESS,
                 false => ExitCode::FAILURE,
@@ -319,20 +356,22 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
         Verb::Logs { name, end, follow } => {
             let (clones, name) = (clones_of(&name), name.name);
             let clone = clones.get(&name).await.map_err(in_words)?;
-            let say = |line: &str| println!("{line}");
+            let say = |line: &str| print(&format!("{line}\n")).is_ok();
             let ended = logs(&client, &clone, end.map(WhichEnd::end), follow, say).await;
             let Err(failures) = ended else {
                 return Ok(ExitCode::SUCCESS);
             };
             for failure in &failures {
-                eprintln!("{failure}");
+                complain(failure);
             }
             Err(format!(
                 "agents have pods while a clone runs; kubectl volferry status {name} says how it stands"
             ))
         }
         Verb::Cancel { name } => {
-            println!("{}", cancel(&clones_of(&name), &name.name).await?);
+            let namespace = name.namespace.as_ref().unwrap_or(&namespace);
+            let told = cancel(&client, namespace, &name.name, complain).await?;
+            print(&format!("{told}\n"))?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Clone { ends, watch } => {
@@ -341,7 +380,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
             let clones: Api<VolumeClone> = Api::namespaced(client, &namespace);
             let made = clones.create(&PostParams::default(), &made).await;
             let name = made.map_err(in_words)?.name_any();
-            println!("volumeclone {namespace}/{name} made");
+            print(&format!("volumeclone {namespace}/{name} made\n"))?;
             if watch {
                 show(&clones, &name, true).await
             } else {
@@ -358,10 +397,8 @@ async fn show(clones: &Api<VolumeClone>, name: &str, watch: bool) -> Result<Exit
         let clone = clones.get(name).await.map_err(in_words)?;
         let text = report(&clone, Timestamp::now());
         if text != shown {
-            if !shown.is_empty() {
-                println!();
-            }
-            print!("{text}");
+            let gap = if shown.is_empty() { "" } else { "\n" };
+            print(&format!("{gap}{text}"))?;
             shown = text;
         }
         let phase = clone.status.map_or(Phase::Pending, |status| status.phase);
@@ -389,12 +426,17 @@ fn wanted(ends: &Ends, namespace: &str) -> Result<VolumeClone, String> {
     // What is said without a namespace is in the one that kubectl is in, also where the target is not.
     let away = (home != namespace).then_some(namespace);
     let from = from.as_deref().or(away);
+    let written = if ends.into_existing {
+        json!({"persistentVolumeClaim": {"name": target}, "overwrite": ends.overwrite})
+    } else {
+        let class = &ends.storage_class;
+        json!({"claimTemplate": {"metadata": {"name": target}, "spec": {"storageClassName": class}}})
+    };
     let spec = json!({
         "source": {"namespace": from, "persistentVolumeClaim": {"name": source}},
-        "target": {"claimTemplate": {
-            "metadata": {"name": target},
-            "spec": {"storageClassName": ends.storage_class},
-        }},
+        "target": written,
+        "accept": ends.accept,
+        "strategy": ends.strategy,
     });
     let spec = serde_json::from_value(spec).map_err(|error| error.to_string())?;
     let mut clone = VolumeClone::new(target, spec);
@@ -418,13 +460,9 @@ async fn bench(
     namespace: String,
     arguments: BenchArguments,
 ) -> Result<ExitCode, String> {
-    let write = |path: &Path, text: &str| {
-        std::fs::write(path, text)
-            .map_err(|error| format!("{} can't be written: {error}", path.display()))
-    };
     // That a file can't be written should be told before anything is measured.
     for path in [&arguments.report, &arguments.html].into_iter().flatten() {
-        write(path, "")?;
+        check_writable(path)?;
     }
     let settings = arguments.installation.settings(&client).await?;
     let files = (arguments.size >> 20).saturating_mul(5).clamp(1, FILES_MAX);
@@ -457,7 +495,7 @@ async fn bench(
     };
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
-    let bench = Bench::new(client, asked, |step| eprintln!("{step}"));
+    let bench = Bench::new(client, asked, complain);
     let outcome = tokio::select! {
         outcome = Box::pin(bench.run()) => outcome,
         _ = tokio::signal::ctrl_c() => Err("it was told to end".to_owned()),
@@ -465,21 +503,34 @@ async fn bench(
     };
     let left = bench.clean().await;
     for one in &left {
-        eprintln!("could not be removed, Kubernetes will do it later: {one}");
+        complain(&format!(
+            "could not be removed, Kubernetes will do it later: {one}"
+        ));
     }
     let outcome = outcome?;
     let json = serde_json::to_string_pretty(&outcome.report).map_err(|error| error.to_string())?;
-    match arguments.json {
-        true => println!("{json}"),
-        false => print!("{}", outcome.table),
-    }
     if let Some(path) = &arguments.report {
-        write(path, &json)?;
+        std::fs::write(path, &json).map_err(|error| unwritable(path, &error))?;
     }
     if let Some(path) = &arguments.html {
-        write(path, &outcome.page)?;
+        std::fs::write(path, &outcome.page).map_err(|error| unwritable(path, &error))?;
+    }
+    // Last: what reads it may have gone.
+    match arguments.json {
+        true => print(&format!("{json}\n"))?,
+        false => print(&outcome.table)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a file can be written, which stays as it is until there is something to write.
+fn check_writable(path: &Path) -> Result<(), String> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> String {
+    format!("{} can't be written: {error}", path.display())
 }
 
 /// Small files at most, where none were told: each is a call or two to a filesystem.
@@ -520,8 +571,21 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use volferry_controller::api::{StrategyChoice, VolumeCloneSpec};
 
     use super::*;
+
+    #[test]
+    fn a_report_of_before_stays_until_there_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let report = directory.path().join("report.json");
+        std::fs::write(&report, "of before").unwrap();
+        check_writable(&report).unwrap();
+        assert_eq!(std::fs::read_to_string(&report).unwrap(), "of before");
+        let nowhere = directory.path().join("none/report.json");
+        let error = check_writable(&nowhere).unwrap_err();
+        assert!(error.starts_with(&nowhere.display().to_string()), "{error}");
+    }
 
     #[test]
     fn claims_are_named_with_their_namespaces() {
@@ -530,6 +594,10 @@ mod tests {
                 source: source.parse().unwrap(),
                 target: target.parse().unwrap(),
                 storage_class: None,
+                into_existing: false,
+                overwrite: false,
+                accept: Vec::new(),
+                strategy: "Auto".to_owned(),
             };
             wanted(&ends, "here")
         };
@@ -545,6 +613,47 @@ mod tests {
         for bad in ["", "/a", "b/", "a/b/c"] {
             assert!(bad.parse::<Named>().is_err(), "{bad}");
         }
+    }
+
+    /// What `clone a b` with these flags asks for; `None` where they are refused.
+    fn asked(flags: &[&str]) -> Option<VolumeCloneSpec> {
+        let words = ["kubectl-volferry", "clone", "a", "b"];
+        let arguments = Arguments::try_parse_from(words.iter().chain(flags)).ok()?;
+        match arguments.verb {
+            Verb::Clone { ends, .. } => wanted(&ends, "here").ok().map(|clone| clone.spec),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_target_is_made_unless_it_exists() {
+        let target = |flags: &[&str]| {
+            let target = asked(flags)?.target;
+            let is_there = target.persistent_volume_claim.map(|claim| claim.name);
+            let is_made = target.claim_template.map(|claim| claim.metadata.name);
+            Some((is_there, is_made, target.overwrite))
+        };
+        let b = Some("b".to_owned());
+        assert_eq!(target(&[]), Some((None, b.clone(), false)));
+        let existing = ["--into-existing"];
+        assert_eq!(target(&existing), Some((b.clone(), None, false)));
+        let replaced = ["--into-existing", "--overwrite"];
+        assert_eq!(target(&replaced), Some((b, None, true)));
+        assert_eq!(target(&["--overwrite"]), None);
+        assert_eq!(target(&["--into-existing", "--storage-class=own"]), None);
+    }
+
+    #[test]
+    fn what_may_be_lost_and_the_way_are_what_was_told() {
+        let spec = |flags: &[&str]| asked(flags).map(|spec| (spec.accept.len(), spec.strategy));
+        assert_eq!(spec(&[]), Some((0, StrategyChoice::Auto)));
+        let words: Vec<_> = FidelityClass::ALL.iter().map(|it| it.label()).collect();
+        let all = format!("--accept={}", words.join(","));
+        let agents = "--strategy=HostAssisted";
+        let both = Some((words.len(), StrategyChoice::HostAssisted));
+        assert_eq!(spec(&[&all, agents]), both);
+        assert_eq!(spec(&["--accept=everything"]), None);
+        assert_eq!(spec(&["--strategy=Any"]), None);
     }
 
     #[test]

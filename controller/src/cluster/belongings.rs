@@ -1,17 +1,11 @@
 //! What was made for a clone, as it is known or as it is now: by its names, in the namespaces of both ends.
 
-use std::fmt::Debug;
-
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, ListParams};
-use kube::core::PartialObjectMeta;
-use kube::{Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::ResourceExt;
+use kube::api::{Api, DynamicObject, ListParams};
 
-use super::{Cluster, Result, call, known};
+use super::{Cluster, Result, call, known, resource_of};
 use crate::api::VolumeClone;
 use crate::names::{CLONE_LABEL, End, name, prime_name, selector};
 use crate::world::{Belonging, Kind};
@@ -85,16 +79,7 @@ impl Cluster {
                 let of_kind = match kind {
                     Kind::Pod => continue,
                     Kind::Secret => self.secrets(namespace, clone).await?,
-                    Kind::NetworkPolicy => {
-                        self.list_metadata::<NetworkPolicy>(namespace, clone)
-                            .await?
-                    }
-                    Kind::ConfigMap => self.list_metadata::<ConfigMap>(namespace, clone).await?,
-                    Kind::Claim => {
-                        self.list_metadata::<PersistentVolumeClaim>(namespace, clone)
-                            .await?
-                    }
-                    Kind::Snapshot => self.list_snapshots(namespace, clone).await?,
+                    _ => self.list_metadata(kind, namespace, clone).await?,
                 };
                 // Labels are copied together with what bears them: only names tell what is ours.
                 let of_kind = of_kind.into_iter().filter(|metadata| {
@@ -109,26 +94,21 @@ impl Cluster {
         Ok(found)
     }
 
-    async fn list_metadata<K>(
+    async fn list_metadata(
         &self,
+        kind: Kind,
         namespace: &str,
         clone: &VolumeClone,
-    ) -> Result<Vec<ObjectMeta>>
-    where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
-        K::DynamicType: Default,
-    {
-        let api: Api<K> = self.namespaced(namespace);
+    ) -> Result<Vec<ObjectMeta>> {
+        let client = self.client.clone();
+        let objects: Api<DynamicObject> =
+            Api::namespaced_with(client, namespace, &resource_of(kind));
         let params = ListParams::default().labels(&selector(clone));
-        let what = || {
-            format!(
-                "listing {} in {namespace}",
-                K::plural(&K::DynamicType::default())
-            )
-        };
-        let list = call(what, api.list_metadata(&params)).await?;
-        let metadata = |object: PartialObjectMeta<K>| object.metadata;
-        Ok(list.items.into_iter().map(metadata).collect())
+        let what = || format!("listing each {} in {namespace}", kind.label());
+        // A cluster without snapshots doesn't know the kind.
+        let list = known(call(what, objects.list_metadata(&params)).await)?;
+        let list = list.into_iter().flat_map(|list| list.items);
+        Ok(list.map(|object| object.metadata).collect())
     }
 
     /// The Secrets of a clone, by their names: to list Secrets would take the right to read them all.
@@ -143,20 +123,6 @@ impl Cluster {
             }
         }
         Ok(found.into_iter().map(|secret| secret.metadata).collect())
-    }
-
-    async fn list_snapshots(
-        &self,
-        namespace: &str,
-        clone: &VolumeClone,
-    ) -> Result<Vec<ObjectMeta>> {
-        let params = ListParams::default().labels(&selector(clone));
-        let snapshots = self.snapshots(namespace);
-        let what = || format!("listing snapshots in {namespace}");
-        // A cluster without snapshots doesn't know the kind.
-        let list = known(call(what, snapshots.list(&params)).await)?;
-        let list = list.into_iter().flat_map(|list| list.items);
-        Ok(list.map(|snapshot| snapshot.metadata).collect())
     }
 }
 

@@ -5,10 +5,9 @@ use std::time::SystemTime;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, Secret,
 };
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
@@ -17,13 +16,12 @@ use serde_json::json;
 use uuid::Uuid;
 use volferry_transport::mint::mint;
 
-use super::{Cluster, ClusterError, Result, call};
+use super::{Cluster, ClusterError, Result, call, resource_of};
 use crate::api::{VolumeClone, VolumeCloneStatus};
 use crate::credentials::{VALIDITY, trusted_authorities};
-use crate::decide::{Doomed, Note, Rebinding, Step};
+use crate::decide::{self, Doomed, Note, Rebinding, Step};
 use crate::names::{End, FINALIZER, MANAGER, RECEIPT_ANNOTATION, SELECTED_NODE_ANNOTATION, name};
 use crate::objects::{self, IDENTITY_KEYS, Object};
-use crate::world::Kind;
 
 impl Cluster {
     /// Writes the status, unless somebody else has changed the object since it was read.
@@ -44,8 +42,38 @@ impl Cluster {
         call(what, written).await.map(drop)
     }
 
-    /// Tells an Event, of the clone and of the claim that it was made for. One that is lost is no reason to stop.
+    /// Tells an Event, of the clone and of the claim that it was made for.
     pub async fn publish(&self, clone: &VolumeClone, note: &Note) {
+        let about = [Some(clone.object_ref(&())), filled_claim(clone)];
+        for reference in about.into_iter().flatten() {
+            self.tell(&reference, note).await;
+        }
+    }
+
+    /// Tells the clone that a step was refused. What differs in its words alone is taken for the Event before: so each
+    /// kind of step is an action of its own, and each object that goes is named beside the clone.
+    pub(crate) async fn publish_refusal(&self, clone: &VolumeClone, step: &Step, note: &Note) {
+        let doomed = match step {
+            Step::Delete(doomed) => Some(reference(doomed)),
+            _ => None,
+        };
+        let about = clone.object_ref(&());
+        self.tell_of(&about, note, step.action(), doomed).await;
+    }
+
+    /// Tells an Event of an object.
+    pub(crate) async fn tell(&self, about: &ObjectReference, note: &Note) {
+        self.tell_of(about, note, "Clone", None).await;
+    }
+
+    /// Tells an Event of an object, and of another beside it. One that is lost is no reason to stop.
+    async fn tell_of(
+        &self,
+        about: &ObjectReference,
+        note: &Note,
+        action: &str,
+        secondary: Option<ObjectReference>,
+    ) {
         /// What Kubernetes takes.
         const NOTE_LEN_MAX: usize = 1024;
         let mut message = note.message.clone();
@@ -58,15 +86,12 @@ impl Cluster {
             },
             reason: note.reason.label().to_owned(),
             note: Some(message),
-            action: "Clone".to_owned(),
-            secondary: None,
+            action: action.to_owned(),
+            secondary,
         };
-        let about = [Some(clone.object_ref(&())), filled_claim(clone)];
-        for reference in about.into_iter().flatten() {
-            let what = || "telling an Event".to_owned();
-            if let Err(error) = call(what, self.recorder.publish(&event, &reference)).await {
-                tracing::warn!(%error, "an Event was lost");
-            }
+        let what = || "telling an Event".to_owned();
+        if let Err(error) = call(what, self.recorder.publish(&event, about)).await {
+            tracing::warn!(%error, "an Event was lost");
         }
     }
 
@@ -75,6 +100,7 @@ impl Cluster {
     /// # Errors
     /// When a call fails.
     pub async fn take(&self, clone: &VolumeClone, step: &Step) -> Result<()> {
+        let what = || step.what();
         match step {
             Step::AddFinalizer => {
                 let mut finalizers = clone.finalizers().to_vec();
@@ -89,10 +115,9 @@ impl Cluster {
             }
             Step::Mint => self.mint(clone).await,
             Step::Apply(object) => self.apply(object).await,
-            Step::Delete(doomed) => self.delete(doomed).await,
+            Step::Delete(doomed) => self.delete(doomed, what).await,
             Step::Rebind(rebinding) => self.rebind(rebinding).await,
             Step::Unplace { claim, uid } => {
-                let what = || format!("taking its node from claim {claim}");
                 let annotations = json!({SELECTED_NODE_ANNOTATION: null});
                 self.annotate_target(clone, claim, uid, &annotations, what)
                     .await
@@ -102,7 +127,6 @@ impl Cluster {
                 uid,
                 receipt,
             } => {
-                let what = || format!("noting the receipt on claim {claim}");
                 let annotations = json!({RECEIPT_ANNOTATION: receipt});
                 self.annotate_target(clone, claim, uid, &annotations, what)
                     .await
@@ -110,8 +134,7 @@ impl Cluster {
             Step::Expire => {
                 let clones: Api<VolumeClone> = self.namespaced(clone.target_namespace());
                 let name = clone.name_any();
-                let what = || format!("deleting VolumeClone {name}, whose time is over");
-                let params = delete_params(clone.uid());
+                let params = delete_params(clone.uid(), None);
                 let deleted = call(what, clones.delete(&name, &params)).await;
                 unless(unless(deleted.map(drop), 404), 409)
             }
@@ -176,17 +199,21 @@ impl Cluster {
     }
 
     /// Makes new credentials for both ends. The target's Secret is written first: it also says whom to
-    /// trust beside the new authority, should the other write fail.
+    /// trust beside the new authority, should the other write fail. Each is written in the place of what was
+    /// read before both: of two controllers that do so at once, one gets no further, or the next look finds two
+    /// mintings and makes a third.
     async fn mint(&self, clone: &VolumeClone) -> Result<()> {
         let uid = clone.uid();
         let clone_id = Uuid::parse_str(uid).map_err(|_| ClusterError::Uid {
             uid: uid.to_owned(),
         })?;
-        let target = name(clone, End::Target);
-        let present: Option<Secret> = self.find(clone.target_namespace(), &target).await?;
+        let present = async |end: End| -> Result<Option<Secret>> {
+            self.find(end.namespace(clone), &name(clone, end)).await
+        };
+        let present = [present(End::Source).await?, present(End::Target).await?];
         let [_, _, authority] = IDENTITY_KEYS;
-        let trusted = present.and_then(|secret| {
-            let data = secret.data?;
+        let trusted = present[1].as_ref().and_then(|secret| {
+            let data = secret.data.as_ref()?;
             String::from_utf8(data.get(authority)?.0.clone()).ok()
         });
         let trusted = trusted_authorities(trusted.as_deref().unwrap_or_default());
@@ -195,11 +222,26 @@ impl Cluster {
         let ends_at = ends_at
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
-        let [source, target] = objects::secrets(clone, &minted, &trusted, ends_at.as_secs());
-        for secret in [target, source] {
-            self.apply_as(&secret).await?;
+        let minting = Uuid::new_v4();
+        let made = objects::secrets(clone, &minted, minting, &trusted, ends_at.as_secs());
+        for (secret, present) in made.into_iter().zip(present).rev() {
+            self.put_secret(secret, present.as_ref()).await?;
         }
         Ok(())
+    }
+
+    /// Writes a Secret, unless somebody else has written it since `present` was read.
+    async fn put_secret(&self, mut secret: Secret, present: Option<&Secret>) -> Result<()> {
+        if let Some(present) = present {
+            secret.metadata.resource_version = present.resource_version();
+            return self.apply_as(&secret).await;
+        }
+        let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
+        let secrets: Api<Secret> = self.namespaced(&namespace);
+        let what = || format!("making Secret {namespace}/{name}");
+        call(what, secrets.create(&post_params(), &secret))
+            .await
+            .map(drop)
     }
 
     async fn apply(&self, object: &Object) -> Result<()> {
@@ -248,42 +290,20 @@ impl Cluster {
             .map(drop)
     }
 
-    async fn delete(&self, doomed: &Doomed) -> Result<()> {
+    async fn delete(&self, doomed: &Doomed, what: impl Fn() -> String) -> Result<()> {
         let Doomed {
             kind,
             namespace,
             name,
             uid,
+            version,
         } = doomed;
-        let params = delete_params(uid);
-        let what = || format!("deleting {kind:?} {namespace}/{name}");
-        let deleted = match kind {
-            Kind::Pod => {
-                let api: Api<Pod> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::Secret => {
-                let api: Api<Secret> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::NetworkPolicy => {
-                let api: Api<NetworkPolicy> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::ConfigMap => {
-                let api: Api<ConfigMap> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::Claim => {
-                let api: Api<PersistentVolumeClaim> = self.namespaced(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-            Kind::Snapshot => {
-                let api = self.snapshots(namespace);
-                call(what, api.delete(name, &params)).await.map(drop)
-            }
-        };
-        // Gone already, or another object by that name, which stays.
+        let params = delete_params(uid, version.clone());
+        let client = self.client.clone();
+        let objects: Api<DynamicObject> =
+            Api::namespaced_with(client, namespace, &resource_of(*kind));
+        let deleted = call(what, objects.delete(name, &params)).await.map(drop);
+        // Gone already, or another object by that name or one that has changed, which stay.
         unless(unless(deleted, 404), 409)
     }
 }
@@ -316,8 +336,7 @@ fn post_params() -> PostParams {
 
 /// The claim that a clone was made for, since it refers to a `VolumeClone`: who made it looks there.
 fn filled_claim(clone: &VolumeClone) -> Option<ObjectReference> {
-    let mut owners = clone.owner_references().iter();
-    let owner = owners.find(|owner| owner.kind == "PersistentVolumeClaim")?;
+    let owner = decide::filled_claim(clone)?;
     Some(ObjectReference {
         api_version: Some(owner.api_version.clone()),
         kind: Some(owner.kind.clone()),
@@ -328,12 +347,25 @@ fn filled_claim(clone: &VolumeClone) -> Option<ObjectReference> {
     })
 }
 
-/// Deletes only what has this uid.
-fn delete_params(uid: &str) -> DeleteParams {
+/// An object that goes.
+fn reference(doomed: &Doomed) -> ObjectReference {
+    let kind = resource_of(doomed.kind);
+    ObjectReference {
+        api_version: Some(kind.api_version),
+        kind: Some(kind.kind),
+        namespace: Some(doomed.namespace.clone()),
+        name: Some(doomed.name.clone()),
+        uid: Some(doomed.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+/// Deletes only what has this uid, and this version where there is one.
+fn delete_params(uid: &str, version: Option<String>) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions {
             uid: Some(uid.to_owned()),
-            resource_version: None,
+            resource_version: version,
         }),
         ..DeleteParams::background()
     }

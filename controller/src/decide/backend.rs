@@ -2,23 +2,34 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, TypedLocalObjectReference};
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::api::core::v1::{
+    PersistentVolume, PersistentVolumeClaim, TypedLocalObjectReference,
+};
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 
-use super::choose::{snapshot_class, source_driver, storage_class};
-use super::prime::{lost, shown};
+use super::choose::{POSSIBLE, snapshot_class, source_driver, storage_class};
+use super::prime::{lost, may_say_why, shown};
 use super::{Going, LOOK_AGAIN, LOOK_SOON, Planner, Stop};
 use crate::api::{Phase, Strategy, StrategyChoice};
 use crate::claims::{self, VolumeMode};
 use crate::names::{End, PROVISIONED_BY_ANNOTATION, name};
 use crate::objects::{self, Object, SNAPSHOT_GROUP};
 use crate::reason::Reason;
-use crate::world::{Snapshot, Surroundings};
+use crate::world::{Refusal, Snapshot, Surroundings};
 
 /// How long a backend may go on refusing before another way is tried: what it says first may be
 /// about something that mends itself.
-const REFUSALS_TIME_MAX: Duration = Duration::from_secs(120);
+const REFUSALS_TIME_MAX: SignedDuration = SignedDuration::from_secs(120);
+
+/// How long ago its last refusal may be for it to go on refusing: between two tries it pauses for five minutes at
+/// most. A claim that gets its volume with its first pod may have been refused for an earlier one.
+const REFUSALS_PAUSE_MAX: SignedDuration = SignedDuration::from_mins(6);
+
+/// How long a backend may say nothing before that is told. A driver that makes a full copy may take longer, and one
+/// whose controller is down does too.
+const ANSWER_TIME_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 /// How much older than its claim a volume that was made for it may seem: each API server tells the time by
 /// a clock of its own.
@@ -129,20 +140,22 @@ impl Planner<'_> {
         }
         let around = self.around()?;
         let Some(refusal) = around.target_warnings.last() else {
-            return Ok(going(
-                "the claim has no volume yet; one of mode WaitForFirstConsumer gets it with \
-                 its first pod",
-            ));
+            self.check_consumer(&claim)?;
+            let mut message = "the claim has no volume yet".to_owned();
+            // One that comes with its first pod was made long before that.
+            let made_at = claim.creation_timestamp().map_or(self.world.now, |at| at.0);
+            if self.goes_on_for(made_at) >= ANSWER_TIME_MAX {
+                let namespace = claim.namespace().unwrap_or_default();
+                let hint = may_say_why(&namespace, &claim.name_any());
+                message += &format!(", for more than a minute; {hint}");
+            }
+            return Ok(going(&message));
         };
-        let age = claim
-            .creation_timestamp()
-            .map(|at| self.world.now.duration_since(at.0));
-        let age = age
-            .and_then(|age| Duration::try_from(age).ok())
-            .unwrap_or_default();
-        let is_final = refusal.contains("not support") || age >= REFUSALS_TIME_MAX;
+        let lasts = are_lasting(&around.target_warnings, self.world.now);
+        let refusal = &refusal.message;
+        let is_final = refusal.contains("not support") || lasts;
         if self.world.clone.spec.strategy == StrategyChoice::Auto && is_final {
-            return Ok(self.give_up(strategy, refusal));
+            return Ok(self.give_up(strategy, &claim, refusal));
         }
         Err(Stop::hold(Reason::ProvisioningFailed, refusal.as_str()))
     }
@@ -151,20 +164,12 @@ impl Planner<'_> {
     /// Kubernetes also binds a claim to a volume that was free, which may hold anything.
     fn check_made_for(&self, claim: &PersistentVolumeClaim) -> Result<(), Stop> {
         let spec = claim.spec.as_ref();
-        let class = spec.and_then(|spec| spec.storage_class_name.as_deref());
-        let class = storage_class(self.around()?, class);
         let name = spec.and_then(|spec| spec.volume_name.as_deref());
         let name = name.unwrap_or_default();
-        let Some(volume) = &self.world.filled_volume else {
+        if self.world.filled_volume.is_none() {
             return Err(lost(&format!("volume {name}")));
-        };
-        let driver = volume.annotations().get(PROVISIONED_BY_ANNOTATION);
-        let is_drivers =
-            driver.is_some_and(|driver| class.is_none_or(|class| class.provisioner == *driver));
-        let times = volume.creation_timestamp().zip(claim.creation_timestamp());
-        let is_new = times
-            .is_none_or(|(volume, claim)| claim.0.duration_since(volume.0) <= CLOCKS_DIFFER_MAX);
-        if is_drivers && is_new {
+        }
+        if self.is_made_for(claim)? {
             return Ok(());
         }
         let message = format!(
@@ -175,32 +180,60 @@ impl Planner<'_> {
         Err(Stop::fail(Reason::ProvisioningFailed, message))
     }
 
-    /// Takes the next way, since the backend refuses this one. The claim that it didn't fill goes with
-    /// the next look: it is not that way's.
-    fn give_up(&mut self, strategy: Strategy, refusal: &str) -> Going {
-        for way in &mut self.status.considered {
-            if way.strategy == strategy {
-                way.possible = false;
-                way.reason = Reason::ProvisioningFailed.label().to_owned();
-                way.message = refusal.to_owned();
-            }
-        }
+    /// Whether the claim has a volume that its class's driver made after it.
+    pub(super) fn is_made_for(&self, claim: &PersistentVolumeClaim) -> Result<bool, Stop> {
+        let spec = claim.spec.as_ref();
+        let class = spec.and_then(|spec| spec.storage_class_name.as_deref());
+        let class = storage_class(self.around()?, class);
+        let volume = self.world.filled_volume.as_ref();
+        Ok(volume.is_some_and(|volume| is_volume_for(volume, claim, class)))
+    }
+
+    /// Takes the next way, since the backend refuses this one. The claim that it didn't fill goes at once: the
+    /// backend tries on, and a pod would start on what it makes.
+    fn give_up(
+        &mut self,
+        strategy: Strategy,
+        claim: &PersistentVolumeClaim,
+        refusal: &str,
+    ) -> Going {
+        self.judge_way(strategy, false, Reason::ProvisioningFailed.label(), refusal);
         let next = self.status.considered.iter().find(|way| way.possible);
         let next = next.map_or(Strategy::HostAssisted, |way| way.strategy);
         self.status.strategy = Some(next);
-        // One beside the source is of no use for agents.
-        let prime = self.prime(next);
-        if prime != self.status.prime
-            && let Some(claim) = &self.world.prime_claim
-        {
+        if self.is_ours(claim) {
             self.delete_claim(claim);
         }
-        self.status.prime = prime;
-        let message = format!("{strategy:?} was given up for {next:?}: {refusal}");
+        // One beside the source is of no use for agents.
+        self.status.prime = self.prime(next);
+        let message = format!(
+            "{} was given up for {}: {refusal}",
+            strategy.label(),
+            next.label()
+        );
         self.note(true, Reason::StrategyChosen, message.clone());
         Going {
             again: Duration::from_secs(1),
             ..super::agents::preparing(&message)
+        }
+    }
+
+    /// Takes the way again that was given up: the backend has made the volume of `claim` after all.
+    pub(super) fn take_back(&mut self, strategy: Strategy, claim: &PersistentVolumeClaim) {
+        let words = format!("the backend has made the volume of claim {}", shown(claim));
+        self.judge_way(strategy, true, POSSIBLE, &words);
+        self.status.strategy = Some(strategy);
+        let message = format!("{} is taken again: {words}", strategy.label());
+        self.note(false, Reason::StrategyChosen, message);
+    }
+
+    fn judge_way(&mut self, strategy: Strategy, possible: bool, reason: &str, message: &str) {
+        for way in &mut self.status.considered {
+            if way.strategy == strategy {
+                way.possible = possible;
+                way.reason = reason.to_owned();
+                way.message = message.to_owned();
+            }
         }
     }
 
@@ -252,6 +285,29 @@ impl Planner<'_> {
         self.apply(Object::Claim(Box::new(claim.clone())));
         Ok(claim)
     }
+}
+
+/// Whether `volume` is the claim's, and a driver made it after the claim: that of `class`, where that is known.
+pub(super) fn is_volume_for(
+    volume: &PersistentVolume,
+    claim: &PersistentVolumeClaim,
+    class: Option<&StorageClass>,
+) -> bool {
+    let driver = volume.annotations().get(PROVISIONED_BY_ANNOTATION);
+    let is_drivers =
+        driver.is_some_and(|driver| class.is_none_or(|class| class.provisioner == *driver));
+    let times = volume.creation_timestamp().zip(claim.creation_timestamp());
+    let is_new =
+        times.is_none_or(|(volume, claim)| claim.0.duration_since(volume.0) <= CLOCKS_DIFFER_MAX);
+    claims::is_bound(claim) && is_drivers && is_new
+}
+
+/// Whether a backend has refused for so long that it is not about to do what it was asked for.
+fn are_lasting(refusals: &[Refusal], now: Timestamp) -> bool {
+    let first_at = refusals.iter().filter_map(|refusal| refusal.first_at).min();
+    let last_at = refusals.iter().filter_map(|refusal| refusal.last_at).max();
+    first_at.is_some_and(|at| now.duration_since(at) >= REFUSALS_TIME_MAX)
+        && last_at.is_some_and(|at| now.duration_since(at) <= REFUSALS_PAUSE_MAX)
 }
 
 /// A claim as large as what the snapshot holds, and of its mode.

@@ -15,13 +15,16 @@ use crate::world::{Grant, SnapshotClass, Surroundings, World};
 /// nothing else tells.
 const CSI_CLONE_ANNOTATION: &str = "volferry.io/csi-clone";
 
+/// Of a way that can be gone, in a word.
+pub(super) const POSSIBLE: &str = "Possible";
+
 /// Every way in the order of preference, and whether it can be gone.
 pub(super) fn choose(world: &World, around: &Surroundings) -> Vec<Verdict> {
     let verdict = |strategy, found: Result<String, (&str, String)>| match found {
         Ok(message) => Verdict {
             strategy,
             possible: true,
-            reason: "Possible".to_owned(),
+            reason: POSSIBLE.to_owned(),
             message,
         },
         Err((reason, message)) => Verdict {

@@ -15,17 +15,22 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt;
 
 use super::agents::{hold_soon, selected_node};
 use super::choose::{binds_with_first_pod, storage_class};
 use super::{Doomed, Going, LOOK_SOON, Planner, Rebinding, Step, Stop};
-use crate::api::{Phase, PrimeStatus, Strategy};
+use crate::api::{Phase, PrimeStatus, Strategy, VolumeCloneStatus};
 use crate::claims;
-use crate::names::prime_name;
+use crate::names::{End, prime_name};
 use crate::objects::{self, Object};
 use crate::reason::Reason;
 use crate::world::Kind;
+
+/// How long Kubernetes may take to bind a volume that was handed over before that is told.
+const HAND_OVER_MAX: SignedDuration = SignedDuration::from_secs(60);
 
 impl Planner<'_> {
     /// Whether another claim has to be filled in the place of the target claim, and where.
@@ -41,7 +46,7 @@ impl Planner<'_> {
         };
         (waits || is_beside_source).then(|| PrimeStatus {
             namespace: namespace.to_owned(),
-            volume: None,
+            ..PrimeStatus::default()
         })
     }
 
@@ -70,7 +75,7 @@ impl Planner<'_> {
     }
 
     /// The claim that is filled, if it is there.
-    pub(super) fn claim_to_fill(&mut self) -> Result<Option<PersistentVolumeClaim>, Stop> {
+    pub(super) fn claim_to_fill(&self) -> Result<Option<PersistentVolumeClaim>, Stop> {
         let target = self.present_target()?.cloned();
         let claim = match &self.status.prime {
             None => target,
@@ -88,25 +93,42 @@ impl Planner<'_> {
             return Err(Stop::fail(Reason::TargetExists, message));
         }
         check_presence(&claim)?;
-        let filled_from = claim
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.data_source.as_ref());
-        let filled_from = filled_from.map(|reference| reference.kind.as_str());
-        let expected = match self.status.strategy {
-            Some(Strategy::CsiClone) => Some("PersistentVolumeClaim"),
-            Some(Strategy::Snapshot) => Some("VolumeSnapshot"),
-            _ => None,
-        };
-        if self.is_ours(&claim) && !claims::is_bound(&claim) && filled_from != expected {
-            self.delete_claim(&claim);
-            let message = format!(
-                "claim {} was made for another way, and is made anew",
-                shown(&claim)
-            );
-            return Err(hold_soon(Reason::TargetNotFound, &message));
-        }
         Ok(Some(claim))
+    }
+
+    /// The way that is gone. A claim that was made for another goes, unless it has its volume by now: a backend
+    /// that is given up may be about to make it. From then on a pod may write what it holds, so nobody fills
+    /// it again, and that other way is the clone's.
+    pub(super) fn way(&mut self) -> Result<Strategy, Stop> {
+        let world = self.world;
+        let taken = self.status.strategy.unwrap_or(Strategy::HostAssisted);
+        let claim = match &self.status.prime {
+            None => &world.target_claim,
+            Some(_) => &world.prime_claim,
+        };
+        let ours = claim.as_ref().filter(|claim| self.is_ours(claim));
+        let Some((claim, made_for)) = ours.map(|claim| (claim, made_for(claim))) else {
+            return Ok(taken);
+        };
+        // What agents have begun to fill is theirs. Of which claim that is an older controller noted nothing but what
+        // its agents said.
+        let is_begun = match &self.status.filled_uid {
+            Some(filled) => Some(filled) == claim.uid().as_ref(),
+            None => self.status.progress.is_some() || self.status.checkpoint.is_some(),
+        } || world.pod(End::Target).is_some();
+        if made_for == taken || is_begun {
+            return Ok(taken);
+        }
+        if claims::is_bound(claim) {
+            self.take_back(made_for, claim);
+            return Ok(made_for);
+        }
+        self.delete_claim(claim);
+        let message = format!(
+            "claim {} was made for another way, and is made anew",
+            shown(claim)
+        );
+        Err(hold_soon(Reason::TargetNotFound, &message))
     }
 
     /// A driver that has no room on the node that was chosen takes the choice off the claim that it was asked
@@ -138,16 +160,18 @@ impl Planner<'_> {
         Err(hold_soon(Reason::WaitsForConsumer, &message))
     }
 
+    /// Deletes a claim that nobody fills, unless it has changed since it was seen: it may be bound by now, and used.
     pub(super) fn delete_claim(&mut self, claim: &PersistentVolumeClaim) {
         self.steps.push(Step::Delete(Doomed {
             kind: Kind::Claim,
             namespace: claim.namespace().unwrap_or_default(),
             name: claim.name_any(),
             uid: claim.uid().unwrap_or_default(),
+            version: claim.resource_version(),
         }));
     }
 
-    fn is_ours(&self, claim: &PersistentVolumeClaim) -> bool {
+    pub(super) fn is_ours(&self, claim: &PersistentVolumeClaim) -> bool {
         let namespace = claim.namespace().unwrap_or_default();
         self.world.has(Kind::Claim, &namespace, &claim.name_any())
     }
@@ -168,20 +192,25 @@ impl Planner<'_> {
         let Some(prime) = &self.status.prime else {
             return Ok(like);
         };
-        let class = like
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.storage_class_name.as_deref());
-        let class = storage_class(self.around()?, class);
+        self.check_consumer(&like)?;
         let node = selected_node(&like);
-        if class.is_some_and(binds_with_first_pod) && node.is_none() {
-            let message = format!(
-                "claim {} gets its volume with its first pod: start one that mounts it",
-                clone.target_claim()
-            );
-            return Err(Stop::hold(Reason::WaitsForConsumer, message));
-        }
         Ok(objects::prime_claim(clone, &prime.namespace, &like, node))
+    }
+
+    /// Whether the target claim, which is like `claim`, waits for its first pod. That is nothing wrong, but
+    /// up to its user.
+    pub(super) fn check_consumer(&self, claim: &PersistentVolumeClaim) -> Result<(), Stop> {
+        let spec = claim.spec.as_ref();
+        let class = spec.and_then(|spec| spec.storage_class_name.as_deref());
+        let class = storage_class(self.around()?, class);
+        if !class.is_some_and(binds_with_first_pod) || selected_node(claim).is_some() {
+            return Ok(());
+        }
+        let message = format!(
+            "claim {} gets its volume with its first pod: start one that mounts it",
+            self.world.clone.target_claim()
+        );
+        Err(Stop::hold(Reason::WaitsForConsumer, message))
     }
 
     /// The claim is filled. Where it is a prime one, its volume is handed over to the target claim.
@@ -189,7 +218,21 @@ impl Planner<'_> {
         let world = self.world;
         let clone = &world.clone;
         let Some(prime) = &mut self.status.prime else {
-            return Ok(self.done(reason));
+            let is_there = match &world.target_claim {
+                Some(target) => is_filled(target, &self.status),
+                // While bytes travel it is not looked at: the agent's pod keeps it.
+                None => world.pod(End::Target).is_some(),
+            };
+            if is_there {
+                return Ok(self.done(reason));
+            }
+            let message = format!(
+                "claim {}/{} was filled and is gone; one that has its name now holds no clone: make another \
+                 VolumeClone",
+                clone.target_namespace(),
+                clone.target_claim()
+            );
+            return Err(Stop::fail(Reason::TargetLost, message));
         };
         let name = prime_name(clone);
         let of_claim = |claim: &PersistentVolumeClaim| claim.spec.as_ref()?.volume_name.clone();
@@ -198,6 +241,7 @@ impl Planner<'_> {
             let found = world.prime_claim.as_ref().and_then(of_claim);
             prime.volume = Some(found.ok_or_else(|| lost(&format!("claim {name}")))?);
         }
+        let complete_at = prime.complete_at.get_or_insert(Time(world.now)).0;
         let volume_name = prime.volume.clone().unwrap_or_default();
         let namespace = prime.namespace.clone();
         let target = self.present_target()?;
@@ -217,6 +261,16 @@ impl Planner<'_> {
         let Some(volume) = &world.filled_volume else {
             return Err(lost(&format!("volume {volume_name}")));
         };
+        let misfit = target.and_then(|target| claims::misfit(volume, target));
+        if let (Some(misfit), Some(target)) = (misfit, target) {
+            let message = format!(
+                "volume {volume_name} is complete, and Kubernetes does not bind it to claim {}: {misfit}; \
+                 make another claim and VolumeClone",
+                shown(target)
+            );
+            return Err(hold_soon(Reason::NotBound, &message));
+        }
+        let mut is_given = false;
         let step = match target {
             None => {
                 let prime = world.prime_claim.as_ref();
@@ -225,7 +279,10 @@ impl Planner<'_> {
                 let made = made.ok_or_else(|| lost(&format!("claim {name}")))?;
                 Some(Step::Apply(Object::Claim(Box::new(made))))
             }
-            Some(target) if is_for(volume, target) => None,
+            Some(target) if is_for(volume, target) => {
+                is_given = true;
+                None
+            }
             // Somebody else's is nothing to give away, nor what its driver may be deleting.
             Some(_) if !is_held(volume, &namespace, &name) => {
                 return Err(lost(&format!("volume {volume_name} of claim {name}")));
@@ -245,13 +302,18 @@ impl Planner<'_> {
             LOOK_SOON
         };
         self.steps.extend(step);
+        let mut message = format!(
+            "volume {volume_name} is complete, and is bound to claim {}",
+            clone.target_claim()
+        );
+        if is_given && self.goes_on_for(complete_at) >= HAND_OVER_MAX {
+            let hint = may_say_why(clone.target_namespace(), clone.target_claim());
+            message += &format!("; Kubernetes has not done so for more than a minute, and {hint}");
+        }
         Ok(Going {
             phase: Phase::Verifying,
             reason: Reason::HandingOver,
-            message: format!(
-                "volume {volume_name} is complete, and is bound to claim {}",
-                clone.target_claim()
-            ),
+            message,
             again,
         })
     }
@@ -275,6 +337,17 @@ impl Planner<'_> {
     }
 }
 
+/// The way that a claim of ours was made for.
+pub(super) fn made_for(claim: &PersistentVolumeClaim) -> Strategy {
+    let spec = claim.spec.as_ref();
+    let reference = spec.and_then(|spec| spec.data_source.as_ref());
+    match reference.map(|reference| reference.kind.as_str()) {
+        Some("PersistentVolumeClaim") => Strategy::CsiClone,
+        Some("VolumeSnapshot") => Strategy::Snapshot,
+        _ => Strategy::HostAssisted,
+    }
+}
+
 /// Whether the claim can be used: it is not about to go and has not lost its volume.
 fn check_presence(claim: &PersistentVolumeClaim) -> Result<(), Stop> {
     if claim.metadata.deletion_timestamp.is_some() {
@@ -286,6 +359,18 @@ fn check_presence(claim: &PersistentVolumeClaim) -> Result<(), Stop> {
         return Err(Stop::fail(Reason::TargetLost, message));
     }
     Ok(())
+}
+
+/// Whether it is the claim that was filled, as far as that is known, or has the volume that was filled for it.
+pub(crate) fn is_filled(claim: &PersistentVolumeClaim, status: &VolumeCloneStatus) -> bool {
+    match &status.prime {
+        None => status.filled_uid.is_none() || status.filled_uid == claim.uid(),
+        Some(prime) => {
+            let spec = claim.spec.as_ref();
+            prime.volume.is_some()
+                && spec.and_then(|spec| spec.volume_name.as_ref()) == prime.volume.as_ref()
+        }
+    }
 }
 
 /// Whether the volume was given to this claim.
@@ -315,6 +400,11 @@ fn is_held(volume: &PersistentVolume, namespace: &str, name: &str) -> bool {
 pub(super) fn lost(what: &str) -> Stop {
     let message = format!("{what}, which was filled for the target claim, is gone");
     Stop::fail(Reason::TargetLost, message)
+}
+
+/// Where to look for why nothing comes of a claim.
+pub(super) fn may_say_why(namespace: &str, claim: &str) -> String {
+    format!("`kubectl describe pvc --namespace {namespace} {claim}` may say why")
 }
 
 pub(super) fn shown(claim: &PersistentVolumeClaim) -> String {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as meta, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-use super::Planner;
+use super::{Planner, Step};
 use crate::api::{ProgressStatus, VolumeCloneStatus};
 use crate::reason::Reason;
 use crate::world::{TargetReport, World};
@@ -18,7 +19,7 @@ pub(super) enum Condition {
 }
 
 impl Condition {
-    const fn label(self) -> &'static str {
+    pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Accepted => "Accepted",
             Self::Progressing => "Progressing",
@@ -62,6 +63,26 @@ pub(super) fn set_condition(
     }
 }
 
+/// Whether the condition `Progressing` has this reason already.
+pub(super) fn is_told(status: &VolumeCloneStatus, reason: Reason) -> bool {
+    let mut told = status.conditions.iter();
+    told.any(|told| told.type_ == Condition::Progressing.label() && told.reason == reason.label())
+}
+
+/// What was refused stays to be read until it is no more refused.
+pub(super) fn rejection(world: &World, steps: &[Step]) -> Option<(Reason, String)> {
+    let rejections = &world.rejections;
+    let mut made = steps.iter().filter(|step| step.makes()).map(Step::what);
+    let rejection = made.find_map(|what| rejections.iter().find(|it| it.what == what))?;
+    let reason = if rejection.message.contains("exceeded quota") {
+        Reason::QuotaExceeded
+    } else {
+        Reason::Rejected
+    };
+    let words = format!("{}: {}", rejection.what, rejection.message);
+    Some((reason, words))
+}
+
 /// The least time between two writes of progress.
 const PROGRESS_EVERY_MIN: Duration = Duration::from_secs(10);
 /// The longest time between two writes of progress, while there is any.
@@ -78,11 +99,23 @@ fn progress_every(status: &VolumeCloneStatus, world: &World) -> Duration {
 }
 
 impl Planner<'_> {
+    /// For how long nothing has held the clone up since that moment.
+    pub(super) fn goes_on_for(&self, since: Timestamp) -> SignedDuration {
+        let mut told = self.status.conditions.iter();
+        let told = told.find(|told| told.type_ == Condition::Progressing.label());
+        let going = told.filter(|told| told.status == "True");
+        going.map_or(SignedDuration::ZERO, |going| {
+            let since = since.max(going.last_transition_time.0);
+            self.world.now.duration_since(since)
+        })
+    }
+
     /// Puts what the target reported into the status, if it is time for that.
     pub(super) fn keep_progress(&mut self, is_urgent: bool) {
         let Some(report) = &self.world.report else {
             return;
         };
+        self.note_filled();
         let is_due = match &self.status.progress {
             Some(told) if told.stage == report.stage => {
                 let updated_at = told.updated_at.as_ref();
@@ -96,7 +129,8 @@ impl Planner<'_> {
             return;
         }
         self.status.progress = Some(shown(report, self.world));
-        if let Some(checkpoint) = &report.checkpoint {
+        // It speaks of a claim that is known, or of none.
+        if let (Some(checkpoint), Some(_)) = (&report.checkpoint, &self.status.filled_uid) {
             self.status.checkpoint = Some(checkpoint.to_string());
         }
     }

@@ -6,15 +6,24 @@
 
 use std::time::Duration;
 
-use super::status::{Condition, set_condition};
-use super::{Decision, Step};
-use crate::api::Phase;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::ResourceExt;
+
+use super::status::{Condition, is_told, rejection, set_condition};
+use super::{Decision, Note, Step};
+use crate::api::{Phase, VolumeClone};
 use crate::objects::{self, Object};
 use crate::reason::Reason;
 use crate::world::World;
 
 /// How often claims are looked for of which no watch tells: their clone failed, and was deleted.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// The claim that a clone was made for, since it refers to a `VolumeClone`.
+pub(crate) fn filled_claim(clone: &VolumeClone) -> Option<&OwnerReference> {
+    let mut owners = clone.owner_references().iter();
+    owners.find(|owner| owner.kind == "PersistentVolumeClaim")
+}
 
 /// Has each claim filled that refers to the object.
 pub(super) fn serve(world: &World) -> Decision {
@@ -36,11 +45,37 @@ pub(super) fn serve(world: &World) -> Decision {
     );
     let claims = world.referring_claims.iter();
     let fillers = claims.filter_map(|claim| objects::filler(clone, claim));
+    let steps: Vec<_> = fillers
+        .map(|filler| Step::Apply(Object::Clone(Box::new(filler))))
+        .collect();
+    let mut notes = Vec::new();
+    match rejection(world, &steps) {
+        Some((reason, words)) => {
+            if !is_told(&before, reason) {
+                notes.push(Note {
+                    is_warning: true,
+                    reason,
+                    message: words.clone(),
+                });
+            }
+            let told = (reason, words.as_str());
+            set_condition(
+                &mut status.conditions,
+                Condition::Progressing,
+                false,
+                told,
+                world,
+            );
+        }
+        // Nothing is under way by itself.
+        None => status
+            .conditions
+            .retain(|condition| condition.type_ != Condition::Progressing.label()),
+    }
     Decision {
         status: (status != before).then(|| Box::new(status)),
-        steps: fillers
-            .map(|filler| Step::Apply(Object::Clone(Box::new(filler))))
-            .collect(),
+        steps,
+        notes,
         again: Some(LOOK_EVERY),
         ..Decision::default()
     }

@@ -29,6 +29,7 @@ use crate::decide::storage_class;
 use crate::names::MANAGER;
 use crate::objects::Object;
 use crate::plugin::{in_words, report};
+use crate::reason::Reason;
 use crate::world::{Settings, Surroundings, Users, World};
 
 /// What was found.
@@ -212,7 +213,8 @@ fn world(
         users,
         surroundings: Some(around),
         report: None,
-        rejection: None,
+        silence: None,
+        rejections: Vec::new(),
         admission: Ok(()),
     }
 }
@@ -445,7 +447,14 @@ fn judge(rehearsal: &Rehearsal, found: &mut Diagnosis) {
     match (held, strategy) {
         (Some(held), _) => {
             let text = format!("it would wait, {}: {}", held.reason, held.message);
-            found.note(Verdict::Wrong, "way", text);
+            // A pod may come any time, and is for somebody else to start.
+            let waits_for_pod = held.reason == Reason::WaitsForConsumer.label();
+            let verdict = if waits_for_pod {
+                Verdict::Unsure
+            } else {
+                Verdict::Wrong
+            };
+            found.note(verdict, "way", text);
         }
         (None, Some(strategy)) => found.note(Verdict::Fine, "way", format!("{strategy:?}")),
         (None, None) => found.note(Verdict::Unsure, "way", "not known"),
@@ -551,6 +560,26 @@ mod tests {
         let text = found.render();
         assert!(text.starts_with("NO  way"), "{text}");
         assert!(text.contains("NotGranted"), "{text}");
+    }
+
+    #[test]
+    fn a_wait_for_the_first_pod_is_told_as_such() {
+        let mut world = start(Vec::new());
+        world.clone.spec.source.namespace = None;
+        let around = world.surroundings.as_mut().unwrap();
+        around.source_volume = Some(of(json!({"metadata": {"name": "pv"},
+            "spec": {"csi": {"driver": "d.io", "volumeHandle": "h"}}})));
+        around.storage_classes = vec![of(json!({
+            "metadata": {"name": "own",
+                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+            "provisioner": "d.io", "volumeBindingMode": "WaitForFirstConsumer",
+        }))];
+        let mut found = Diagnosis::default();
+        judge(&rehearse(world), &mut found);
+        assert!(found.is_hopeful(), "{found:?}");
+        let text = found.render();
+        assert!(text.starts_with("?   way"), "{text}");
+        assert!(text.contains("start one that mounts it"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::api::VolumeClone;
 use crate::names::{End, name};
 
 /// Says each line that the agents log, or that of `end` does; with its end where there may be two. With
-/// `follow` until the agents end.
+/// `follow` until the agents end, or for as long as `say` says that somebody listens.
 ///
 /// # Errors
 /// One for each agent whose log can't be had or breaks off; what the other logs was said.
@@ -19,7 +19,7 @@ pub async fn logs(
     clone: &VolumeClone,
     end: Option<End>,
     follow: bool,
-    say: impl Fn(&str),
+    say: impl Fn(&str) -> bool,
 ) -> Result<(), Vec<String>> {
     let wanted = End::ALL
         .into_iter()
@@ -39,9 +39,12 @@ pub async fn logs(
             .await
             .map_err(|error| failed(error.to_string()))?
         {
-            match end {
+            let is_heard = match end {
                 Some(_) => say(&line),
                 None => say(&format!("{:8}{line}", one.label())),
+            };
+            if !is_heard {
+                break;
             }
         }
         Ok(())

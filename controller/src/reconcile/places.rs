@@ -32,6 +32,7 @@ pub struct Limits {
 /// How often one that queues looks whether there is room. It is woken when there is: this is for what
 /// may have been missed.
 const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_secs(30);
+
 impl<O: Observe> Context<O> {
     /// Lets in what runs already, before anything else is.
     pub(super) fn remember_running(&self) {
@@ -154,7 +155,8 @@ impl<O: Observe> Context<O> {
         Ok(())
     }
 
-    /// Gives the place back that a clone doesn't take: it waits for something else, or needs no agents.
+    /// Gives the place back that a clone doesn't take: it waits for something else, or for the time to ask again for
+    /// what was refused, or needs no agents.
     pub(super) fn keep_place(&self, world: &World, decision: &Decision) {
         let status = world.clone.status.as_ref();
         let has_begun = status
@@ -167,10 +169,13 @@ impl<O: Observe> Context<O> {
         let makes = |step: &Step| matches!(step, Step::Apply(_));
         let prepares = decision.steps.iter().any(makes)
             || world.belongings_of(Kind::Snapshot).next().is_some();
-        let keeps = (is_by_agents && prepares) || !world.pods.is_empty() || has_begun;
-        if !keeps {
-            self.memory(&world.clone, |memory| self.set_admitted(memory, false));
-        }
+        let wants = (is_by_agents && prepares) || has_begun;
+        self.memory(&world.clone, |memory| {
+            let keeps = wants && !memory.waits_to_ask(&decision.steps);
+            if !keeps && world.pods.is_empty() {
+                self.set_admitted(memory, false);
+            }
+        });
     }
 
     pub(super) fn set_admitted(&self, memory: &mut Memory, is_admitted: bool) {
@@ -192,11 +197,9 @@ impl<O: Observe> Context<O> {
         let places = {
             let memories = self.memories();
             queue.retain(|clone| self.room(&memories, clone).is_ok());
-            let running = memories
-                .values()
-                .filter(|memory| memory.is_admitted)
-                .count();
-            self.limits.overall.saturating_sub(running)
+            self.limits
+                .overall
+                .saturating_sub(count_admitted(&memories))
         };
         for clone in queue.iter().take(places) {
             // With many waiting to be looked at it looks by itself.

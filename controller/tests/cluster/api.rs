@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::published;
 
@@ -83,11 +84,13 @@ struct State {
     /// Watches that go on from before this version are told that it is gone.
     oldest: u64,
     calls: Vec<Call>,
+    /// What was written at this moment, and how often.
+    written: (Option<Instant>, HashMap<String, usize>),
     watches: Vec<Call>,
     faults: HashMap<usize, Fault>,
     /// The same for watches, which are counted for themselves.
     watch_faults: HashMap<usize, Fault>,
-    /// Refuses to make a kind, in these words.
+    /// Refuses to make a kind, or what else is said, in these words.
     refusals: HashMap<String, String>,
     /// Kinds that users are told not to be allowed to read.
     forbidden: Vec<String>,
@@ -159,12 +162,19 @@ impl FakeApi {
         self.state().mute = Some(plural.to_owned());
     }
 
-    /// Nothing of this kind is made while `words` are set.
-    pub(crate) fn refuse(&self, plural: &str, words: Option<&str>) {
+    /// They tell it all.
+    pub(crate) fn unmute(&self) {
+        self.state().mute = None;
+        self.tell();
+    }
+
+    /// Nothing of this kind is made while `words` are set. With a verb before the kind, it is that which is refused,
+    /// and with `/` and a name after it, only of that object. `NUMBER` in the words is another one each time.
+    pub(crate) fn refuse(&self, what: &str, words: Option<&str>) {
         let mut state = self.state();
         match words {
-            Some(words) => state.refusals.insert(plural.to_owned(), words.to_owned()),
-            None => state.refusals.remove(plural),
+            Some(words) => state.refusals.insert(what.to_owned(), words.to_owned()),
+            None => state.refusals.remove(what),
         };
     }
 
@@ -383,6 +393,7 @@ impl FakeApi {
         };
         let fault = {
             let mut state = self.state();
+            state.check_pace(&call);
             let number = state.calls.len();
             state.calls.push(call);
             state.faults.get(&number).copied()
@@ -522,6 +533,9 @@ impl State {
         body: Value,
         metadata_only: bool,
     ) -> Outcome {
+        let name = body["metadata"]["name"].as_str().unwrap_or(&place.name);
+        let kind = format!("{verb} {}", place.plural);
+        self.check_refusals([&kind, &format!("{kind}/{name}")])?;
         match verb {
             "list" => {
                 let empty = String::new();
@@ -609,13 +623,12 @@ impl State {
             }
             "delete" => {
                 let found = self.found(place)?;
-                let wanted = &body["preconditions"]["uid"];
-                if !wanted.is_null() && *wanted != found["metadata"]["uid"] {
-                    return Err((
-                        409,
-                        "Conflict",
-                        "the UID in the precondition differs".to_owned(),
-                    ));
+                for field in ["uid", "resourceVersion"] {
+                    let wanted = &body["preconditions"][field];
+                    if !wanted.is_null() && *wanted != found["metadata"][field] {
+                        let message = format!("the {field} in the precondition differs");
+                        return Err((409, "Conflict", message));
+                    }
                 }
                 self.delete(place)
             }
@@ -628,6 +641,31 @@ impl State {
             let message = format!("{} \"{}\" not found", place.plural, place.name);
             (404, "NotFound", message)
         })
+    }
+
+    /// Time passes only when everybody waits: who writes an object for ever would never be found out.
+    fn check_pace(&mut self, call: &Call) {
+        let (at, counts) = &mut self.written;
+        if at.replace(Instant::now()) != *at {
+            counts.clear();
+        }
+        if call.is_write() && !call.name.is_empty() {
+            let what = format!("{} {} {}", call.verb, call.what, call.name);
+            let count = counts.entry(what).or_default();
+            *count += 1;
+            assert!(*count < 1000, "written for ever: {call:?}");
+        }
+    }
+
+    fn check_refusals<const N: usize>(
+        &self,
+        what: [&String; N],
+    ) -> Result<(), (u16, &'static str, String)> {
+        let Some(words) = what.into_iter().find_map(|what| self.refusals.get(what)) else {
+            return Ok(());
+        };
+        let words = words.replace("NUMBER", &self.calls.len().to_string());
+        Err((403, "Forbidden", words))
     }
 
     fn check_version(
@@ -650,9 +688,7 @@ impl State {
             let message = format!("{} \"{}\" already exists", place.plural, place.name);
             return Err((409, "AlreadyExists", message));
         }
-        if let Some(words) = self.refusals.get(&place.plural) {
-            return Err((403, "Forbidden", words.clone()));
-        }
+        self.check_refusals([&place.plural])?;
         self.uids += 1;
         let metadata = &mut object["metadata"];
         metadata["uid"] = json!(format!("00000000-0000-4000-8000-{:012}", self.uids));

@@ -3,9 +3,8 @@
 use serde_json::{Value, json};
 use volferry_controller::api::VolumeClone;
 use volferry_controller::plugin::doctor::{Diagnosis, Verdict, examine};
-use volferry_controller::world::Settings;
 
-use super::{SHORT, Scene, away, merged, now};
+use super::{SHORT, Scene, away, merged, now, settings};
 
 /// A cluster without a controller's hand in it, so that all that appears is the doctor's.
 fn cluster() -> Scene {
@@ -46,14 +45,9 @@ async fn ask(scene: &Scene, spec: &Value) -> Diagnosis {
         "metadata": {"name": "to", "namespace": "home"}, "spec": spec,
     }))
     .unwrap();
-    let settings = Settings {
-        image: "volferry:1".to_owned(),
-        image_pull_policy: "IfNotPresent".to_owned(),
-        namespace: "volferry-system".to_owned(),
-    };
     let before = scene.api.inventory();
     let client = scene.api.client();
-    let found = Box::pin(examine(&client, &wanted, Ok(settings), now())).await;
+    let found = Box::pin(examine(&client, &wanted, Ok(settings()), now())).await;
     assert_eq!(scene.api.inventory(), before, "nothing is made");
     found.unwrap()
 }

@@ -84,13 +84,8 @@ impl Scene {
     }
 
     fn control(api: &FakeApi, nodes: &Nodes, limits: Limits) -> JoinHandle<()> {
-        let settings = Settings {
-            image: "volferry:1".to_owned(),
-            image_pull_policy: "IfNotPresent".to_owned(),
-            namespace: "volferry-system".to_owned(),
-        };
         let cluster = Cluster::new(api.client(), "test".to_owned());
-        let context = Context::new(cluster, nodes.clone(), settings, limits).with_clock(now);
+        let context = Context::new(cluster, nodes.clone(), settings(), limits).with_clock(now);
         tokio::spawn(Arc::new(context).run(std::future::pending()))
     }
 
@@ -191,6 +186,11 @@ impl Scene {
         );
     }
 
+    fn has_claim(&self, namespace: &str, name: &str) -> bool {
+        let claim = self.api.get("persistentvolumeclaims", namespace, name);
+        claim.is_some()
+    }
+
     fn phase_of(&self, namespace: &str, claim: &str) -> String {
         let claim = self.api.get("persistentvolumeclaims", namespace, claim);
         claim.map_or_else(String::new, |claim| nodes::text(&claim["status"]["phase"]))
@@ -215,6 +215,29 @@ impl Scene {
     fn status(&self, name: &str) -> Value {
         let clone = self.api.get("volumeclones", "home", name);
         clone.map_or(Value::Null, |clone| clone["status"].clone())
+    }
+
+    /// What a clone is at, or waits for.
+    fn progressing(&self, name: &str) -> Value {
+        let conditions = self.status(name)["conditions"].clone();
+        let mut conditions = conditions.as_array().into_iter().flatten();
+        let found = conditions.find(|condition| condition["type"] == "Progressing");
+        found.cloned().unwrap_or_default()
+    }
+
+    /// What Events with this reason say.
+    fn told(&self, reason: &str) -> Vec<String> {
+        let mut told = self.api.all("events");
+        told.retain(|event| event["reason"] == reason);
+        told.iter()
+            .map(|event| nodes::text(&event["note"]))
+            .collect()
+    }
+
+    /// How often anybody has written until now.
+    fn writes(&self) -> usize {
+        let calls = self.api.calls();
+        calls.iter().filter(|call| call.is_write()).count()
     }
 
     /// Lets time pass until `what` holds.
@@ -273,6 +296,14 @@ impl Scene {
     async fn until_clean(&self) {
         self.until("a clean cluster", |scene| scene.leftovers().is_empty())
             .await;
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        image: "volferry:1".to_owned(),
+        image_pull_policy: "IfNotPresent".to_owned(),
+        namespace: "volferry-system".to_owned(),
     }
 }
 
@@ -340,13 +371,7 @@ async fn a_clone_in_one_namespace_is_proven_and_leaves_nothing() {
     scene
         .until("its end", |scene| scene.api.all("volumeclones").is_empty())
         .await;
-    assert!(
-        scene
-            .api
-            .get("persistentvolumeclaims", "home", "to")
-            .is_some(),
-        "it is proven"
-    );
+    assert!(scene.has_claim("home", "to"), "it is proven");
 }
 
 #[tokio::test(start_paused = true)]
@@ -379,19 +404,8 @@ async fn a_deleted_clone_leaves_nothing_in_either_namespace() {
         .until("its end", |scene| scene.api.all("volumeclones").is_empty())
         .await;
     assert_eq!(scene.leftovers(), Vec::<String>::new());
-    assert!(
-        scene
-            .api
-            .get("persistentvolumeclaims", "home", "to")
-            .is_none(),
-        "it is unproven"
-    );
-    assert!(
-        scene
-            .api
-            .get("persistentvolumeclaims", "away", "from")
-            .is_some()
-    );
+    assert!(!scene.has_claim("home", "to"), "it is unproven");
+    assert!(scene.has_claim("away", "from"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -533,46 +547,137 @@ async fn a_drained_source_comes_back() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_quota_refuses_is_told_and_tried_again() {
-    let scene = cross_namespace();
-    let words = "pods is forbidden: exceeded quota: compute, requested: pods=1, used: pods=9";
-    scene.api.refuse("pods", Some(words));
-    let progressing = |scene: &Scene| {
-        let conditions = scene.status("clone")["conditions"].clone();
-        let found = conditions
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|it| it["type"] == "Progressing");
-        found.cloned().unwrap_or_default()
+    let words = "pods is forbidden: exceeded quota: compute, requested: pods=1, used: pods=";
+    // Others may use it up and down meanwhile: then it is told in other words each time.
+    for used in ["9", "NUMBER"] {
+        let scene = cross_namespace();
+        scene.api.refuse("pods", Some(&format!("{words}{used}")));
+        let is_told = |scene: &Scene| scene.progressing("clone")["reason"] == "QuotaExceeded";
+        scene.until("words", is_told).await;
+        let message = nodes::text(&scene.progressing("clone")["message"]);
+        assert!(message.contains(words), "{message}");
+        let before = scene.writes();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let writes = scene.writes() - before;
+        assert!(writes < 40, "{writes} writes in vain");
+        scene.api.refuse("pods", None);
+        scene.until_phase("clone", "Ready").await;
+        scene.until_clean().await;
+        scene.end();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_blocks_no_place_and_is_asked_for_ever_more_rarely() {
+    const REFUSED: u32 = 5;
+    let mut scene = Scene::new(SHORT);
+    scene.limit(Limits {
+        per_namespace: 1,
+        ..LIMITS
+    });
+    scene.claim("home", "from");
+    for number in 0..=REFUSED {
+        scene.claim("home", &format!("to-{number}"));
+    }
+    let onto = |number: u32| {
+        let target = format!("to-{number}");
+        json!({"target": {"persistentVolumeClaim": {"name": target}}})
     };
-    scene
-        .until("words", |scene| {
-            progressing(scene)["reason"] == "QuotaExceeded"
-        })
-        .await;
-    assert!(
-        progressing(&scene)["message"]
-            .as_str()
-            .unwrap()
-            .contains(words)
-    );
-    let before = scene
-        .api
-        .calls()
-        .iter()
-        .filter(|call| call.is_write())
-        .count();
+    // More of them than there are places, so that each queues now and then.
+    scene.api.refuse("pods", Some("exceeded quota: pods"));
+    for number in 0..REFUSED {
+        scene.clone(&format!("refused-{number}"), &onto(number));
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let before = scene.api.calls().len();
     tokio::time::sleep(Duration::from_secs(600)).await;
-    let writes = scene
-        .api
-        .calls()
-        .iter()
-        .filter(|call| call.is_write())
-        .count()
-        - before;
-    assert!(writes < 30, "{writes} writes in vain");
+    let calls = scene.api.calls();
+    let asked = calls.iter().skip(before);
+    let asked = asked.filter(|call| call.what == "pods" && call.is_write());
+    let asked = asked.count();
+    let limits = 8 * REFUSED as usize..=11 * REFUSED as usize;
+    assert!(limits.contains(&asked), "{asked} times in ten minutes");
+    let writes = calls.iter().skip(before).filter(|call| call.is_write());
+    let writes = writes.count();
+    assert!(writes < 4 * asked, "{writes} writes in vain");
+
+    // What is not refused goes on beside them.
     scene.api.refuse("pods", None);
+    for number in 0..REFUSED {
+        let clone = scene
+            .api
+            .get("volumeclones", "home", &format!("refused-{number}"));
+        let uid = nodes::text(&clone.unwrap()["metadata"]["uid"]);
+        for end in ["source", "target"] {
+            let pod = format!("patch pods/volferry-{uid}-{end}");
+            scene.api.refuse(&pod, Some("not this one"));
+        }
+    }
+    scene.clone("clone", &onto(REFUSED));
+    // Whatever else has them looked at meanwhile.
+    for look in 0..24 {
+        for number in 0..REFUSED {
+            let name = format!("refused-{number}");
+            let touched = json!({"metadata": {"annotations": {"look": look.to_string()}}});
+            scene.api.change("volumeclones", "home", &name, &touched);
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert_eq!(scene.status("clone")["phase"], "Ready");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receipt_that_may_not_be_noted_keeps_nothing_from_going() {
+    let scene = cross_namespace();
+    let noting = "patch persistentvolumeclaims";
+    scene.api.refuse(noting, Some("a policy names another"));
     scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let told = "noting the receipt on claim to: a policy names another";
+    assert_eq!(scene.told("Rejected"), [told]);
+    scene.api.refuse(noting, None);
+    let is_noted = |scene: &Scene| {
+        let claim = scene.api.get("persistentvolumeclaims", "home", "to");
+        claim.unwrap()["metadata"]["annotations"]["volferry.io/receipt"].is_string()
+    };
+    scene.until("its receipt", is_noted).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_be_deleted_is_told() {
+    let scene = cross_namespace();
+    scene.api.refuse("delete pods", Some("not by you, NUMBER"));
+    scene.until_phase("clone", "Ready").await;
+    let before = scene.writes();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let writes = scene.writes() - before;
+    assert!(writes < 40, "{writes} writes in vain");
+    let told = scene.told("Rejected");
+    for pod in ["away/volferry-UID-source", "home/volferry-UID-target"] {
+        let pod = pod.replace("UID", &uid(&scene));
+        let words = format!("deleting Pod {pod}: not by you");
+        let is_told = told.iter().any(|told| told.starts_with(&words));
+        assert!(is_told, "{words}: {told:?}");
+    }
+    assert_eq!(told.len(), 2, "{told:?}");
+    // Nothing else stays for that.
+    let left = scene.leftovers();
+    assert!(
+        left.iter().all(|left| left.contains("pods")) && left.len() == 2,
+        "{left:?}"
+    );
+    // An Event is forgotten after an hour, and it is told anew before.
+    let last_told = |scene: &Scene| {
+        let events = scene.api.calls().into_iter();
+        events
+            .filter(|call| call.is_write() && call.what == "events")
+            .count()
+    };
+    let before = last_told(&scene);
+    tokio::time::sleep(Duration::from_secs(2400)).await;
+    assert_eq!(last_told(&scene), before + 2);
+    scene.api.refuse("delete pods", None);
     scene.until_clean().await;
 }
 
@@ -661,7 +766,7 @@ async fn the_controller_has_the_rights_that_it_uses_and_few_others() {
     assert!(missing.is_empty(), "rights that are missing: {missing:?}");
     // What nothing here leads to.
     let elsewhere = |(_, kind, verb): &&(String, String, String)| {
-        kind == "leases" || (kind == "events" && verb == "patch")
+        kind == "leases" || (["events", "secrets"].contains(&&**kind) && verb == "patch")
     };
     let idle = rights.difference(&used).filter(|right| !elsewhere(right));
     let idle: Vec<_> = idle.collect();

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +49,10 @@ pub(crate) struct Nodes {
     trusted: Arc<Mutex<HashSet<Vec<u8>>>>,
     /// Pods by name that have become ready, and when they may.
     started: Arc<Mutex<HashMap<String, Instant>>>,
+    /// Whether no target can be asked, as behind a policy that drops what the controller sends.
+    is_unheard: Arc<AtomicBool>,
+    /// How often one was asked.
+    questions: Arc<AtomicUsize>,
 }
 
 impl Nodes {
@@ -61,6 +66,8 @@ impl Nodes {
             targets: Arc::default(),
             trusted: Arc::default(),
             started: Arc::default(),
+            is_unheard: Arc::default(),
+            questions: Arc::default(),
         }
     }
 
@@ -79,6 +86,16 @@ impl Nodes {
             self.tick();
             tokio::time::sleep(tick).await;
         }
+    }
+
+    /// Has no target be heard, or each again.
+    pub(crate) fn silence(&self, is_unheard: bool) {
+        self.is_unheard.store(is_unheard, Ordering::Relaxed);
+    }
+
+    /// How often a target was asked how far it is.
+    pub(crate) fn questions(&self) -> usize {
+        self.questions.load(Ordering::Relaxed)
     }
 
     /// From what parts the target pods of a clone went on.
@@ -277,6 +294,11 @@ impl Observe for Nodes {
         address: IpAddr,
         credentials: &ObserverCredentials,
     ) -> Result<TargetReport, ObserveError> {
+        self.questions.fetch_add(1, Ordering::Relaxed);
+        if self.is_unheard.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            return Err(ObserveError::Timeout);
+        }
         let clone = self
             .targets
             .lock()

@@ -1,6 +1,9 @@
 //! Claims that are filled since they refer to a `VolumeClone`.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use volferry_controller::names::filler_name;
 
 use super::storage;
 use super::strategies::backend;
@@ -256,4 +259,103 @@ async fn each_call_of_a_claim_that_is_filled_fails_in_turn() {
         assert_eq!(content(scene, "to").unwrap(), "content of home/from");
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_refers_to_nothing_that_fills_it_is_told_so() {
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    referring(&scene, "to");
+    let is_stray = |event: &Value| {
+        let reason = event["reason"].as_str();
+        matches!(reason, Some("NoSuchClone" | "NotFilled"))
+    };
+    let told = |scene: &Scene| {
+        let mut events = scene.api.all("events");
+        events.retain(|event| event["regarding"]["name"] == "to" && is_stray(event));
+        events
+    };
+    scene
+        .until("an Event", |scene| !told(scene).is_empty())
+        .await;
+    let first = told(&scene);
+    assert!(
+        first[0]["note"].as_str().unwrap().contains("doesn't have"),
+        "{first:?}"
+    );
+    tokio::time::sleep(SHORT * 10).await;
+    assert_eq!(told(&scene), first, "once");
+    // One by that name that clones something else is no better.
+    let other = json!({"target": {"claimTemplate": {"metadata": {"name": "other"}}}});
+    scene.clone("clone", &other);
+    scene.until("another", |scene| told(scene).len() == 2).await;
+    let words = told(&scene);
+    assert!(
+        words
+            .iter()
+            .any(|event| event["note"].as_str().unwrap().contains("fills no claims"))
+    );
+    scene.api.delete("volumeclones", "home", "clone");
+    scene
+        .until("its end", |scene| {
+            scene.api.get("volumeclones", "home", "clone").is_none()
+        })
+        .await;
+    template(&scene, &json!({}));
+    until_filled(&scene, "to").await;
+    let reasons: Vec<_> = scene
+        .api
+        .all("events")
+        .into_iter()
+        .filter(|event| event["regarding"]["name"] == "to")
+        .map(|event| event["reason"].clone())
+        .collect();
+    for reason in ["Filling", "Proven"] {
+        assert!(reasons.contains(&json!(reason)), "{reason}: {reasons:?}");
+    }
+    // A claim that comes before what it refers to is none of these.
+    let reference = json!({"apiGroup": "volferry.io", "kind": "VolumeClone", "name": "soon"});
+    scene.claim_with("home", "early", &json!({"dataSourceRef": reference}));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    scene.clone("soon", &json!({"target": {"referringClaims": true}}));
+    until_filled(&scene, "early").await;
+    let events = scene.api.all("events");
+    let is_early = |event: &&Value| event["regarding"]["name"] == "early" && is_stray(event);
+    assert_eq!(events.iter().filter(is_early).count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_may_not_be_filled_is_told_and_holds_up_no_other() {
+    let scene = Scene::new(SHORT);
+    scene.claim("home", "from");
+    for name in ["first", "second"] {
+        referring(&scene, name);
+    }
+    let first = scene
+        .api
+        .get("persistentvolumeclaims", "home", "first")
+        .unwrap();
+    let filler = filler_name(first["metadata"]["uid"].as_str().unwrap());
+    let making = format!("create volumeclones/{filler}");
+    scene
+        .api
+        .refuse(&making, Some("exceeded quota: clones, used: NUMBER"));
+    template(&scene, &json!({}));
+    until_filled(&scene, "second").await;
+    let told = scene.progressing("clone");
+    assert_eq!(told["reason"], "QuotaExceeded", "{told}");
+    let words = format!("VolumeClone home/{filler}: exceeded quota: clones");
+    let message = told["message"].as_str().unwrap();
+    assert!(message.starts_with(&words), "{message}");
+    assert_eq!(scene.told("QuotaExceeded").len(), 1);
+    until_ready(&scene, 1).await;
+    let before = scene.writes();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let writes = scene.writes() - before;
+    assert!(writes < 40, "{writes} writes in vain");
+
+    scene.api.refuse(&making, None);
+    until_filled(&scene, "first").await;
+    until_ready(&scene, 2).await;
+    assert_eq!(scene.progressing("clone"), Value::Null);
 }

@@ -139,6 +139,9 @@ fn provision(api: &FakeApi, claim: &Value) {
                 "annotations": {CONTENT: held, "pv.kubernetes.io/provisioned-by": "d.io"}},
             "spec": {
                 "capacity": claim["spec"]["resources"]["requests"],
+                "accessModes": claim["spec"]["accessModes"],
+                "volumeMode": claim["spec"]["volumeMode"],
+                "storageClassName": claim["spec"]["storageClassName"],
                 "claimRef": {"namespace": namespace, "name": name, "uid": claim["metadata"]["uid"]},
                 "csi": {"driver": "d.io", "volumeHandle": "handle"},
                 "persistentVolumeReclaimPolicy": "Delete",

@@ -141,6 +141,83 @@ async fn what_the_backend_refuses_agents_do() {
     }
 }
 
+/// A clone whose target waits for its first pod, and which the driver will refuse then, in these words.
+async fn refused_with_its_first_pod(words: &str) -> Scene {
+    let scene = backend(&json!({"volumeBindingMode": "WaitForFirstConsumer",
+        "metadata": {"annotations": {REFUSES_CLONES: words}}}));
+    scene.api.delete("volumesnapshotclasses", "", "shots");
+    scene.clone("clone", &template(&json!({})));
+    let waits = |scene: &Scene| scene.progressing("clone")["reason"] == "WaitsForConsumer";
+    scene.until("a wait for a pod", waits).await;
+    scene
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_waits_for_its_claim_gets_nothing_that_is_empty() {
+    let scene = refused_with_its_first_pod("cloning is not supported").await;
+
+    // The driver refuses when the pod is there, and the pod would start on whatever is bound to the claim.
+    scene.user_pod("home", "to");
+    let is_held = |scene: &Scene| scene.progressing("clone")["reason"] == "TargetInUse";
+    scene.until("a word of the pod", is_held).await;
+    assert_ne!(scene.phase_of("home", "to"), "Bound");
+
+    scene.api.delete("pods", "home", "database");
+    until_filled(&scene, "HostAssisted", "content of home/from").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_succeeds_when_it_was_given_up_is_not_overwritten() {
+    let scene = refused_with_its_first_pod("cloning is not supported now").await;
+
+    // The controller learns of the refusal, and not yet that it was the last one.
+    scene.api.mute("persistentvolumeclaims");
+    scene.user_pod("home", "to");
+    storage::tick(&scene.api);
+    let willing = json!({"metadata": {"annotations": {REFUSES_CLONES: null}}});
+    scene.api.change("storageclasses", "", "own", &willing);
+    storage::tick(&scene.api);
+    storage::tick(&scene.api);
+    assert_eq!(scene.phase_of("home", "to"), "Bound");
+    let gives_up = |scene: &Scene| scene.status("clone")["strategy"] == "HostAssisted";
+    scene.until("another way", gives_up).await;
+    storage::write(&scene.api, "home", "to", "written by the pod");
+    scene.api.unmute();
+
+    scene.until_phase("clone", "Ready").await;
+    scene.api.delete("pods", "home", "database");
+    tokio::time::sleep(SHORT * 3).await;
+    let written = Some("written by the pod".to_owned());
+    assert_eq!(storage::content(&scene.api, "home", "to"), written);
+    assert_eq!(scene.status("clone")["strategy"], "CsiClone");
+    scene.api.delete("volumeclones", "home", "clone");
+    scene
+        .until("its end", |scene| scene.api.all("volumeclones").is_empty())
+        .await;
+    assert_eq!(storage::content(&scene.api, "home", "to"), written);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_filled_while_nobody_looks_outlives_its_clone() {
+    let mut scene = backend(&json!({"volumeBindingMode": "WaitForFirstConsumer"}));
+    scene.clone("clone", &template(&json!({"deadlineSeconds": 60})));
+    scene.until_phase("clone", "Failed").await;
+    scene.controller.abort();
+    scene.user_pod("home", "to");
+    tokio::time::sleep(SHORT).await;
+    assert_eq!(scene.phase_of("home", "to"), "Bound");
+    storage::write(&scene.api, "home", "to", "written by the pod");
+    scene.api.delete("pods", "home", "database");
+    scene.api.delete("volumeclones", "home", "clone");
+    scene.replace_controller();
+    scene
+        .until("its end", |scene| scene.api.all("volumeclones").is_empty())
+        .await;
+    tokio::time::sleep(SHORT).await;
+    let written = Some("written by the pod".to_owned());
+    assert_eq!(storage::content(&scene.api, "home", "to"), written);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refused_clone_is_not_held_against_the_snapshot() {
     let refusal =
@@ -228,5 +305,7 @@ async fn a_clone_by_the_backend_takes_no_agents_place() {
     scene.claim_with("home", "to", &json!({"storageClassName": "free"}));
     scene.clone("clone", &json!({"strategy": "HostAssisted"}));
     scene.until_phase("clone", "Ready").await;
-    assert_eq!(scene.status("waits")["phase"], "Cloning");
+    let waits = scene.status("waits");
+    assert_eq!(waits["phase"], "Pending");
+    assert!(waits["conditions"].to_string().contains("WaitsForConsumer"));
 }

@@ -1,14 +1,21 @@
 //! What rests on watches: that they may fail, be behind, and that they have clones looked at.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::Instant;
-use volferry_controller::reconcile::Limits;
+use volferry_controller::cluster::Cluster;
+use volferry_controller::metrics::Metrics;
+use volferry_controller::reconcile::{Context, Limits};
 
-use super::api::Fault;
+use super::api::{FakeApi, Fault};
+use super::nodes::Nodes;
 use super::strategies::backend;
-use super::{SHORT, SHORTEST, Scene, away, cross_namespace_for, merged, nodes, populator, uid};
+use super::{
+    LIMITS, SHORT, SHORTEST, Scene, away, cross_namespace_for, merged, nodes, populator, settings,
+    uid,
+};
 
 #[tokio::test(start_paused = true)]
 async fn each_watch_fails_in_turn_and_nothing_changes() {
@@ -419,12 +426,7 @@ async fn what_only_bears_the_labels_of_a_clone_is_left_alone() {
             "{plural}"
         );
     }
-    assert!(
-        scene
-            .api
-            .get("persistentvolumeclaims", "home", "to")
-            .is_some()
-    );
+    assert!(scene.has_claim("home", "to"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -476,6 +478,22 @@ async fn a_quota_for_secrets_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_comes_for_a_moment_fails_nothing_however_often() {
+    let scene = Scene::new(SHORT * 10);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("clone", &json!({"inUsePolicy": "Fail"}));
+    scene.until_phase("clone", "Cloning").await;
+    for _ in 0..12 {
+        scene.user_pod("home", "from");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        scene.api.remove("pods", "home", "database");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    scene.until_phase("clone", "Ready").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_comes_while_bytes_travel_is_seen() {
     for (policy, phase) in [("Wait", "Ready"), ("Fail", "Failed")] {
         let scene = Scene::new(SHORT * 10);
@@ -498,4 +516,90 @@ async fn who_comes_while_bytes_travel_is_seen() {
         assert!(told.any(|event| event["type"] == "Warning"));
         scene.until_phase("clone", phase).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_can_not_be_asked_is_told_and_asked_more_rarely() {
+    let scene = Scene::new(Duration::from_secs(1800));
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("clone", &json!({}));
+    scene.nodes.silence(true);
+    let reason = |scene: &Scene| {
+        let conditions = scene.status("clone")["conditions"].clone();
+        let mut conditions = conditions
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
+            .into_iter();
+        let found = conditions.find(|it| it["type"] == "Progressing");
+        found
+            .map(|found| found["reason"].clone())
+            .unwrap_or_default()
+    };
+    scene
+        .until("words", |scene| reason(scene) == "ProgressUnknown")
+        .await;
+    let told = scene.api.all("events");
+    assert!(
+        told.iter()
+            .any(|event| event["reason"] == "ProgressUnknown")
+    );
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let (asked, writes) = (scene.nodes.questions(), writes(&scene));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let asked = scene.nodes.questions() - asked;
+    assert!(
+        (5..=11).contains(&asked),
+        "asked {asked} times in ten minutes"
+    );
+    assert_eq!(self::writes(&scene), writes, "it is told once");
+    scene.nodes.silence(false);
+    scene
+        .until("progress", |scene| reason(scene) == "Transferring")
+        .await;
+    assert!(scene.status("clone")["progress"]["durableBytes"].as_i64() > Some(1 << 28));
+    scene.nodes.silence(true);
+    scene.until_phase("clone", "Ready").await;
+    scene.until_clean().await;
+}
+
+fn writes(scene: &Scene) -> usize {
+    let calls = scene.api.calls();
+    calls.iter().filter(|call| call.is_write()).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_never_learns_what_there_is_says_so() {
+    let api = FakeApi::new();
+    // Each call is refused, so no watch can begin.
+    for number in 0..100_000 {
+        api.fail(number, Fault::Refused(500));
+    }
+    let nodes = Nodes::new(api.clone(), SHORT);
+    let metrics = Arc::new(Metrics::new());
+    let cluster = Cluster::new(api.client(), "test".to_owned());
+    let context =
+        Context::new(cluster, nodes, settings(), LIMITS).with_metrics(Arc::clone(&metrics));
+    let running = tokio::spawn(Arc::new(context).run(std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(metrics.is_lost(), None);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(metrics.is_lost().is_some());
+    running.abort();
+}
+
+/// Each pod takes a second to become ready, and nodes look four times a second: the rest is ours. By the paused clock,
+/// so however busy the machine is.
+#[tokio::test(start_paused = true)]
+async fn a_clone_without_bytes_takes_little_more_than_its_pods() {
+    let scene = Scene::new(Duration::ZERO);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let applied = Instant::now();
+    scene.clone("clone", &json!({}));
+    scene.until_phase("clone", "Ready").await;
+    let pods = Duration::from_secs(2);
+    assert!(applied.elapsed() < pods + Duration::from_secs(2));
 }

@@ -9,7 +9,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     Affinity, ConfigMapVolumeSource, EmptyDirVolumeSource, NodeAffinity, NodeSelector,
     NodeSelectorRequirement, NodeSelectorTerm, Pod, PodAffinity, PodAffinityTerm, PodAntiAffinity,
-    Volume, VolumeMount,
+    Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -27,6 +27,7 @@ use crate::claims::VolumeMode;
 use crate::names::End;
 use crate::objects::{
     self, CLONE_PORT, EndPlan, IDENTITY_KEYS, PodPlan, View, at_port, device_path, directory_path,
+    mount,
 };
 
 /// On all that a benchmark makes: its id.
@@ -94,7 +95,7 @@ pub fn report_pod(asked: &Asked) -> Value {
     }]);
     for container in &mut spec.containers {
         container.volume_devices = None;
-        container.volume_mounts = Some(vec![mount("inputs", "/inputs")]);
+        container.volume_mounts = Some(vec![mount("inputs", "/inputs", false)]);
         let words = ["bench", "pod", "report", &format!("/inputs/{INPUTS_KEY}")];
         container.args = Some(words.map(str::to_owned).into());
     }
@@ -343,7 +344,7 @@ fn end_pod(asked: &Asked, end: End, profile: &str, peer: Option<&str>, nodes: &[
         container.args = Some(arguments(asked, end, view, profile, peer));
         for mounted in container.volume_mounts.iter_mut().flatten() {
             if mounted.name == "state" {
-                *mounted = mount("tmp", "/tmp");
+                *mounted = mount("tmp", "/tmp", false);
             }
         }
     }
@@ -386,14 +387,6 @@ fn arguments(
 
 /// Bytes that are read or written to measure that: enough to outlast the caches of most devices.
 const MEASURED_BYTES: u64 = 2 << 30;
-
-fn mount(name: &str, path: &str) -> VolumeMount {
-    VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        ..VolumeMount::default()
-    }
-}
 
 #[cfg(test)]
 mod tests {
