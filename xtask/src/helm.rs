@@ -12,6 +12,15 @@ pub(crate) const CHART: &str = "deploy/chart";
 type Hole = (&'static str, &'static str);
 
 const DEPLOYMENT: &[Hole] = &[
+    (
+        "      enableServiceLinks: false\n",
+        "      enableServiceLinks: false\n      \
+         imagePullSecrets: {{ .Values.imagePullSecrets | toJson }}\n      \
+         priorityClassName: {{ .Values.priorityClassName | toJson }}\n      \
+         nodeSelector: {{ .Values.nodeSelector | toJson }}\n      \
+         tolerations: {{ .Values.tolerations | toJson }}\n      \
+         affinity: {{ .Values.affinity | toJson }}\n",
+    ),
     ("replicas: 2\n", "replicas: {{ .Values.replicas }}\n"),
     (
         "image: volferry:latest\n",
@@ -45,41 +54,55 @@ const RESOURCES: &str = "          resources:
 
 const RBAC: &[Hole] = &[(
     "namespace: volferry-system\n",
-    "namespace: {{ .Release.Namespace }}\n",
+    "namespace: {{ .Release.Namespace | quote }}\n",
 )];
 
 const MONITORED_FROM: &[Hole] = &[(
     "kubernetes.io/metadata.name: monitoring\n",
-    "kubernetes.io/metadata.name: {{ .Values.monitoring.namespace }}\n",
+    "kubernetes.io/metadata.name: {{ .Values.monitoring.namespace | quote }}\n",
 )];
 
-/// A manifest, the template that it becomes, whether that is for monitoring, and what is taken out.
-const TEMPLATES: &[(&str, &str, bool, &[Hole])] = &[
-    ("deploy/base/rbac.yaml", "rbac.yaml", false, RBAC),
+/// The value by which monitoring is wanted.
+const MONITORING: Option<&str> = Some("monitoring.enabled");
+
+/// A manifest, the template that it becomes, the value without which it is left out, and what is taken out.
+const TEMPLATES: &[(&str, &str, Option<&str>, &[Hole])] = &[
+    ("deploy/base/rbac.yaml", "rbac.yaml", None, RBAC),
     (
         "deploy/base/deployment.yaml",
         "deployment.yaml",
-        false,
+        None,
         DEPLOYMENT,
     ),
     (
         "deploy/base/networkpolicy.yaml",
         "networkpolicy.yaml",
-        false,
+        None,
         &[],
     ),
     (
         "deploy/monitoring/podmonitor.yaml",
         "podmonitor.yaml",
-        true,
+        MONITORING,
         &[],
     ),
-    ("deploy/monitoring/rules.yaml", "rules.yaml", true, &[]),
+    (
+        "deploy/monitoring/rules.yaml",
+        "rules.yaml",
+        MONITORING,
+        &[],
+    ),
     (
         "deploy/monitoring/networkpolicy.yaml",
         "networkpolicy-metrics.yaml",
-        true,
+        MONITORING,
         MONITORED_FROM,
+    ),
+    (
+        "deploy/populator/volumepopulator.yaml",
+        "volumepopulator.yaml",
+        Some("volumePopulator"),
+        &[],
     ),
 ];
 
@@ -97,6 +120,13 @@ imagePullPolicy: IfNotPresent
 # One leads, the others take over.
 replicas: 2
 
+# Of the controller's pods. Agents have theirs from spec.agents of each VolumeClone.
+imagePullSecrets: []
+priorityClassName: ''
+nodeSelector: {}
+tolerations: []
+affinity: {}
+
 # Clones by agents at once: in the cluster, of these with their target in one namespace, and with an agent on one node.
 limits:
   clones: 32
@@ -110,6 +140,9 @@ resources:
     memory: 64Mi
   limits:
     memory: 256Mi
+
+# For clusters with the volume data source validator: tells it that claims may refer to VolumeClones.
+volumePopulator: false
 
 # For clusters with the Prometheus operator: scraping, alerts, and a ConfigMap with the dashboard for Grafana.
 monitoring:
@@ -156,14 +189,19 @@ pub(crate) fn chart(
         "{MADE}apiVersion: v2\nname: volferry\ndescription: Clones Kubernetes volumes, and proves the clones\n\
          type: application\nversion: {version}\nappVersion: \"{version}\"\nkubeVersion: \">=1.33.0-0\"\n"
     );
-    let monitored =
-        |text: &str| format!("{{{{- if .Values.monitoring.enabled }}}}\n{text}{{{{- end }}}}\n");
+    let only_with = |value: Option<&str>, text: String| match value {
+        Some(value) => format!("{{{{- if .Values.{value} }}}}\n{text}{{{{- end }}}}\n"),
+        None => text,
+    };
     let mut files = vec![
         ("Chart.yaml".to_owned(), about),
         ("values.yaml".to_owned(), format!("{MADE}{VALUES}")),
-        ("templates/dashboard.yaml".to_owned(), monitored(DASHBOARD)),
+        (
+            "templates/dashboard.yaml".to_owned(),
+            only_with(MONITORING, DASHBOARD.to_owned()),
+        ),
     ];
-    for (from, to, is_monitoring, holes) in TEMPLATES {
+    for (from, to, wanted_by, holes) in TEMPLATES {
         let mut template = text(from)?;
         // Helm would take it for its own.
         if template.contains("{{") {
@@ -177,10 +215,7 @@ pub(crate) fn chart(
             }
             template = template.replace(given, hole);
         }
-        if *is_monitoring {
-            template = monitored(&template);
-        }
-        files.push((format!("templates/{to}"), template));
+        files.push((format!("templates/{to}"), only_with(*wanted_by, template)));
     }
     for (from, to) in COPIES {
         files.push(((*to).to_owned(), text(from)?));
@@ -207,9 +242,15 @@ mod tests {
             ("{{ .Values.limits.clones }}", "32"),
             ("{{ .Values.limits.clonesPerNamespace }}", "8"),
             ("{{ .Values.limits.clonesPerNode }}", "8"),
-            ("{{ .Values.monitoring.namespace }}", "monitoring"),
-            ("{{ .Release.Namespace }}", "volferry-system"),
+            ("{{ .Values.monitoring.namespace | quote }}", "monitoring"),
+            ("{{ .Release.Namespace | quote }}", "volferry-system"),
+            ("{{ .Values.imagePullSecrets | toJson }}", "[]"),
+            ("{{ .Values.priorityClassName | toJson }}", "''"),
+            ("{{ .Values.nodeSelector | toJson }}", "{}"),
+            ("{{ .Values.tolerations | toJson }}", "[]"),
+            ("{{ .Values.affinity | toJson }}", "{}"),
             ("{{- if .Values.monitoring.enabled }}\n", ""),
+            ("{{- if .Values.volumePopulator }}\n", ""),
             ("{{- end }}\n", ""),
         ];
         let mut text = template.to_owned();
@@ -237,22 +278,35 @@ mod tests {
                 .unwrap();
             let rendered = render(template, &chart);
             assert!(!rendered.contains("{{"), "{to}: {rendered}");
-            // The defaults of these flags, which a manifest need not name.
-            let flags = [
-                "--image-pull-policy=IfNotPresent",
-                "--clones-max=32",
-                "--clones-per-namespace-max=8",
-                "--clones-per-node-max=8",
+            // Defaults, which a manifest need not name.
+            let defaults = [
+                "- --image-pull-policy=IfNotPresent",
+                "- --clones-max=32",
+                "- --clones-per-namespace-max=8",
+                "- --clones-per-node-max=8",
+                "imagePullSecrets: []",
+                "priorityClassName: ''",
+                "nodeSelector: {}",
+                "tolerations: []",
+                "affinity: {}",
             ];
             let kept = rendered
                 .lines()
-                .filter(|line| !flags.iter().any(|flag| line.trim() == format!("- {flag}")));
+                .filter(|line| !defaults.contains(&line.trim()));
             let kept: Vec<_> = kept.collect();
             let given = read(from).unwrap();
             assert_eq!(kept, given.lines().collect::<Vec<_>>(), "{from}");
         }
-        for name in ["image", "replicas", "resources", "limits", "monitoring"] {
-            assert!(chart[1].1.contains(&format!("\n{name}:")), "{name}");
+        // A value that is not there is nothing to Helm, and no error.
+        let templates = chart
+            .iter()
+            .filter(|(path, _)| path.contains("/templates/"));
+        for (path, template) in templates {
+            for used in template.split(".Values.").skip(1) {
+                let name = used.split(|char: char| !char.is_ascii_alphanumeric());
+                let name = name.take(1).collect::<String>();
+                assert!(chart[1].1.contains(&format!("\n{name}:")), "{path}: {name}");
+            }
         }
     }
 

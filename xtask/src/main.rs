@@ -28,7 +28,7 @@ usage: cargo xtask CHORE
   fuzz all [--seconds N]       each fuzz target in turn, after a check that coverage is fed back
   crd                          writes the definitions in deploy/crd from controller/src/api.rs
   helm                         writes deploy/chart from deploy/base, crd and monitoring
-  sbom                         prints what the programs are made of, as CycloneDX JSON
+  sbom [--target TRIPLE]       prints what is linked into the programs, as CycloneDX JSON
   soak --rounds N [--seed S]   clones through random faults; the seed of each round is printed
 ";
 
@@ -57,7 +57,8 @@ fn main() -> ExitCode {
         },
         ["crd"] => crd(),
         ["helm"] => helm::run(),
-        ["sbom"] => sbom::run(),
+        ["sbom"] => sbom::run(None),
+        ["sbom", "--target", target] => sbom::run(Some(target)),
         ["soak", "--rounds", rounds] => soak(rounds, None),
         ["soak", "--rounds", rounds, "--seed", seed] => soak(rounds, Some(seed)),
         _ => Err(USAGE.to_owned()),
