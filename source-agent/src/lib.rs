@@ -265,7 +265,7 @@ where
         );
         let outcome = session.await;
         let failure = match outcome {
-            Err(failure) if failure.code.is_retryable() && !context.shutdown.is_requested() => {
+            Err(failure) if may_pass(&failure, context) && !context.shutdown.is_requested() => {
                 failure
             }
             outcome => return outcome,
@@ -289,10 +289,21 @@ where
     }
 }
 
+/// Whether the ends have met: in another session of this run.
+fn have_met(context: &Context) -> bool {
+    context.progress.stalled_for().is_some()
+}
+
 /// Whether the ends should have met by now. Once they have, patience alone counts.
 fn is_late(config: &SourceConfig, context: &Context) -> bool {
-    let has_met = context.progress.stalled_for().is_some();
-    !has_met && context.patience.age() > config.connect_timeout
+    !have_met(context) && context.patience.age() > config.connect_timeout
+}
+
+/// Whether another session may end better than with `failure`. The address of a target that went
+/// away may be a stranger's until it is back, and credentials are renewed: who has met its own target
+/// is not turned away for good.
+pub(crate) fn may_pass(failure: &Failure, context: &Context) -> bool {
+    failure.code.is_retryable() || failure.code == FailureCode::Identity && have_met(context)
 }
 
 /// Waits, unless the agent has to end meanwhile.
@@ -337,10 +348,20 @@ async fn dial<C: Connector>(
             context.metrics.count_rejection(error.label());
         }
         let next_pause = backoff.next_pause();
-        if error.class() != Class::Network || is_late(config, context) {
-            return Err(context.patience.explain(&failure::of_transport(&error)));
+        let failure = failure::of_transport(&error);
+        let is_ours = matches!(error, TransportError::Credentials(_));
+        if error.class() == Class::Network {
+            tracing::debug!(%error, "the target does not answer");
+        } else if have_met(context) && !is_ours {
+            // Anybody's, not only another clone's: who listens there need not speak TLS.
+            tracing::warn!("whoever answers is not the target, trying again: {failure}");
+            context.patience.note(&failure);
+        } else {
+            return Err(context.patience.explain(&failure));
         }
-        tracing::debug!(%error, "the target does not answer");
+        if is_late(config, context) {
+            return Err(context.patience.explain(&failure));
+        }
         pause(context, next_pause).await?;
     }
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -16,7 +18,7 @@ use volferry_tests::agents::Agent;
 use volferry_tests::device::{Loop, Mount};
 use volferry_tests::http::{eventually, get, progress};
 use volferry_tests::identity::{HOUR, Identity};
-use volferry_tests::programs::Ended;
+use volferry_tests::programs::{self, Ended};
 use volferry_tests::proxy::{Ending, Fault, Way};
 use volferry_tests::trial::{
     CHUNK, Held, Trial, assert_resumed, number, settled, wait_until_at_least,
@@ -173,6 +175,36 @@ fn a_killed_target_goes_on_from_its_journal() {
     assert!(journal_len < 64 << 10, "{journal_len} bytes");
     kill(held.target);
     trial.proxy.open();
+    let target = trial.start_target_with_journal(&[]);
+    let receipt = trial.ends_well(held.source, target);
+    assert_resumed(&receipt, durable, unsafe_bytes);
+}
+
+/// An address that is free is given to the next pod: another clone's target, with other credentials,
+/// or a program that does not even speak TLS.
+#[test]
+fn a_source_waits_while_another_has_its_targets_address() {
+    let trial = Trial::default();
+    let mut held = hold_with_journal(&trial, &[]);
+    let (durable, unsafe_bytes) = (held.durable_bytes, held.unsafe_bytes());
+    kill(held.target);
+    trial.proxy.open();
+    let other_clone = Trial::default();
+    let stranger = other_clone.start_target(&[]);
+    trial.proxy.lead_to(stranger.address());
+    let told = held.source.wait_for("is not the target, trying again");
+    assert!(
+        told.contains("not signed by this clone's authority"),
+        "{told}"
+    );
+    let program = TcpListener::bind("127.0.0.1:0").unwrap();
+    trial.proxy.lead_to(program.local_addr().unwrap());
+    let (mut dialed, _) = program.accept().unwrap();
+    dialed
+        .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        .unwrap();
+    held.source.wait_for("does not speak TLS");
+    drop((dialed, program));
     let target = trial.start_target_with_journal(&[]);
     let receipt = trial.ends_well(held.source, target);
     assert_resumed(&receipt, durable, unsafe_bytes);
@@ -825,6 +857,8 @@ fn a_clone_ends_at_its_deadline() {
 /// Starts both agents with credentials that can be renewed.
 fn start_with_renewable(trial: &Trial, validity: Duration) -> (Agent, Agent, [PathBuf; 2]) {
     let agents = &trial.agents;
+    // Whoever builds the programs takes longer than the first credentials are valid.
+    let _built = programs::path("volferry-target");
     let renewable = |role| agents.identity.renewable(role, validity);
     let directories = [Role::Source, Role::Target].map(renewable);
     let target = agents.start_target_as(&directories[1], &trial.target_volume, &[]);

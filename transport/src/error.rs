@@ -1,7 +1,8 @@
 //! What can go wrong between two ends.
 //!
 //! Two questions decide what a caller does, and [`TransportError::class`] answers both: is it about
-//! identity, which no retry mends, or about the network, which a retry may?
+//! identity, which takes another peer or other credentials, or about the network, which a retry may
+//! mend?
 
 use std::io;
 use std::time::Duration;

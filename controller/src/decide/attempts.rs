@@ -16,9 +16,10 @@ use crate::reason::Reason;
 const BACKOFF_MIN: Duration = Duration::from_secs(5);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// An agent ends so that has waited in vain. Whether its peer comes back it can't know: that takes longer
-/// where a node was lost, and another attempt goes on from what is durable.
-const STALLED: &str = "stalled";
+/// An agent ends so that has waited in vain, or met a stranger at its peer's address. Whether its peer
+/// comes back it can't know: that takes longer where a node was lost, and another attempt goes on from
+/// what is durable. Its credentials are minted here: that they don't fit is nobody's fault for good.
+const TRIED_AGAIN: [&str; 2] = ["stalled", "identity"];
 /// An agent ends so that could not keep all of a tree.
 const UNFAITHFUL: &str = "fidelity";
 /// An agent ends so whose volume is not free, also since it holds something.
@@ -61,7 +62,7 @@ impl Planner<'_> {
             is_retryable: false,
             text,
         }) = &seen.last_end
-            && code != STALLED
+            && !TRIED_AGAIN.contains(&code.as_str())
         {
             // The agent speaks of its flags.
             let hint = match code.as_str() {

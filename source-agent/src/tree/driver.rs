@@ -28,7 +28,7 @@ use volferry_transport::Connector;
 use super::manifest::TreeManifest;
 use crate::compression::Compression;
 use crate::streams::{self, Streams};
-use crate::{Clones, SourceConfig};
+use crate::{Clones, SourceConfig, may_pass};
 
 /// Frames that were sent, on their way to the owner, who only wants to know that something moves.
 const SENT_QUEUE_LEN: usize = 64;
@@ -126,7 +126,7 @@ impl<C: Connector + 'static> Session<'_, C> {
         }
         self.conversation.drop_connections().await;
         // Threads that still read would read beside those of the next session, if there is one.
-        if matches!(&outcome, Err(failure) if failure.code.is_retryable()) {
+        if matches!(&outcome, Err(failure) if may_pass(failure, self.context)) {
             let context = self.context;
             let mut shutdown = context.shutdown.clone();
             tokio::select! {

@@ -317,6 +317,9 @@ fn an_agent_that_waited_in_vain_is_tried_again() {
     ];
     decide_in(&mut world);
     assert_eq!(world.clone.status.as_ref().unwrap().phase, Phase::Cloning);
+    world.pods[0] = pod(&world, End::Target, &failed("identity"));
+    decide_in(&mut world);
+    assert_eq!(world.clone.status.as_ref().unwrap().phase, Phase::Cloning);
     let mut often = world.clone();
     often.pods[1] = pod(&often, End::Source, &failed("stalled"));
     check_stop(
