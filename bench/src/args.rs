@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Have the source in the page cache before each clone, instead of no caches at all.
     #[arg(long)]
     pub warm: bool,
-    /// Runs volferry again in control groups as small as a clone pod's.
+    /// Runs each again with its processes in control groups as small as a clone pod's.
     #[arg(long)]
     pub limit_cgroup: bool,
     /// Memory of a limited process, page cache included.
@@ -71,7 +71,7 @@ pub(crate) enum Command {
 }
 
 impl Args {
-    /// The limits under which volferry runs, `None` being no limit: each alone, then both, so that
+    /// The limits under which each runs, `None` being no limit: each alone, then both, so that
     /// the report tells which one costs what.
     pub(crate) fn limits(&self) -> Vec<Option<Limit>> {
         if !self.limit_cgroup {

@@ -78,8 +78,8 @@ impl Figures {
 impl Entry {
     /// `None` where there is nothing to compare with.
     fn of(results: &Results, row: &RowResults) -> Option<Self> {
-        let (fastest, _) = row.fastest_rival()?;
-        let (_, least_cpu_per_gib) = row.thriftiest_rival()?;
+        let (fastest, _) = row.fastest_rival(None)?;
+        let (_, least_cpu_per_gib) = row.thriftiest_rival(None)?;
         let machine = &results.machine;
         Some(Self {
             date: results.date.clone(),

@@ -61,11 +61,6 @@ pub(crate) const PEERS: [Peer; 7] = [
 ];
 
 impl Peer {
-    /// Whether this is the product and not one that it is compared with.
-    pub(crate) fn is_volferry(&self) -> bool {
-        is_volferry(self.name)
-    }
-
     /// The versions of its programs.
     pub(crate) fn version(&self, tools: &Tools) -> String {
         let version = |program: &&str| tools.version(program, self.version_flag);

@@ -131,9 +131,10 @@ impl Contender {
         format!("{}{}", self.peer, limit.unwrap_or_default())
     }
 
-    /// Whether it may be the best peer: somebody else's, free, and right every time.
-    fn is_rival(&self) -> bool {
+    /// Whether it may be the best peer of those under `limit`: somebody else's, and right every time.
+    fn is_rival(&self, limit: Option<&str>) -> bool {
         !peer::is_volferry(&self.peer)
+            && self.limit.as_deref() == limit
             && !self.runs.is_empty()
             && self.runs.iter().all(Run::is_good)
     }
@@ -190,22 +191,22 @@ impl RowResults {
         own.next_back()
     }
 
-    /// The fastest rival and its rate.
-    pub(crate) fn fastest_rival(&self) -> Option<(&Contender, f64)> {
-        let rivals = self
-            .contenders
-            .iter()
-            .filter(|contender| contender.is_rival());
+    /// Those under `limit` (its label; `None` without one) that may be the best peer.
+    fn rivals(&self, limit: Option<&str>) -> impl Iterator<Item = &Contender> {
+        let contenders = self.contenders.iter();
+        contenders.filter(move |contender| contender.is_rival(limit))
+    }
+
+    /// The fastest rival under `limit` and its rate.
+    pub(crate) fn fastest_rival(&self, limit: Option<&str>) -> Option<(&Contender, f64)> {
+        let rivals = self.rivals(limit);
         let rates = rivals.filter_map(|rival| Some((rival, self.rate(rival)?.median)));
         rates.max_by(|one, other| one.1.total_cmp(&other.1))
     }
 
-    /// The rival that needs the least processor time, and how much.
-    pub(crate) fn thriftiest_rival(&self) -> Option<(&Contender, f64)> {
-        let rivals = self
-            .contenders
-            .iter()
-            .filter(|contender| contender.is_rival());
+    /// The rival under `limit` that needs the least processor time, and how much.
+    pub(crate) fn thriftiest_rival(&self, limit: Option<&str>) -> Option<(&Contender, f64)> {
+        let rivals = self.rivals(limit);
         let costs = rivals.filter_map(|rival| Some((rival, self.cpu_per_gib(rival)?.median)));
         costs.min_by(|one, other| one.1.total_cmp(&other.1))
     }
@@ -280,9 +281,9 @@ mod tests {
     #[test]
     fn a_wrong_clone_is_no_rival() {
         let mut row = example().rows.remove(0);
-        assert_eq!(row.fastest_rival().unwrap().0.peer, "nbdcopy");
+        assert_eq!(row.fastest_rival(None).unwrap().0.peer, "nbdcopy");
         row.contenders[1].runs[1].is_identical = false;
-        assert!(row.fastest_rival().is_none());
-        assert!(row.thriftiest_rival().is_none());
+        assert!(row.fastest_rival(None).is_none());
+        assert!(row.thriftiest_rival(None).is_none());
     }
 }

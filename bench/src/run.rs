@@ -138,7 +138,7 @@ impl Bench<'_> {
         Floor::measure(&stage.source, &beside, stage.size_bytes, &self.tools)
     }
 
-    /// Who takes part in the row, volferry once for each limit.
+    /// Who takes part in the row, each once for each limit.
     fn entries(&self, stage: &Stage) -> Vec<Entry<'static>> {
         let wanted = PEERS.iter().filter(|peer| self.args.wants(peer.name));
         let present = wanted.filter(|peer| self.tools.missing(peer.programs).is_none());
@@ -153,14 +153,7 @@ impl Bench<'_> {
                 runs: Vec::new(),
             },
         };
-        let entries = present.flat_map(|peer| {
-            let limits = if peer.is_volferry() {
-                &limits[..]
-            } else {
-                &[None]
-            };
-            limits.iter().map(move |limit| entry(peer, *limit))
-        });
+        let entries = present.flat_map(|peer| limits.iter().map(move |limit| entry(peer, *limit)));
         entries.collect()
     }
 

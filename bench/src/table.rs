@@ -103,36 +103,37 @@ fn verdict(runs: &[Run]) -> String {
     if is_identical { "yes" } else { "NO" }.to_owned()
 }
 
-/// How volferry, free or limited, compares with the best of the others.
+/// How volferry, free or limited, compares with the best of the others under the same limit, and with
+/// itself without one.
 fn compare(row: &RowResults, contender: &Contender) -> Option<String> {
     if !peer::is_volferry(&contender.peer) {
         return None;
     }
-    let (fastest, rate) = row.fastest_rival()?;
-    let (thriftiest, cost) = row.thriftiest_rival()?;
-    let own = (
-        row.rate(contender)?.median,
-        row.cpu_per_gib(contender)?.median,
-    );
+    let limit = contender.limit.as_deref();
+    let own_rate = row.rate(contender)?.median;
+    let own_cost = row.cpu_per_gib(contender)?.median;
+    let faster = row.fastest_rival(limit).map(|(rival, rate)| {
+        let ratio = own_rate / rate;
+        format!("speed x{ratio:.2} of {}", rival.label())
+    });
+    let thriftier = row.thriftiest_rival(limit).map(|(rival, cost)| {
+        let ratio = own_cost / cost;
+        format!("processor time x{ratio:.2} of {}", rival.label())
+    });
     let unlimited = row
         .contenders
         .iter()
         .find(|c| c.peer == contender.peer && c.limit.is_none());
-    let relative = unlimited
-        .filter(|_| contender.limit.is_some())
-        .and_then(|unlimited| {
-            let rate = own.0 / row.rate(unlimited)?.median;
-            Some(format!(", speed x{rate:.2} of unlimited"))
-        });
-    Some(format!(
-        "{}: speed x{:.2} of {}, processor time x{:.2} of {}{}\n",
-        contender.label(),
-        own.0 / rate,
-        fastest.label(),
-        own.1 / cost,
-        thriftiest.label(),
-        relative.unwrap_or_default(),
-    ))
+    let relative = unlimited.filter(|_| limit.is_some()).and_then(|unlimited| {
+        let ratio = own_rate / row.rate(unlimited)?.median;
+        Some(format!("speed x{ratio:.2} of unlimited"))
+    });
+    let parts: Vec<_> = [faster, thriftier, relative]
+        .into_iter()
+        .flatten()
+        .collect();
+    let is_compared = !parts.is_empty();
+    is_compared.then(|| format!("{}: {}\n", contender.label(), parts.join(", ")))
 }
 
 /// Columns as wide as their widest cell; the first and the last lean left, numbers lean right.
@@ -193,8 +194,30 @@ volferry: speed x2.00 of nbdcopy, processor time x0.67 of nbdcopy
         limited.runs[0].killed = 1;
         results.rows[0].contenders.push(limited);
         let text = render(&results);
-        assert!(text.contains("speed x1.00 of unlimited"), "{text}");
+        let line = "volferry (600MB): speed x1.00 of unlimited\n";
+        assert!(text.ends_with(line), "{text}");
         assert!(text.contains("killed 1 times"), "{text}");
+    }
+
+    #[test]
+    fn a_limited_run_is_compared_with_peers_under_the_same_limit() {
+        let mut results = example();
+        for (index, wall_seconds) in [(0, 4.0), (1, 12.0)] {
+            let mut limited = results.rows[0].contenders[index].clone();
+            limited.limit = Some("0.75 CPU".into());
+            for run in &mut limited.runs {
+                run.wall_seconds = wall_seconds;
+            }
+            results.rows[0].contenders.push(limited);
+        }
+        let text = render(&results);
+        for line in [
+            "volferry: speed x2.00 of nbdcopy, processor time x0.67 of nbdcopy\n",
+            "volferry (0.75 CPU): speed x3.00 of nbdcopy (0.75 CPU), \
+             processor time x0.67 of nbdcopy (0.75 CPU), speed x0.25 of unlimited\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]
