@@ -1,8 +1,8 @@
 //! The admin port: `/healthz`, `/readyz`, `/metrics`, `/progress` and `/bandwidth-limit`, plain HTTP. The target
 //! tells the same to observers of its clone, over their connections.
 //!
-//! It carries no content of the volume. It tells and changes nothing, but for the bandwidth limit where the
-//! agent was told to allow that.
+//! It carries no content of the volume. It tells and changes nothing, but for the bandwidth limit: of this agent
+//! where it was told to allow that, of the source where an observer asks the target for it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -42,6 +42,8 @@ pub struct Admin {
     progress: Arc<Progress>,
     ready: Arc<AtomicBool>,
     allows_control: Arc<AtomicBool>,
+    /// Whether it is an observer of the clone that asks: it showed credentials, where the port has anybody.
+    is_for_observers: bool,
 }
 
 impl Admin {
@@ -53,6 +55,16 @@ impl Admin {
             progress,
             ready: Arc::default(),
             allows_control: Arc::default(),
+            is_for_observers: false,
+        }
+    }
+
+    /// The same for an observer of the clone, at the target.
+    #[must_use]
+    pub fn for_observers(&self) -> Self {
+        Self {
+            is_for_observers: true,
+            ..self.clone()
         }
     }
 
@@ -143,7 +155,11 @@ impl Admin {
                 (StatusCode::OK, JSON, report + "\n")
             }
             "/bandwidth-limit" => {
-                let limit = self.progress.throttle.bytes_per_second();
+                let throttle = &self.progress.throttle;
+                let limit = match self.is_for_observers {
+                    true => throttle.asked().unwrap_or(0),
+                    false => throttle.bytes_per_second(),
+                };
                 (StatusCode::OK, TEXT, format!("{limit}\n"))
             }
             _ => (StatusCode::NOT_FOUND, TEXT, "no such page\n".to_owned()),
@@ -152,13 +168,17 @@ impl Admin {
 
     /// Sets the bandwidth limit to the size that the body says.
     async fn change_limit(&self, body: Incoming) -> (StatusCode, String) {
-        if !self.allows_control.load(Ordering::Relaxed) {
+        if !self.is_for_observers && !self.allows_control.load(Ordering::Relaxed) {
             let text = "the agent was not started with --admin-control\n";
             return (StatusCode::FORBIDDEN, text.to_owned());
         }
         let read = Limited::new(body, LIMIT_TEXT_LEN_MAX).collect().await;
         let bytes = read.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
         match parse_size(String::from_utf8_lossy(&bytes).trim()) {
+            Ok(limit) if self.is_for_observers => {
+                self.progress.throttle.ask(limit);
+                (StatusCode::OK, format!("{limit}\n"))
+            }
             Ok(limit) => {
                 self.progress.throttle.set(limit);
                 tracing::info!(bytes_per_second = limit, "the bandwidth limit was changed");

@@ -260,6 +260,10 @@ pub struct Report {
     /// Bytes that may be sent each second; 0 for no limit.
     #[serde(default)]
     pub bandwidth_limit: u64,
+    /// The limit that an observer of the clone asked for: what the target tells the source, and what the
+    /// source was told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_bandwidth_limit: Option<u64>,
     /// Bytes that may move each second because of the pressure on the node; 0 for no limit.
     #[serde(default)]
     pub pressure_limit: u64,
@@ -527,6 +531,7 @@ impl Progress {
             waits: self.waits(),
             recent_waits,
             bandwidth_limit: self.throttle.bytes_per_second(),
+            asked_bandwidth_limit: self.throttle.asked(),
             pressure_limit: self.throttle.yielded(),
             transport: self.transport(),
             checkpoint: self

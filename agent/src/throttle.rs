@@ -25,6 +25,8 @@ pub struct Throttle {
     bytes_per_second: AtomicU64,
     /// What is left to this agent where others are to go first, likewise.
     yielded: AtomicU64,
+    /// What an observer of the clone asked for: the target tells it to the source, which heeds it.
+    asked: Mutex<Option<u64>>,
     /// When the next piece may go; `None` before the first.
     free_at: Mutex<Option<Instant>>,
 }
@@ -40,6 +42,35 @@ impl Throttle {
     pub fn set(&self, bytes_per_second: u64) {
         self.bytes_per_second
             .store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// What an observer of the clone asked for, in bytes a second, 0 for no limit: at the target, what it
+    /// asked last, at the source, what the target told last.
+    #[must_use]
+    pub fn asked(&self) -> Option<u64> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// At the target: an observer asks the source to send no more than so many bytes each second; 0 for no
+    /// limit.
+    pub fn ask(&self, bytes_per_second: u64) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes_per_second);
+    }
+
+    /// At the source: does as the target told. What was set here afterwards stays until something else
+    /// is told.
+    pub fn heed(&self, told: Option<u64>) {
+        let Some(limit) = told.filter(|_| told != self.asked()) else {
+            return;
+        };
+        self.ask(limit);
+        if limit != self.bytes_per_second() {
+            tracing::info!(
+                bytes_per_second = limit,
+                "an observer changed the bandwidth limit"
+            );
+            self.set(limit);
+        }
     }
 
     /// From now on only so many bytes may move each second, whatever else the limit is.
@@ -94,6 +125,25 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_observer_asked_for_is_heeded_once() {
+        let throttle = Throttle::default();
+        throttle.set(5);
+        throttle.heed(None);
+        assert_eq!((throttle.bytes_per_second(), throttle.asked()), (5, None));
+        throttle.heed(Some(7));
+        assert_eq!(throttle.bytes_per_second(), 7);
+        throttle.set(9);
+        // The target says it with each watermark.
+        throttle.heed(Some(7));
+        assert_eq!(throttle.bytes_per_second(), 9);
+        throttle.heed(Some(0));
+        assert_eq!(throttle.bytes_per_second(), 0);
+        // It was restarted and asked nothing.
+        throttle.heed(None);
+        assert_eq!(throttle.bytes_per_second(), 0);
+    }
 
     /// What is sent by two at once, all the time: bytes in each tenth of a second.
     async fn tenths(throttle: &Throttle, count: usize) -> Vec<usize> {

@@ -284,7 +284,8 @@ pub struct Transport {
     /// The protocol; TLS 1.3 over TCP unless given.
     #[serde(default)]
     pub protocol: TransportProtocol,
-    /// Data connections; one for each processor, at most 4, unless given.
+    /// Data connections, so many and no more; unless given, one for each processor, at most 4, and up to
+    /// 16 while the network limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub streams: Option<i32>,
@@ -293,8 +294,8 @@ pub struct Transport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(none|lz4|zstd(:[1-9])?|auto)$"))]
     pub compression: Option<String>,
-    /// Bytes that the source may send each second, for instance `100Mi`; without, as many as go. What
-    /// is changed counts from the next source pod on.
+    /// Bytes that the source may send each second, for instance `100Mi`; without, as many as go. It can
+    /// be changed while bytes travel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9]+(\.[0-9]+)?([kMGTP]|[KMGTP]i)?$"))]
     pub bandwidth_limit: Option<String>,

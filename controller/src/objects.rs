@@ -19,7 +19,7 @@ use uuid::Uuid;
 use volferry_transport::Role;
 use volferry_transport::mint::MintedIdentity;
 
-pub use self::pod::{EndPlan, PodPlan, View, at_port, pod, views};
+pub use self::pod::{EndPlan, PodPlan, View, at_port, bandwidth_limit, pod, views};
 pub(crate) use self::pod::{device_path, directory_path, mount};
 pub use self::volumes::{
     claim_of, claim_of_volume, filled_from, prime_claim, restored_claim, snapshot,

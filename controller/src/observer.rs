@@ -1,12 +1,14 @@
-//! Asks a target agent how far it is: HTTP over mutual TLS, as an observer of its clone.
+//! Asks a target agent how far it is, and to have its source keep a bandwidth limit: HTTP over mutual TLS,
+//! as an observer of its clone.
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
+use hyper::http::request;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use volferry_transport::{Credentials, Dialer, IdentityError, TransportError};
@@ -17,7 +19,7 @@ use crate::world::TargetReport;
 
 /// How long a target may take to answer: a reconcile waits for it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// What an answer may hold. A checkpoint has a few KiB, at most 200.
+/// What an answer may hold. A checkpoint has a few KiB, at most some 430.
 const ANSWER_LEN_MAX: usize = 1 << 20;
 
 /// Whoever can ask targets for their progress.
@@ -31,6 +33,18 @@ pub trait Observe: Send + Sync + 'static {
         address: IpAddr,
         credentials: &ObserverCredentials,
     ) -> impl Future<Output = Result<TargetReport, ObserveError>> + Send;
+
+    /// Asks the target at `address` to have its source send no more than so many bytes each second; 0 for
+    /// no limit.
+    ///
+    /// # Errors
+    /// When it can't be asked, or refuses.
+    fn limit(
+        &self,
+        address: IpAddr,
+        credentials: &ObserverCredentials,
+        bytes_per_second: u64,
+    ) -> impl Future<Output = Result<(), ObserveError>> + Send;
 }
 
 /// Why a target could not be asked.
@@ -72,13 +86,28 @@ impl Observe for NetworkObserver {
         address: IpAddr,
         credentials: &ObserverCredentials,
     ) -> Result<TargetReport, ObserveError> {
-        let asked = ask(at_port(address, CLONE_PORT), credentials);
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
-        answered.unwrap_or(Err(ObserveError::Timeout))
+        in_time(ask(at_port(address, CLONE_PORT), credentials)).await
+    }
+
+    async fn limit(
+        &self,
+        address: IpAddr,
+        credentials: &ObserverCredentials,
+        bytes_per_second: u64,
+    ) -> Result<(), ObserveError> {
+        let target = at_port(address, CLONE_PORT);
+        in_time(ask_limit(target, credentials, bytes_per_second)).await
     }
 }
 
-/// Asks the target that listens at `target`, written `HOST:PORT`.
+async fn in_time<T>(
+    asked: impl Future<Output = Result<T, ObserveError>>,
+) -> Result<T, ObserveError> {
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
+    answered.unwrap_or(Err(ObserveError::Timeout))
+}
+
+/// Asks the target that listens at `target`, written `HOST:PORT`, how far it is.
 ///
 /// # Errors
 /// When it can't be asked, or answers otherwise.
@@ -86,6 +115,36 @@ pub async fn ask(
     target: String,
     credentials: &ObserverCredentials,
 ) -> Result<TargetReport, ObserveError> {
+    let answer = exchange(target, credentials, Request::get("/progress"), Bytes::new()).await?;
+    serde_json::from_slice(&answer).map_err(|error| ObserveError::Answer {
+        why: error.to_string(),
+    })
+}
+
+/// Asks the target that listens at `target`, written `HOST:PORT`, to have its source send no more than so
+/// many bytes each second; 0 for no limit.
+///
+/// # Errors
+/// When it can't be asked, or refuses.
+pub async fn ask_limit(
+    target: String,
+    credentials: &ObserverCredentials,
+    bytes_per_second: u64,
+) -> Result<(), ObserveError> {
+    let limit = Bytes::from(bytes_per_second.to_string());
+    let request = Request::put("/bandwidth-limit");
+    exchange(target, credentials, request, limit)
+        .await
+        .map(|_limit| ())
+}
+
+/// Sends a request over a connection of its own: what the target answers.
+async fn exchange(
+    target: String,
+    credentials: &ObserverCredentials,
+    request: request::Builder,
+    body: Bytes,
+) -> Result<Bytes, ObserveError> {
     let credentials = Credentials::from_pem(
         Path::new("the Secret of the target"),
         &credentials.certificate,
@@ -94,9 +153,9 @@ pub async fn ask(
     )?;
     let stream = Dialer::with_credentials(target, credentials).dial().await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/progress")
+    let request = request
         .header(hyper::header::HOST, "target")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(|error| ObserveError::Answer {
             why: error.to_string(),
         })?;
@@ -109,9 +168,10 @@ pub async fn ask(
         let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
             .collect()
             .await;
-        let unreadable = |why: String| ObserveError::Answer { why };
-        let body = body.map_err(|error| unreadable(error.to_string()))?;
-        serde_json::from_slice(&body.to_bytes()).map_err(|error| unreadable(error.to_string()))
+        let body = body.map_err(|error| ObserveError::Answer {
+            why: error.to_string(),
+        })?;
+        Ok(body.to_bytes())
     };
     // The answer comes while the connection is driven, and often ends with it.
     let mut answer = std::pin::pin!(answer);

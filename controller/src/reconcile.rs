@@ -38,6 +38,7 @@ use crate::credentials::ObserverCredentials;
 use crate::decide::{Decision, Step, decide};
 use crate::metrics::{Metrics, Outcome};
 use crate::names::{End, FINALIZER, prime_name};
+use crate::objects::bandwidth_limit;
 use crate::observer::{Observe, ObserveError};
 use crate::world::{Settings, Silence, TargetReport, Users, World};
 
@@ -520,6 +521,15 @@ impl<O: Observe> Context<O> {
             return Ok(None);
         };
         let asked = self.observer.progress(address, &credentials).await;
+        if let Ok(report) = &asked {
+            // Of a new target nobody asked anything yet, and what its source was started with may be outdated.
+            let limit = bandwidth_limit(&world.clone.spec.transport).unwrap_or(0);
+            if report.asked_bandwidth_limit != Some(limit)
+                && let Err(error) = self.observer.limit(address, &credentials, limit).await
+            {
+                tracing::debug!(%error, "the target does not take the bandwidth limit");
+            }
+        }
         // Those that were refused may have been renewed.
         let kept = asked.is_ok().then_some(credentials);
         self.memory(&world.clone, |memory| {

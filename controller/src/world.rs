@@ -320,6 +320,9 @@ pub struct TargetReport {
     pub eta_seconds: Option<f64>,
     /// What holds the clone up most.
     pub limit: String,
+    /// The bandwidth limit that it was asked to have its source keep, in bytes a second, 0 for none.
+    #[serde(default)]
+    pub asked_bandwidth_limit: Option<u64>,
     /// What is durable, for another target agent.
     #[serde(default)]
     pub checkpoint: Option<serde_json::Value>,

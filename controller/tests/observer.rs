@@ -5,15 +5,15 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use uuid::Uuid;
 use volferry_controller::credentials::ObserverCredentials;
-use volferry_controller::observer::{ObserveError, ask};
+use volferry_controller::observer::{ObserveError, ask, ask_limit};
 use volferry_transport::mint::MintedIdentity;
 use volferry_transport::{CredentialsDir, ListenLimits, Listener, Role, mint};
 
@@ -51,6 +51,15 @@ async fn target(minted: &MintedIdentity, answer: &'static str) -> SocketAddr {
         let _credentials = dir;
         while let Ok(accepted) = listener.accept().await {
             let service = service_fn(move |request: Request<Incoming>| async move {
+                if request.method() == Method::PUT {
+                    assert_eq!(request.uri(), "/bandwidth-limit");
+                    let limit = request.into_body().collect().await.unwrap().to_bytes();
+                    let mut response = Response::new(Full::new(limit.clone()));
+                    if limit != "4200" {
+                        *response.status_mut() = StatusCode::FORBIDDEN;
+                    }
+                    return Ok(response);
+                }
                 assert_eq!(request.uri(), "/progress");
                 Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(answer))))
             });
@@ -76,6 +85,19 @@ async fn a_target_tells_its_observer_how_far_it_is() {
     );
     assert_eq!(report.limit, "peer");
     assert_eq!(report.checkpoint.unwrap()["epoch"], 1);
+}
+
+#[tokio::test]
+async fn a_target_takes_a_limit_or_refuses_it() {
+    let clone = minted();
+    let address = target(&clone, PROGRESS).await.to_string();
+    let observer = observer(&clone, Role::Observer);
+    ask_limit(address.clone(), &observer, 4200).await.unwrap();
+    let refused = ask_limit(address, &observer, 1).await;
+    assert!(
+        matches!(refused, Err(ObserveError::Status { status }) if status == StatusCode::FORBIDDEN),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

@@ -187,6 +187,10 @@ pub struct Watermark {
     /// Where the target's time went so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<Waits>,
+    /// Bytes that the source's data connections may send each second from now on, 0 for no limit, where an
+    /// observer of the clone asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_limit: Option<u64>,
 }
 
 /// What the target needs beyond what it was sent: the source opens new data connections for it,

@@ -424,6 +424,14 @@ fn streams_in_messages_never_change() {
         &Message::Watermark(tells),
         include_str!("golden/watermark-waits.json"),
     );
+    let limits = Watermark {
+        bandwidth_limit: Some(1_048_576),
+        ..watermark()
+    };
+    check_message(
+        &Message::Watermark(limits),
+        include_str!("golden/watermark-limit.json"),
+    );
     let source = AgentStats {
         transport: TransportStats {
             connections_max: Some(5),
@@ -750,6 +758,7 @@ fn watermark() -> Watermark {
         durable_bytes: 1 << 20,
         checked_bytes: 1 << 18,
         waits: None,
+        bandwidth_limit: None,
     }
 }
 

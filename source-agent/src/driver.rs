@@ -243,6 +243,7 @@ impl<C: Connector + 'static> Session<'_, C> {
             let watermark = self.machine.watermark();
             progress.set_durable(watermark.durable_bytes);
             progress.set_checked(watermark.checked_bytes);
+            progress.throttle.heed(watermark.bandwidth_limit);
         }
         outcome
     }

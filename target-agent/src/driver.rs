@@ -486,6 +486,8 @@ where
             let checked = transfer.checked_bytes.load(Ordering::Relaxed);
             self.machine.set_checked(checked);
             self.machine.set_waits(progress.waits());
+            let asked = progress.throttle.asked();
+            self.machine.set_bandwidth_limit(asked);
             progress.set_checked(checked);
             progress.queued.set(transfer.queue.len());
         }

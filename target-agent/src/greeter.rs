@@ -109,7 +109,7 @@ async fn sort<A: Acceptor>(
         match next {
             Ok(accepted) if accepted.peer_name.role == Role::Observer => {
                 if observers.len() < OBSERVERS_MAX {
-                    observers.spawn(admin.clone().serve_stream(accepted.stream));
+                    observers.spawn(admin.for_observers().serve_stream(accepted.stream));
                 } else {
                     let peer_address = accepted.peer_address;
                     tracing::warn!(%peer_address, "an observer was turned away: there are enough");

@@ -131,7 +131,8 @@ where
                 }
             }
         };
-        match held.receive(config, context, ask, greeter).await {
+        // A session is large, and there are few.
+        match Box::pin(held.receive(config, context, ask, greeter)).await {
             SessionEnd::Proven {
                 receipt,
                 is_heard: true,

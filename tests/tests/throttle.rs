@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use volferry_tests::agents::{Agent, Agents};
-use volferry_tests::http::{get, metric, progress, put_bandwidth_limit};
+use volferry_tests::http::{eventually, get, metric, progress, put_bandwidth_limit};
+use volferry_tests::peer::Peer;
 use volferry_tests::programs::volferry;
 use volferry_tests::{MIB, temporary_directory, volume};
+use volferry_transport::Role;
 
 const SIZE: u64 = 8 * MIB;
 
@@ -73,6 +78,56 @@ fn the_limit_is_changed_while_the_clone_runs() {
     volume::assert_same(&agents.path("source"), &agents.path("target"), SIZE);
 }
 
+/// The controller does so when a VolumeClone is changed. Neither agent was told to allow control: the observer
+/// has shown who it is.
+#[test]
+fn an_observer_has_the_source_keep_another_limit() {
+    for is_tree in [false, true] {
+        let agents = Agents::default();
+        let begun = Instant::now();
+        let [source, target] = ["source", "target"].map(|name| agents.path(name));
+        let file = |root: &Path| {
+            if is_tree {
+                root.join("file")
+            } else {
+                root.to_owned()
+            }
+        };
+        if is_tree {
+            [&source, &target]
+                .into_iter()
+                .for_each(|path| fs::create_dir(path).unwrap());
+        }
+        volume::create_dense(&file(&source), SIZE, 7);
+        let mut target_agent = agents.start_target(&target, &[]);
+        let address = target_agent.address();
+        let limited = ["--bandwidth-limit", "64KiB"];
+        let mut source_agent = agents.start_source(address, &source, &limited);
+        let (at_target, at_source) = (target_agent.admin(), source_agent.admin());
+        assert_eq!(progress(at_target)["asked_bandwidth_limit"], Value::Null);
+        let shown = agents.identity.good(Role::Observer);
+        let put = |limit: &str| {
+            let head = "PUT /bandwidth-limit HTTP/1.1\r\nHost: agent\r\nConnection: close";
+            let request = format!("{head}\r\nContent-Length: {}\r\n\r\n{limit}", limit.len());
+            Peer::default()
+                .observe(address, shown.clone())
+                .tell(request.as_bytes())
+        };
+        assert!(put("a lot").starts_with("HTTP/1.1 400"));
+        assert!(put("128KiB").ends_with("\r\n131072\n"));
+        assert_eq!(progress(at_target)["asked_bandwidth_limit"], 128 << 10);
+        eventually("the source heeds it", || {
+            progress(at_source)["bandwidth_limit"] == 128 << 10
+        });
+        let _accepted = put("0");
+        source_agent.wait_for("an observer changed the bandwidth limit bytes_per_second=0");
+        let _proven = source_agent.end().succeeded();
+        let _proven = target_agent.end().succeeded();
+        assert!(begun.elapsed() < Duration::from_secs(SIZE / SLOW));
+        volume::assert_same(&file(&source), &file(&target), SIZE);
+    }
+}
+
 #[test]
 fn nobody_changes_the_limit_of_an_agent_that_was_not_told_to_allow_it() {
     let agents = Agents::default();
@@ -91,9 +146,9 @@ fn an_agent_is_as_modest_as_it_is_told_to_be() {
     let modest = ["--nice", "7", "--io-priority", "idle"];
     let (mut source, target) = start(&agents, &modest);
     source.wait_for("connected to the target");
-    for thread in std::fs::read_dir(format!("/proc/{}/task", source.pid())).unwrap() {
+    for thread in fs::read_dir(format!("/proc/{}/task", source.pid())).unwrap() {
         // One that has ended meanwhile has no niceness.
-        let Ok(stat) = std::fs::read_to_string(thread.unwrap().path().join("stat")) else {
+        let Ok(stat) = fs::read_to_string(thread.unwrap().path().join("stat")) else {
             continue;
         };
         // Behind the name in parentheses; the niceness is field 19 (proc_pid_stat(5)).

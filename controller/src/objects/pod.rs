@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{CHECKPOINT_KEY, CLONE_PORT, IDENTITY_KEYS};
-use crate::api::{InUsePolicy, Resume, TransportProtocol, Verify, VolumeClone};
+use crate::api::{InUsePolicy, Resume, Transport, TransportProtocol, Verify, VolumeClone};
 use crate::claims::{self, VolumeMode};
 use crate::names::{End, TARGET_ANNOTATION, metadata, name};
 use crate::world::Settings;
@@ -247,8 +247,7 @@ fn arguments(clone: &VolumeClone, plan: &PodPlan) -> Vec<String> {
             if let Some(compression) = &spec.transport.compression {
                 arguments.push(format!("--compression={compression}"));
             }
-            let limit = spec.transport.bandwidth_limit.clone();
-            if let Some(limit) = limit.and_then(|limit| claims::bytes(&Quantity(limit))) {
+            if let Some(limit) = bandwidth_limit(&spec.transport) {
                 arguments.push(format!("--bandwidth-limit={limit}"));
             }
             if let Some(generation) = generation {
@@ -296,6 +295,13 @@ fn arguments(clone: &VolumeClone, plan: &PodPlan) -> Vec<String> {
 }
 
 /// Who the pod runs as.
+/// What the source may send each second, in bytes; 0 for no limit.
+#[must_use]
+pub fn bandwidth_limit(transport: &Transport) -> Option<u64> {
+    let limit = transport.bandwidth_limit.clone()?;
+    claims::bytes(&Quantity(limit))
+}
+
 fn pod_security(clone: &VolumeClone, plan: &PodPlan) -> PodSecurityContext {
     let user = &clone.spec.agents.security_context;
     // On a filesystem that is mounted the kubelet gives every file to this group: never the source's.

@@ -53,6 +53,8 @@ pub(crate) struct Nodes {
     is_unheard: Arc<AtomicBool>,
     /// How often one was asked.
     questions: Arc<AtomicUsize>,
+    /// The bandwidth limits that targets were asked to have kept, by address.
+    limits: Arc<Mutex<HashMap<IpAddr, u64>>>,
 }
 
 impl Nodes {
@@ -68,6 +70,7 @@ impl Nodes {
             started: Arc::default(),
             is_unheard: Arc::default(),
             questions: Arc::default(),
+            limits: Arc::default(),
         }
     }
 
@@ -91,6 +94,11 @@ impl Nodes {
     /// Has no target be heard, or each again.
     pub(crate) fn silence(&self, is_unheard: bool) {
         self.is_unheard.store(is_unheard, Ordering::Relaxed);
+    }
+
+    /// The bandwidth limits that targets were asked to have kept.
+    pub(crate) fn limits(&self) -> Vec<u64> {
+        self.limits.lock().unwrap().values().copied().collect()
     }
 
     /// How often a target was asked how far it is.
@@ -340,8 +348,21 @@ impl Observe for Nodes {
             bytes_per_second: 1e8,
             limit: "peer".to_owned(),
             checkpoint: Some(json!({"done": done})),
+            asked_bandwidth_limit: self.limits.lock().unwrap().get(&address).copied(),
             ..TargetReport::default()
         })
+    }
+
+    async fn limit(
+        &self,
+        address: IpAddr,
+        _credentials: &ObserverCredentials,
+        bytes_per_second: u64,
+    ) -> Result<(), ObserveError> {
+        let mut limits = self.limits.lock().unwrap();
+        let before = limits.insert(address, bytes_per_second);
+        assert_ne!(before, Some(bytes_per_second), "it knows that already");
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use volferry_controller::cluster::Cluster;
 use volferry_controller::metrics::Metrics;
@@ -562,6 +562,32 @@ async fn a_target_that_can_not_be_asked_is_told_and_asked_more_rarely() {
     scene.nodes.silence(true);
     scene.until_phase("clone", "Ready").await;
     scene.until_clean().await;
+}
+
+/// Also of one that was started with none, and of one that is lifted.
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_is_changed_reaches_the_agents_while_bytes_travel() {
+    let scene = Scene::new(Duration::from_secs(600));
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("clone", &json!({}));
+    scene
+        .until("the first word", |scene| scene.nodes.limits() == [0])
+        .await;
+    for (limit, bytes) in [
+        (json!("100Mi"), 100 << 20),
+        (json!("1M"), 1_000_000),
+        (Value::Null, 0),
+    ] {
+        let changed = json!({"spec": {"transport": {"bandwidthLimit": limit}}});
+        scene.api.change("volumeclones", "home", "clone", &changed);
+        let changed_at = Instant::now();
+        scene
+            .until("it is told", |scene| scene.nodes.limits() == [bytes])
+            .await;
+        assert!(changed_at.elapsed() < Duration::from_secs(10));
+    }
+    scene.until_phase("clone", "Ready").await;
 }
 
 fn writes(scene: &Scene) -> usize {

@@ -112,6 +112,8 @@ pub struct TargetSession {
     unflushed_since: Option<Instant>,
     /// Where this end's time went, as it is told.
     waits: Option<Waits>,
+    /// Where an observer asked for one.
+    bandwidth_limit: Option<u64>,
     told: Watermark,
     told_at: Instant,
 }
@@ -175,6 +177,7 @@ impl TargetSession {
             repairs: 0,
             unflushed_since: None,
             waits: None,
+            bandwidth_limit: None,
             told: Watermark::default(),
             told_at: now,
         }
@@ -441,6 +444,12 @@ impl TargetSession {
         self.waits = Some(waits);
     }
 
+    /// What the source may send each second, in bytes, 0 for no limit: told with what is told next, where
+    /// it is known.
+    pub const fn set_bandwidth_limit(&mut self, limit: Option<u64>) {
+        self.bandwidth_limit = limit;
+    }
+
     /// How many data connections the round had, once the source has told.
     #[must_use]
     pub fn connections_due(&self) -> Option<u16> {
@@ -607,6 +616,7 @@ impl TargetSession {
         self.told_at = now;
         self.course.say(Message::Watermark(Watermark {
             waits: self.waits,
+            bandwidth_limit: self.bandwidth_limit,
             ..self.durable
         }));
     }

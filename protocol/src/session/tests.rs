@@ -1176,3 +1176,15 @@ fn the_target_tells_where_its_time_goes() {
     pair.settle();
     assert_eq!(pair.source.watermark().waits, Some(waits));
 }
+
+#[test]
+fn the_target_tells_which_limit_was_asked_for() {
+    let mut pair = Pair::greeted(2);
+    pair.target.handle_message(pair.now, Message::Ping);
+    pair.settle();
+    assert_eq!(pair.source.watermark().bandwidth_limit, None);
+    pair.target.set_bandwidth_limit(Some(0));
+    pair.target.handle_message(pair.now, Message::Ping);
+    pair.settle();
+    assert_eq!(pair.source.watermark().bandwidth_limit, Some(0));
+}

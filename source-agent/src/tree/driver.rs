@@ -294,6 +294,7 @@ impl<C: Connector + 'static> Session<'_, C> {
         if watermark != Watermark::default() {
             progress.set_durable(watermark.durable_bytes);
             progress.set_checked(watermark.checked_bytes);
+            progress.throttle.heed(watermark.bandwidth_limit);
         }
         outcome
     }

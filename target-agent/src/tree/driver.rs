@@ -489,6 +489,8 @@ where
             progress.set_checked(checked_bytes);
             self.machine.set_checked(checked_bytes);
             self.machine.set_waits(progress.waits());
+            let asked = progress.throttle.asked();
+            self.machine.set_bandwidth_limit(asked);
         }
         while let Some(message) = self.machine.poll_message() {
             if let Err(failure) = self.conversation.send(message) {

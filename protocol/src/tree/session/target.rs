@@ -94,6 +94,8 @@ pub struct TreeTargetSession {
     checked_bytes: u64,
     /// Where this end's time went, as it is told.
     waits: Option<Waits>,
+    /// Where an observer asked for one.
+    bandwidth_limit: Option<u64>,
 }
 
 impl TreeTargetSession {
@@ -127,6 +129,7 @@ impl TreeTargetSession {
             taken_bytes: 0,
             checked_bytes: 0,
             waits: None,
+            bandwidth_limit: None,
             earlier,
         }
     }
@@ -285,6 +288,12 @@ impl TreeTargetSession {
         self.waits = Some(waits);
     }
 
+    /// What the source may send each second, in bytes, 0 for no limit: told with what is told next, where
+    /// it is known.
+    pub const fn set_bandwidth_limit(&mut self, limit: Option<u64>) {
+        self.bandwidth_limit = limit;
+    }
+
     /// How many data connections there were, once the source has told.
     #[must_use]
     pub fn connections_due(&self) -> Option<u16> {
@@ -426,6 +435,7 @@ impl TreeTargetSession {
             checked_bytes: self.checked_bytes,
             durable_bytes: self.durable_bytes,
             waits: self.waits,
+            bandwidth_limit: self.bandwidth_limit,
         }));
     }
 
