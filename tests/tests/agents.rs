@@ -17,9 +17,10 @@ use volferry_tests::programs::{self, Running, volferry};
 use volferry_tests::volume::{self, DIRT};
 use volferry_transport::Role;
 
-/// A port of loopback that was free a moment ago.
+/// A port that was free a moment ago, at an address where no other test's agent listens: it could be
+/// given that port.
 fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.77:0").unwrap();
     listener.local_addr().unwrap()
 }
 

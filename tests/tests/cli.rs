@@ -252,7 +252,8 @@ fn every_exit_code_means_what_the_manual_says() {
     assert_eq!(copy("missing", "new"), 3);
     assert_eq!(copy("volume", "target"), 4);
 
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // No other test listens at that address.
+    let nobody = std::net::TcpListener::bind("127.0.0.77:0").unwrap();
     let address = nobody.local_addr().unwrap();
     drop(nobody);
     let source = agents.start_source(address, &volume, &["--connect-timeout", "0"]);

@@ -1,5 +1,5 @@
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 
 use uuid::Uuid;
@@ -31,8 +31,8 @@ fn two_ends_meet_and_become_one_report() {
     let (identities, from, to) = (path("identities"), path("from"), path("to"));
     let minted = volferry_transport::mint(Uuid::new_v4(), Duration::from_secs(3600)).unwrap();
     minted.write_to(&identities).unwrap();
-    // Free a moment ago; nobody else on this machine asks for a port by its number.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    // Free a moment ago, at an address where no other test listens: it could be given that port.
+    let port = TcpListener::bind("127.0.0.77:0").unwrap();
     let address = port.local_addr().unwrap().to_string();
     drop(port);
     let peer = |role: Role| {

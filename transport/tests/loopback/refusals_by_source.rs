@@ -200,7 +200,8 @@ async fn a_server_that_says_nothing() {
 #[tokio::test]
 async fn nobody_who_listens() {
     let clone = Clone::new();
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // At an address of its own: no other test is given the port meanwhile.
+    let port = TcpListener::bind("127.0.0.77:0").await.unwrap();
     let address = port.local_addr().unwrap();
     drop(port);
     let error = dialer(address, clone.good(Role::Source))
