@@ -62,6 +62,12 @@ const MONITORED_FROM: &[Hole] = &[(
     "kubernetes.io/metadata.name: {{ .Values.monitoring.namespace | quote }}\n",
 )];
 
+/// Prometheus' operator takes what bears the labels that it was told to look for.
+const LABELLED: &[Hole] = &[(
+    "  name: volferry-controller\nspec:\n",
+    "  name: volferry-controller\n  labels: {{ .Values.monitoring.labels | toJson }}\nspec:\n",
+)];
+
 /// The value by which monitoring is wanted.
 const MONITORING: Option<&str> = Some("monitoring.enabled");
 
@@ -84,13 +90,13 @@ const TEMPLATES: &[(&str, &str, Option<&str>, &[Hole])] = &[
         "deploy/monitoring/podmonitor.yaml",
         "podmonitor.yaml",
         MONITORING,
-        &[],
+        LABELLED,
     ),
     (
         "deploy/monitoring/rules.yaml",
         "rules.yaml",
         MONITORING,
-        &[],
+        LABELLED,
     ),
     (
         "deploy/monitoring/networkpolicy.yaml",
@@ -149,6 +155,8 @@ monitoring:
   enabled: false
   # The namespace that Prometheus runs in.
   namespace: monitoring
+  # What Prometheus selects PodMonitors and PrometheusRules by, such as release: NAME.
+  labels: {}
 ";
 
 const DASHBOARD: &str = "\
