@@ -39,8 +39,16 @@ pub struct Patience {
     limits: PatienceLimits,
     started_at: Instant,
     progress: Arc<Progress>,
+    trouble: Arc<Mutex<Trouble>>,
+}
+
+/// What kept the clone from going on last.
+#[derive(Debug, Default)]
+struct Trouble {
     /// Why the last session was lost.
-    last_trouble: Arc<Mutex<Option<String>>>,
+    session: Option<String>,
+    /// Why there is no other since.
+    dial: Option<String>,
 }
 
 impl Patience {
@@ -51,7 +59,7 @@ impl Patience {
             limits,
             started_at: Instant::now(),
             progress,
-            last_trouble: Arc::default(),
+            trouble: Arc::default(),
         }
     }
 
@@ -63,23 +71,33 @@ impl Patience {
 
     /// A session was lost for this reason; there may be another.
     pub fn note(&self, failure: &Failure) {
-        *self.last_trouble() = Some(failure.text.clone());
+        *self.trouble() = Trouble {
+            session: Some(failure.text.clone()),
+            dial: None,
+        };
     }
 
-    /// `failure`, with the reason why the session before it was lost.
+    /// No session came about, for this reason; there may be one yet.
+    pub fn note_dial(&self, failure: &Failure) {
+        self.trouble().dial = Some(failure.text.clone());
+    }
+
+    /// `failure`, with the reason why the session before it was lost, and why none came about since.
     #[must_use]
     pub fn explain(&self, failure: &Failure) -> Failure {
-        let text = match &*self.last_trouble() {
-            Some(trouble) => format!("{}. The last session ended so: {trouble}", failure.text),
-            None => failure.text.clone(),
-        };
+        let Trouble { session, dial } = &*self.trouble();
+        let mut text = failure.text.clone();
+        if let Some(trouble) = session {
+            text = format!("{text}. The last session ended so: {trouble}");
+        }
+        if let Some(trouble) = dial.as_ref().filter(|trouble| **trouble != failure.text) {
+            text = format!("{text}. No other came about: {trouble}");
+        }
         Failure::new(failure.code, text)
     }
 
-    fn last_trouble(&self) -> MutexGuard<'_, Option<String>> {
-        self.last_trouble
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until it is at its end, and says why.
@@ -151,6 +169,23 @@ mod tests {
             failure.code,
             FailureCode::Stalled,
             "a new session is no progress"
+        );
+    }
+
+    #[test]
+    fn both_are_told_why_a_session_was_lost_and_why_there_is_no_other() {
+        let progress = Arc::new(Progress::new(End::Source, Uuid::nil()));
+        let patience = Patience::new(PatienceLimits::default(), progress);
+        let failure = |text: &str| Failure::new(FailureCode::Connect, text);
+        let explained = || patience.explain(&failure("refused")).text;
+        patience.note_dial(&failure("refused"));
+        assert_eq!(explained(), "refused");
+        patience.note(&failure("reset"));
+        assert_eq!(explained(), "refused. The last session ended so: reset");
+        patience.note_dial(&failure("silent"));
+        assert_eq!(
+            explained(),
+            "refused. The last session ended so: reset. No other came about: silent"
         );
     }
 

@@ -354,20 +354,22 @@ impl Progress {
 
     /// So many names of a tree were read or made.
     pub fn set_entries(&self, entries: u64) {
-        // Many have no bytes that could grow durable.
-        if self.entries.swap(entries, Ordering::Relaxed) != entries {
+        // Many have no bytes that could grow durable. A session that begins anew is no progress.
+        if self.entries.swap(entries, Ordering::Relaxed) < entries {
             *self.grown_at() = Some(Instant::now());
         }
     }
 
     /// So much is durable at the target. Says whether that is news.
     pub fn set_durable(&self, durable_bytes: u64) -> bool {
-        let is_news = self.durable_bytes.swap(durable_bytes, Ordering::Relaxed) != durable_bytes;
-        if is_news {
+        let before = self.durable_bytes.swap(durable_bytes, Ordering::Relaxed);
+        if before != durable_bytes {
             self.sample(durable_bytes);
+        }
+        if before < durable_bytes {
             *self.grown_at() = Some(Instant::now());
         }
-        is_news
+        before != durable_bytes
     }
 
     /// How much is durable at the target, as far as this end knows.
@@ -412,7 +414,7 @@ impl Progress {
 
     /// So much of the target was read to compare or verify it.
     pub fn set_checked(&self, checked_bytes: u64) {
-        if self.checked_bytes.swap(checked_bytes, Ordering::Relaxed) != checked_bytes {
+        if self.checked_bytes.swap(checked_bytes, Ordering::Relaxed) < checked_bytes {
             *self.grown_at() = Some(Instant::now());
         }
     }
@@ -652,6 +654,24 @@ mod tests {
         }
         let report = progress.report();
         assert_eq!((report.bytes_per_second, report.eta_seconds), (0.0, None));
+    }
+
+    /// A session that begins anew counts from nothing.
+    #[test]
+    fn what_falls_is_no_progress() {
+        let progress = Progress::new(End::Target, Uuid::nil());
+        progress.set_volume(100, 0);
+        let grow = |value| {
+            progress.set_entries(value);
+            progress.set_checked(value);
+            progress.set_durable(value)
+        };
+        assert!(grow(9));
+        let grown_at = *progress.grown_at();
+        assert!(grow(3), "which is news");
+        assert_eq!(*progress.grown_at(), grown_at);
+        assert!(grow(4));
+        assert_ne!(*progress.grown_at(), grown_at);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use volferry_agent::failure;
 use volferry_agent::progress::Progress;
 use volferry_protocol::compression::Compressed;
 use volferry_protocol::digest::Digest;
-use volferry_protocol::failure::Failure;
+use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::frame::{DataFrame, Preamble};
 use volferry_protocol::geometry::{ChunkIndex, ChunkRange};
 use volferry_protocol::tree::frame::TreeFrame;
@@ -75,7 +75,7 @@ impl<T: Carried> DataConnection<T> {
     /// Connects, and sends as [`Self::run_over`] does.
     pub(crate) async fn run<C: Connector>(self, connector: Arc<C>) -> Result<u64, Failure> {
         let opened = connector.open().await;
-        let stream = opened.map_err(|error| failure::of_transport(&error))?;
+        let stream = opened.map_err(|error| lost(&error))?;
         self.run_over(stream).await
     }
 
@@ -85,9 +85,8 @@ impl<T: Carried> DataConnection<T> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.send_all(&mut stream).await.map_err(|error| {
-            failure::of_transport(&TransportError::from_io("sending to the target", error))
-        })
+        let sent = self.send_all(&mut stream).await;
+        sent.map_err(|error| lost(&TransportError::from_io("sending to the target", error)))
     }
 
     async fn send_all<S>(&self, stream: &mut S) -> std::io::Result<u64>
@@ -96,11 +95,13 @@ impl<T: Carried> DataConnection<T> {
     {
         let mut frames = 0;
         let mut wire_bytes = 0;
-        let mut header = self.preamble.encode();
-        header.reserve(TreeFrame::HEADER_LEN.max(DataFrame::HEADER_LEN) + ENCODED_LEN_MAX);
+        // The target does not wait long for it, and the first frame may take its time.
+        stream.write_all(&self.preamble.encode()).await?;
+        stream.flush().await?;
+        let header_len = TreeFrame::HEADER_LEN.max(DataFrame::HEADER_LEN) + ENCODED_LEN_MAX;
+        let mut header = Vec::with_capacity(header_len);
         while let Some(outgoing) = self.progress.volume_wait.time(self.next(stream)).await? {
             self.progress.queued.set(self.queue.len());
-            // The preamble travels with the first frame.
             let sent = outgoing.encode_header(&mut header);
             if outgoing.travels() {
                 let mut slices = vec![IoSlice::new(&header)];
@@ -149,6 +150,18 @@ impl<T: Carried> DataConnection<T> {
                 Err(error) => error,
             }),
         }
+    }
+}
+
+/// Why a data connection ended. Who answers at the target's address is judged where the control connection
+/// is dialed: here it costs the session and no more, since credentials are renewed at one end first.
+fn lost(error: &TransportError) -> Failure {
+    let Failure { code, text } = failure::of_transport(error);
+    match code {
+        FailureCode::Identity | FailureCode::Protocol => {
+            Failure::new(FailureCode::Disconnected, text)
+        }
+        code => Failure::new(code, text),
     }
 }
 
@@ -315,6 +328,7 @@ mod tests {
     use uuid::Uuid;
     use volferry_agent::progress::End;
     use volferry_protocol::frame::SessionToken;
+    use volferry_transport::{PeerAddress, Refusal};
 
     use super::*;
 
@@ -323,6 +337,47 @@ mod tests {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
+    }
+
+    fn connection(
+        queue: async_channel::Receiver<Outgoing>,
+        sent: mpsc::Sender<<Outgoing as Carried>::Sent>,
+    ) -> DataConnection<Outgoing> {
+        DataConnection {
+            preamble: Preamble::Data {
+                number: 0,
+                token: SessionToken([7; 32]),
+            },
+            queue,
+            sent,
+            progress: Arc::new(Progress::new(End::Source, Uuid::nil())),
+        }
+    }
+
+    /// The target closes a connection that doesn't say soon what it is for, and a slow volume takes its
+    /// time for the first frame.
+    #[tokio::test]
+    async fn a_connection_says_what_it_is_for_before_there_is_anything_to_send() {
+        let (mut source, mut target) = duplex(4096);
+        let (_outgoing, queue) = async_channel::bounded(1);
+        let connection = connection(queue, mpsc::channel(1).0);
+        let preamble = connection.preamble.encode();
+        let _running = tokio::spawn(async move { connection.send_all(&mut source).await });
+        let mut said = vec![0; preamble.len()];
+        target.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, preamble);
+    }
+
+    #[test]
+    fn who_answers_a_data_connection_ends_no_more_than_the_session() {
+        let refused = TransportError::RejectedByPeer {
+            address: PeerAddress::Unix,
+            refusal: Refusal::UnknownCa,
+        };
+        assert_eq!(failure::of_transport(&refused).code, FailureCode::Identity);
+        let failure = lost(&refused);
+        assert_eq!(failure.code, FailureCode::Disconnected);
+        assert!(failure.text.contains("authority"), "{failure}");
     }
 
     /// A target that refuses a connection may do so when the source takes it for granted, and waits for
@@ -336,15 +391,7 @@ mod tests {
             let (mut source, mut target) = duplex(4096);
             let (outgoing, queue) = async_channel::bounded::<Outgoing>(1);
             let (sent, mut told) = mpsc::channel(1);
-            let connection = DataConnection {
-                preamble: Preamble::Data {
-                    number: 0,
-                    token: SessionToken([7; 32]),
-                },
-                queue,
-                sent,
-                progress: Arc::new(Progress::new(End::Source, Uuid::nil())),
-            };
+            let connection = connection(queue, sent);
             let running = tokio::spawn(async move { connection.send_all(&mut source).await });
             let (index, digest) = (ChunkIndex(0), Digest([1; 32]));
             outgoing

@@ -54,12 +54,12 @@ impl<C: Connector + 'static> Clones<C> for Standing {
         control: C::Stream,
         hello: Hello,
     ) -> Outcome {
-        check_unchanged(&*self.source, &self.generation)?;
+        let unchanged = check_unchanged(&*self.source, &self.generation);
         let agent = hello.agent.clone();
         let conversation = Conversation::with_target(control, context).await?;
         let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
         let (failed_sender, read_failed) = mpsc::channel(1);
-        let session = Session {
+        let mut session = Session {
             config,
             context,
             connector,
@@ -77,6 +77,10 @@ impl<C: Connector + 'static> Clones<C> for Standing {
             queue: None,
             compression: None,
         };
+        // The target is told, and does not wait for another session.
+        if let Err(failure) = unchanged {
+            session.machine.fail(failure);
+        }
         session.run().await
     }
 }

@@ -284,6 +284,11 @@ where
         })
     }
 
+    /// Whether another session is there already.
+    pub(crate) const fn has_next(&self) -> bool {
+        self.next.is_some()
+    }
+
     /// Drops the goodbyes that are still being said, and gives whose session is next.
     pub(crate) async fn close(mut self) -> Option<Ask<S>> {
         self.refusals.0.shutdown().await;
@@ -292,13 +297,16 @@ where
 }
 
 /// Lets a session that `failure` ended take in what it has received, by `drain`. That may take as
-/// long as it takes if another session may follow, but not when the agent has to end.
+/// long as it takes if another session may follow or is there (`has_next`), but not when the agent has
+/// to end.
 ///
 /// # Errors
-/// Those of `drain`; or the target took too long.
+/// Those of `drain`; or why the agent has to end, where the target took too long: that it does may be over
+/// when the agent is started again.
 pub(crate) async fn drain_in_time(
     context: &Context,
     failure: &Failure,
+    has_next: bool,
     drain: impl Future<Output = Result<(), Failure>>,
 ) -> Result<(), Failure> {
     // A target that failed is left alone; else nothing that was received is thrown away.
@@ -307,20 +315,25 @@ pub(crate) async fn drain_in_time(
     }
     let mut shutdown = context.shutdown.clone();
     let overdue = async {
-        if failure.code.is_retryable() {
+        let cause = if failure.code.is_retryable() || has_next {
             tokio::select! {
-                () = shutdown.requested() => {}
-                _at_its_end = context.patience.exhausted() => {}
+                () = shutdown.requested() => cancelled(),
+                at_its_end = context.patience.exhausted() => at_its_end,
             }
-        }
+        } else {
+            failure.clone()
+        };
         tokio::time::sleep(DRAIN_TIMEOUT).await;
+        cause
     };
     tokio::select! {
         drained = drain => drained,
-        () = overdue => {
-            let text = "the target did not take in time what was received; it may hang: look at \
-                        the kernel log";
-            Err(Failure::new(FailureCode::TargetWrite, text))
+        Failure { code, text } = overdue => {
+            let text = format!(
+                "{text}; and the target did not take in time what was received; it may hang: look at \
+                 the kernel log"
+            );
+            Err(Failure::new(code, text))
         }
     }
 }

@@ -180,6 +180,22 @@ fn a_killed_target_goes_on_from_its_journal() {
     assert_resumed(&receipt, durable, unsafe_bytes);
 }
 
+/// The one that finds it tells the other.
+#[test]
+fn a_source_that_changed_between_two_sessions_ends_both() {
+    let trial = Trial::default();
+    let held = trial.start_and_hold(&[], &[]);
+    volume::flip(&trial.source_volume, 17);
+    trial.proxy.end_all(Ending::Reset);
+    trial.proxy.open();
+    let words = ["was written while it was read"];
+    held.source.end().failed(3, &words);
+    held.target.end().failed(3, &words);
+    for role in [Role::Source, Role::Target] {
+        assert_eq!(failure_code(&trial, role), "source_changed");
+    }
+}
+
 /// An address that is free is given to the next pod: another clone's target, with other credentials,
 /// or a program that does not even speak TLS.
 #[test]

@@ -208,7 +208,10 @@ where
         };
         self.conversation.drop_connections().await;
         let drained = match &outcome {
-            Err(failure) => drain_in_time(self.context, failure, self.drain()).await,
+            Err(failure) => {
+                let has_next = self.rivals.has_next();
+                drain_in_time(self.context, failure, has_next, self.drain()).await
+            }
             Ok(_) => Ok(()),
         };
         if let Some(transfer) = &self.transfer {
