@@ -157,10 +157,17 @@ impl Admin {
             "/bandwidth-limit" => {
                 let throttle = &self.progress.throttle;
                 let limit = match self.is_for_observers {
-                    true => throttle.asked().unwrap_or(0),
-                    false => throttle.bytes_per_second(),
+                    true => throttle.asked(),
+                    false => Some(throttle.bytes_per_second()),
                 };
-                (StatusCode::OK, TEXT, format!("{limit}\n"))
+                match limit {
+                    Some(limit) => (StatusCode::OK, TEXT, format!("{limit}\n")),
+                    None => (
+                        StatusCode::NOT_FOUND,
+                        TEXT,
+                        "none was asked for\n".to_owned(),
+                    ),
+                }
             }
             _ => (StatusCode::NOT_FOUND, TEXT, "no such page\n".to_owned()),
         }
@@ -176,6 +183,13 @@ impl Admin {
         let bytes = read.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
         match parse_size(String::from_utf8_lossy(&bytes).trim()) {
             Ok(limit) if self.is_for_observers => {
+                // The controller says at first that there is none.
+                if limit != self.progress.throttle.asked().unwrap_or(0) {
+                    tracing::info!(
+                        bytes_per_second = limit,
+                        "an observer asks the source for a bandwidth limit"
+                    );
+                }
                 self.progress.throttle.ask(limit);
                 (StatusCode::OK, format!("{limit}\n"))
             }

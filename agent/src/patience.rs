@@ -77,9 +77,10 @@ impl Patience {
         };
     }
 
-    /// No session came about, for this reason; there may be one yet.
-    pub fn note_dial(&self, failure: &Failure) {
-        self.trouble().dial = Some(failure.text.clone());
+    /// No session came about, for this reason; there may be one yet. Says whether that is news.
+    pub fn note_dial(&self, failure: &Failure) -> bool {
+        let before = self.trouble().dial.replace(failure.text.clone());
+        before.as_ref() != Some(&failure.text)
     }
 
     /// `failure`, with the reason why the session before it was lost, and why none came about since.
@@ -178,11 +179,12 @@ mod tests {
         let patience = Patience::new(PatienceLimits::default(), progress);
         let failure = |text: &str| Failure::new(FailureCode::Connect, text);
         let explained = || patience.explain(&failure("refused")).text;
-        patience.note_dial(&failure("refused"));
+        assert!(patience.note_dial(&failure("refused")));
+        assert!(!patience.note_dial(&failure("refused")));
         assert_eq!(explained(), "refused");
         patience.note(&failure("reset"));
         assert_eq!(explained(), "refused. The last session ended so: reset");
-        patience.note_dial(&failure("silent"));
+        assert!(patience.note_dial(&failure("silent")));
         assert_eq!(
             explained(),
             "refused. The last session ended so: reset. No other came about: silent"

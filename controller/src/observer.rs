@@ -116,9 +116,7 @@ pub async fn ask(
     credentials: &ObserverCredentials,
 ) -> Result<TargetReport, ObserveError> {
     let answer = exchange(target, credentials, Request::get("/progress"), Bytes::new()).await?;
-    serde_json::from_slice(&answer).map_err(|error| ObserveError::Answer {
-        why: error.to_string(),
-    })
+    serde_json::from_slice(&answer).map_err(|error| unreadable(&error))
 }
 
 /// Asks the target that listens at `target`, written `HOST:PORT`, to have its source send no more than so
@@ -136,6 +134,11 @@ pub async fn ask_limit(
     exchange(target, credentials, request, limit)
         .await
         .map(|_limit| ())
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> ObserveError {
+    let why = error.to_string();
+    ObserveError::Answer { why }
 }
 
 /// Sends a request over a connection of its own: what the target answers.
@@ -156,9 +159,7 @@ async fn exchange(
     let request = request
         .header(hyper::header::HOST, "target")
         .body(Full::new(body))
-        .map_err(|error| ObserveError::Answer {
-            why: error.to_string(),
-        })?;
+        .map_err(|error| unreadable(&error))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -168,9 +169,7 @@ async fn exchange(
         let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
             .collect()
             .await;
-        let body = body.map_err(|error| ObserveError::Answer {
-            why: error.to_string(),
-        })?;
+        let body = body.map_err(|error| unreadable(&error))?;
         Ok(body.to_bytes())
     };
     // The answer comes while the connection is driven, and often ends with it.

@@ -91,6 +91,8 @@ struct Memory {
     refused: BTreeMap<String, Refused>,
     errors: u32,
     observer: Option<ObserverCredentials>,
+    /// The target pod's uid and the bandwidth limit that it refused.
+    refused_limit: Option<(Option<String>, u64)>,
     silence: Option<Unheard>,
     looked_at: Option<Instant>,
     /// Whether it has ended, and nothing of it was left.
@@ -524,10 +526,26 @@ impl<O: Observe> Context<O> {
         if let Ok(report) = &asked {
             // Of a new target nobody asked anything yet, and what its source was started with may be outdated.
             let limit = bandwidth_limit(&world.clone.spec.transport).unwrap_or(0);
+            let target = world.pod(End::Target).and_then(ResourceExt::uid);
+            let asks = (target, limit);
+            let is_hopeless = self.memory(&world.clone, |memory| {
+                memory.refused_limit.as_ref() == Some(&asks)
+            });
             if report.asked_bandwidth_limit != Some(limit)
+                && !is_hopeless
                 && let Err(error) = self.observer.limit(address, &credentials, limit).await
             {
-                tracing::debug!(%error, "the target does not take the bandwidth limit");
+                tracing::warn!(
+                    clone = world.clone.name_any(),
+                    namespace = world.clone.namespace(),
+                    bytes_per_second = limit,
+                    "the target agent does not take the bandwidth limit: {error}"
+                );
+                // An earlier version doesn't know the question.
+                let is_refused = matches!(error, ObserveError::Status { .. });
+                self.memory(&world.clone, |memory| {
+                    memory.refused_limit = is_refused.then_some(asks);
+                });
             }
         }
         // Those that were refused may have been renewed.

@@ -94,10 +94,11 @@ impl<T: Carried> DataConnection<T> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut frames = 0;
-        let mut wire_bytes = 0;
         // The target does not wait long for it, and the first frame may take its time.
         stream.write_all(&self.preamble.encode()).await?;
         stream.flush().await?;
+        let mut wire_bytes = Preamble::LEN as u64;
+        self.progress.wire_bytes.add(wire_bytes);
         let header_len = TreeFrame::HEADER_LEN.max(DataFrame::HEADER_LEN) + ENCODED_LEN_MAX;
         let mut header = Vec::with_capacity(header_len);
         while let Some(outgoing) = self.progress.volume_wait.time(self.next(stream)).await? {

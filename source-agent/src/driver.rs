@@ -13,9 +13,9 @@ use volferry_agent::run::Context;
 use volferry_protocol::digest::Digest;
 use volferry_protocol::failure::{Failure, FailureCode};
 use volferry_protocol::geometry::ChunkIndex;
-use volferry_protocol::message::{self, Hello};
+use volferry_protocol::message::{self, Hello, Watermark};
 use volferry_protocol::session::source::Transfer;
-use volferry_protocol::session::{SourceAction, SourceSession, Stage};
+use volferry_protocol::session::{SourceAction, SourceSession};
 use volferry_storage::{BufferPool, Generation, Source, StorageError};
 use volferry_transport::Connector;
 
@@ -55,6 +55,10 @@ impl<C: Connector + 'static> Clones<C> for Standing {
         hello: Hello,
     ) -> Outcome {
         let unchanged = check_unchanged(&*self.source, &self.generation);
+        // A target that was never spoken to is left as it is.
+        if hello.attempt == 1 {
+            unchanged.clone()?;
+        }
         let agent = hello.agent.clone();
         let conversation = Conversation::with_target(control, context).await?;
         let (sent_sender, sent) = mpsc::channel(SENT_QUEUE_LEN);
@@ -243,8 +247,8 @@ impl<C: Connector + 'static> Session<'_, C> {
         progress.set_stage(self.machine.stage());
         let sent = self.machine.sent();
         progress.set_moved(sent.data_bytes, sent.zero_bytes);
-        if self.machine.stage() != Stage::Handshake {
-            let watermark = self.machine.watermark();
+        let watermark = self.machine.watermark();
+        if watermark != Watermark::default() {
             progress.set_durable(watermark.durable_bytes);
             progress.set_checked(watermark.checked_bytes);
             progress.throttle.heed(watermark.bandwidth_limit);

@@ -352,11 +352,12 @@ async fn dial<C: Connector>(
         let is_ours = matches!(error, TransportError::Credentials(_));
         if error.class() == Class::Network {
             tracing::debug!(%error, "the target does not answer");
-            context.patience.note_dial(&failure);
+            let _is_news = context.patience.note_dial(&failure);
         } else if have_met(context) && !is_ours {
             // Anybody's, not only another clone's: who listens there need not speak TLS.
-            tracing::warn!("whoever answers is not the target, trying again: {failure}");
-            context.patience.note_dial(&failure);
+            if context.patience.note_dial(&failure) {
+                tracing::warn!("whoever answers is not the target, trying again: {failure}");
+            }
         } else {
             return Err(context.patience.explain(&failure));
         }

@@ -294,7 +294,6 @@ fn arguments(clone: &VolumeClone, plan: &PodPlan) -> Vec<String> {
     arguments
 }
 
-/// Who the pod runs as.
 /// What the source may send each second, in bytes; 0 for no limit.
 #[must_use]
 pub fn bandwidth_limit(transport: &Transport) -> Option<u64> {
@@ -302,6 +301,7 @@ pub fn bandwidth_limit(transport: &Transport) -> Option<u64> {
     claims::bytes(&Quantity(limit))
 }
 
+/// Who the pod runs as.
 fn pod_security(clone: &VolumeClone, plan: &PodPlan) -> PodSecurityContext {
     let user = &clone.spec.agents.security_context;
     // On a filesystem that is mounted the kubelet gives every file to this group: never the source's.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hyper::StatusCode;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use volferry_controller::credentials::ObserverCredentials;
@@ -55,6 +56,9 @@ pub(crate) struct Nodes {
     questions: Arc<AtomicUsize>,
     /// The bandwidth limits that targets were asked to have kept, by address.
     limits: Arc<Mutex<HashMap<IpAddr, u64>>>,
+    /// Whether targets are of a version that knows no such question, and how often one was asked it.
+    are_old: Arc<AtomicBool>,
+    refusals: Arc<AtomicUsize>,
 }
 
 impl Nodes {
@@ -71,6 +75,8 @@ impl Nodes {
             is_unheard: Arc::default(),
             questions: Arc::default(),
             limits: Arc::default(),
+            are_old: Arc::default(),
+            refusals: Arc::default(),
         }
     }
 
@@ -94,6 +100,16 @@ impl Nodes {
     /// Has no target be heard, or each again.
     pub(crate) fn silence(&self, is_unheard: bool) {
         self.is_unheard.store(is_unheard, Ordering::Relaxed);
+    }
+
+    /// Has targets refuse to be asked for a bandwidth limit.
+    pub(crate) fn age(&self) {
+        self.are_old.store(true, Ordering::Relaxed);
+    }
+
+    /// How often one was asked that does.
+    pub(crate) fn refusals(&self) -> usize {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     /// The bandwidth limits that targets were asked to have kept.
@@ -359,6 +375,11 @@ impl Observe for Nodes {
         _credentials: &ObserverCredentials,
         bytes_per_second: u64,
     ) -> Result<(), ObserveError> {
+        if self.are_old.load(Ordering::Relaxed) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
+            let status = StatusCode::FORBIDDEN;
+            return Err(ObserveError::Status { status });
+        }
         let mut limits = self.limits.lock().unwrap();
         let before = limits.insert(address, bytes_per_second);
         assert_ne!(before, Some(bytes_per_second), "it knows that already");

@@ -590,6 +590,25 @@ async fn a_limit_that_is_changed_reaches_the_agents_while_bytes_travel() {
     scene.until_phase("clone", "Ready").await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_target_that_knows_no_limit_is_asked_once_for_each() {
+    let scene = Scene::new(Duration::from_secs(120));
+    scene.nodes.age();
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("clone", &json!({}));
+    let seconds = Duration::from_secs;
+    scene
+        .until("the first", |scene| scene.nodes.refusals() == 1)
+        .await;
+    tokio::time::sleep(seconds(60)).await;
+    assert_eq!(scene.nodes.refusals(), 1);
+    let changed = json!({"spec": {"transport": {"bandwidthLimit": "100Mi"}}});
+    scene.api.change("volumeclones", "home", "clone", &changed);
+    scene.until_phase("clone", "Ready").await;
+    assert_eq!(scene.nodes.refusals(), 2);
+}
+
 fn writes(scene: &Scene) -> usize {
     let calls = scene.api.calls();
     calls.iter().filter(|call| call.is_write()).count()
