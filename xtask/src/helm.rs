@@ -257,6 +257,7 @@ mod tests {
             ("{{ .Values.nodeSelector | toJson }}", "{}"),
             ("{{ .Values.tolerations | toJson }}", "[]"),
             ("{{ .Values.affinity | toJson }}", "{}"),
+            ("{{ .Values.monitoring.labels | toJson }}", "{}"),
             ("{{- if .Values.monitoring.enabled }}\n", ""),
             ("{{- if .Values.volumePopulator }}\n", ""),
             ("{{- end }}\n", ""),
@@ -297,6 +298,7 @@ mod tests {
                 "nodeSelector: {}",
                 "tolerations: []",
                 "affinity: {}",
+                "labels: {}",
             ];
             let kept = rendered
                 .lines()
