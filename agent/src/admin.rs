@@ -182,20 +182,21 @@ impl Admin {
         let read = Limited::new(body, LIMIT_TEXT_LEN_MAX).collect().await;
         let bytes = read.map_or_else(|_| Bytes::new(), http_body_util::Collected::to_bytes);
         match parse_size(String::from_utf8_lossy(&bytes).trim()) {
-            Ok(limit) if self.is_for_observers => {
-                // The controller says at first that there is none.
-                if limit != self.progress.throttle.asked().unwrap_or(0) {
-                    tracing::info!(
-                        bytes_per_second = limit,
-                        "an observer asks the source for a bandwidth limit"
-                    );
-                }
-                self.progress.throttle.ask(limit);
-                (StatusCode::OK, format!("{limit}\n"))
-            }
             Ok(limit) => {
-                self.progress.throttle.set(limit);
-                tracing::info!(bytes_per_second = limit, "the bandwidth limit was changed");
+                let throttle = &self.progress.throttle;
+                if !self.is_for_observers {
+                    throttle.set(limit);
+                    tracing::info!(bytes_per_second = limit, "the bandwidth limit was changed");
+                } else {
+                    // The controller says at first that there is none.
+                    if limit != throttle.asked().unwrap_or(0) {
+                        tracing::info!(
+                            bytes_per_second = limit,
+                            "an observer asks the source for a bandwidth limit"
+                        );
+                    }
+                    throttle.ask(limit);
+                }
                 (StatusCode::OK, format!("{limit}\n"))
             }
             Err(error) => (StatusCode::BAD_REQUEST, error + "\n"),

@@ -14,6 +14,7 @@ mod refusals;
 mod strays;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -524,29 +525,8 @@ impl<O: Observe> Context<O> {
         };
         let asked = self.observer.progress(address, &credentials).await;
         if let Ok(report) = &asked {
-            // Of a new target nobody asked anything yet, and what its source was started with may be outdated.
-            let limit = bandwidth_limit(&world.clone.spec.transport).unwrap_or(0);
-            let target = world.pod(End::Target).and_then(ResourceExt::uid);
-            let asks = (target, limit);
-            let is_hopeless = self.memory(&world.clone, |memory| {
-                memory.refused_limit.as_ref() == Some(&asks)
-            });
-            if report.asked_bandwidth_limit != Some(limit)
-                && !is_hopeless
-                && let Err(error) = self.observer.limit(address, &credentials, limit).await
-            {
-                tracing::warn!(
-                    clone = world.clone.name_any(),
-                    namespace = world.clone.namespace(),
-                    bytes_per_second = limit,
-                    "the target agent does not take the bandwidth limit: {error}"
-                );
-                // An earlier version doesn't know the question.
-                let is_refused = matches!(error, ObserveError::Status { .. });
-                self.memory(&world.clone, |memory| {
-                    memory.refused_limit = is_refused.then_some(asks);
-                });
-            }
+            let known = report.asked_bandwidth_limit;
+            self.tell_limit(world, address, &credentials, known).await;
         }
         // Those that were refused may have been renewed.
         let kept = asked.is_ok().then_some(credentials);
@@ -559,6 +539,38 @@ impl<O: Observe> Context<O> {
             }
         });
         Ok(asked.ok())
+    }
+
+    /// Has the target know the bandwidth limit, where it knows another or none: of a new one nobody asked
+    /// anything yet, and what its source was started with may be outdated.
+    async fn tell_limit(
+        &self,
+        world: &World,
+        address: IpAddr,
+        credentials: &ObserverCredentials,
+        known: Option<u64>,
+    ) {
+        let clone = &world.clone;
+        let limit = bandwidth_limit(&clone.spec.transport).unwrap_or(0);
+        let asks = (world.pod(End::Target).and_then(ResourceExt::uid), limit);
+        let is_hopeless = self.memory(clone, |memory| memory.refused_limit.as_ref() == Some(&asks));
+        if known == Some(limit) || is_hopeless {
+            return;
+        }
+        let Err(error) = self.observer.limit(address, credentials, limit).await else {
+            return;
+        };
+        tracing::warn!(
+            clone = clone.name_any(),
+            namespace = clone.namespace(),
+            bytes_per_second = limit,
+            "the target agent does not take the bandwidth limit: {error}"
+        );
+        // An earlier version doesn't know the question.
+        let is_refused = matches!(error, ObserveError::Status { .. });
+        self.memory(clone, |memory| {
+            memory.refused_limit = is_refused.then_some(asks);
+        });
     }
 
     /// Writes the status, then takes the steps, and says when to look again.

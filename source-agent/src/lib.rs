@@ -349,20 +349,18 @@ async fn dial<C: Connector>(
         }
         let next_pause = backoff.next_pause();
         let failure = failure::of_transport(&error);
+        let is_away = error.class() == Class::Network;
         let is_ours = matches!(error, TransportError::Credentials(_));
-        if error.class() == Class::Network {
-            tracing::debug!(%error, "the target does not answer");
-            let _is_news = context.patience.note_dial(&failure);
-        } else if have_met(context) && !is_ours {
-            // Anybody's, not only another clone's: who listens there need not speak TLS.
-            if context.patience.note_dial(&failure) {
-                tracing::warn!("whoever answers is not the target, trying again: {failure}");
-            }
-        } else {
+        // Any class, not only identity: who listens at a target's address need not speak TLS.
+        let is_a_stranger = !is_away && !is_ours && have_met(context);
+        if !is_away && !is_a_stranger || is_late(config, context) {
             return Err(context.patience.explain(&failure));
         }
-        if is_late(config, context) {
-            return Err(context.patience.explain(&failure));
+        let is_news = context.patience.note_dial(&failure);
+        if is_away {
+            tracing::debug!(%error, "the target does not answer");
+        } else if is_news {
+            tracing::warn!("whoever answers is not the target, trying again: {failure}");
         }
         pause(context, next_pause).await?;
     }

@@ -30,16 +30,22 @@ pub fn ask(address: SocketAddr, what: &str) -> (String, String) {
     (head.to_owned(), body.to_owned())
 }
 
+/// What is said to have another bandwidth limit.
+#[must_use]
+pub fn bandwidth_limit_request(limit: &str) -> String {
+    let len = limit.len();
+    format!(
+        "PUT /bandwidth-limit HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\
+         Content-Length: {len}\r\n\r\n{limit}"
+    )
+}
+
 /// Sets an agent's bandwidth limit: the status and the body of the answer.
 #[must_use]
 pub fn put_bandwidth_limit(address: SocketAddr, limit: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let len = limit.len();
-    let request = format!(
-        "PUT /bandwidth-limit HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\
-         Content-Length: {len}\r\n\r\n{limit}"
-    );
+    let request = bandwidth_limit_request(limit);
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

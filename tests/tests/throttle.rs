@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use volferry_tests::agents::{Agent, Agents};
-use volferry_tests::http::{eventually, get, metric, progress, put_bandwidth_limit};
+use volferry_tests::http::{
+    bandwidth_limit_request, eventually, get, metric, progress, put_bandwidth_limit,
+};
 use volferry_tests::peer::Peer;
 use volferry_tests::programs::volferry;
 use volferry_tests::{MIB, temporary_directory, volume};
@@ -107,11 +109,9 @@ fn an_observer_has_the_source_keep_another_limit() {
         assert_eq!(progress(at_target)["asked_bandwidth_limit"], Value::Null);
         let shown = agents.identity.good(Role::Observer);
         let put = |limit: &str| {
-            let head = "PUT /bandwidth-limit HTTP/1.1\r\nHost: agent\r\nConnection: close";
-            let request = format!("{head}\r\nContent-Length: {}\r\n\r\n{limit}", limit.len());
             Peer::default()
                 .observe(address, shown.clone())
-                .tell(request.as_bytes())
+                .tell(bandwidth_limit_request(limit).as_bytes())
         };
         assert!(put("a lot").starts_with("HTTP/1.1 400"));
         assert!(put("128KiB").ends_with("\r\n131072\n"));

@@ -9,7 +9,7 @@ use volferry_controller::lease::Candidate;
 
 use super::storage::{self, REFUSES_CLONES};
 use super::strategies::backend;
-use super::{SHORT, Scene, away, merged};
+use super::{SHORT, Scene, at_home, away, merged};
 
 fn refuses(words: &Value) -> Value {
     json!({"metadata": {"annotations": {REFUSES_CLONES: words}}})
@@ -83,10 +83,7 @@ async fn a_later_claim_by_the_targets_name_gets_no_receipt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_target_claim_that_was_made_anew_begins_anew() {
-    let scene = Scene::new(SHORT);
-    scene.claim("home", "from");
-    scene.claim("home", "to");
-    scene.clone("clone", &json!({}));
+    let scene = at_home(SHORT);
     scene
         .until("half", |scene| {
             scene.status("clone")["progress"]["durableBytes"].as_i64() > Some(1 << 28)

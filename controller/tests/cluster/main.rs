@@ -328,6 +328,15 @@ fn merged(mut spec: Value, more: &Value) -> Value {
     spec
 }
 
+/// A cluster in which `clone` clones within a namespace, and bytes travel for so long.
+fn at_home(duration: Duration) -> Scene {
+    let scene = Scene::new(duration);
+    scene.claim("home", "from");
+    scene.claim("home", "to");
+    scene.clone("clone", &json!({}));
+    scene
+}
+
 /// A cluster in which `clone` clones from another namespace.
 fn cross_namespace() -> Scene {
     cross_namespace_for(SHORT)
@@ -344,10 +353,7 @@ fn cross_namespace_for(duration: Duration) -> Scene {
 
 #[tokio::test(start_paused = true)]
 async fn a_clone_in_one_namespace_is_proven_and_leaves_nothing() {
-    let scene = Scene::new(SHORT);
-    scene.claim("home", "from");
-    scene.claim("home", "to");
-    scene.clone("clone", &json!({}));
+    let scene = at_home(SHORT);
     scene.until_phase("clone", "Ready").await;
     scene.until_clean().await;
     let status = scene.status("clone");

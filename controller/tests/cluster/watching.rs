@@ -13,8 +13,8 @@ use super::api::{FakeApi, Fault};
 use super::nodes::Nodes;
 use super::strategies::backend;
 use super::{
-    LIMITS, SHORT, SHORTEST, Scene, away, cross_namespace_for, merged, nodes, populator, settings,
-    uid,
+    LIMITS, SHORT, SHORTEST, Scene, at_home, away, cross_namespace_for, merged, nodes, populator,
+    settings, uid,
 };
 
 #[tokio::test(start_paused = true)]
@@ -520,10 +520,7 @@ async fn who_comes_while_bytes_travel_is_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn a_target_that_can_not_be_asked_is_told_and_asked_more_rarely() {
-    let scene = Scene::new(Duration::from_secs(1800));
-    scene.claim("home", "from");
-    scene.claim("home", "to");
-    scene.clone("clone", &json!({}));
+    let scene = at_home(Duration::from_secs(1800));
     scene.nodes.silence(true);
     let reason = |scene: &Scene| {
         let conditions = scene.status("clone")["conditions"].clone();
@@ -567,10 +564,7 @@ async fn a_target_that_can_not_be_asked_is_told_and_asked_more_rarely() {
 /// Also of one that was started with none, and of one that is lifted.
 #[tokio::test(start_paused = true)]
 async fn a_limit_that_is_changed_reaches_the_agents_while_bytes_travel() {
-    let scene = Scene::new(Duration::from_secs(600));
-    scene.claim("home", "from");
-    scene.claim("home", "to");
-    scene.clone("clone", &json!({}));
+    let scene = at_home(Duration::from_secs(600));
     scene
         .until("the first word", |scene| scene.nodes.limits() == [0])
         .await;
@@ -592,11 +586,8 @@ async fn a_limit_that_is_changed_reaches_the_agents_while_bytes_travel() {
 
 #[tokio::test(start_paused = true)]
 async fn a_target_that_knows_no_limit_is_asked_once_for_each() {
-    let scene = Scene::new(Duration::from_secs(120));
+    let scene = at_home(Duration::from_secs(120));
     scene.nodes.age();
-    scene.claim("home", "from");
-    scene.claim("home", "to");
-    scene.clone("clone", &json!({}));
     let seconds = Duration::from_secs;
     scene
         .until("the first", |scene| scene.nodes.refusals() == 1)
